@@ -1,0 +1,3 @@
+"""Likelihood training of cascaded diffusion models via hierarchical volume-preserving maps (arXiv 2501.06999)."""
+
+__version__ = "0.1.0"

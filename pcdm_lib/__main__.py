@@ -1,0 +1,133 @@
+"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | sample`. Same presets and settings as the notebooks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from pcdm_lib import data, evaluate, presets, records, training
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status: 0, or 2 with one line on stderr for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m pcdm_lib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _train_options(commands.add_parser("train", help="train a cascade, or some of its scales"))
+    _evaluate_options(commands.add_parser("evaluate", help="held-out bits per dimension of a trained run"))
+    _sample_options(commands.add_parser("sample", help="images from a trained run, and their coarser scales"))
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, TypeError, OSError, KeyError, FloatingPointError) as error:
+        print(f"{parser.prog} {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; a training run continues with --resume", file=sys.stderr)
+        return 130
+
+
+def _common(parser: argparse.ArgumentParser, *, dataset: bool) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    if dataset:
+        parser.add_argument("--dataset", default="auto", help="auto, photos, cifar10, folder:PATH (default: auto)")
+        parser.add_argument("--data-root", default=None, help="data folder (default: $PCDM_DATA, else ./data)")
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    _common(parser, dataset=True)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--preset", default="small", choices=presets.PRESETS)
+    parser.add_argument("--system", default="wavelet", choices=presets.SYSTEMS)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of the preset; repeatable")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float)
+    budget.add_argument("--steps", type=int)
+    parser.add_argument("--scales", default=None, help="train only these, by name, separated by commas")
+    parser.add_argument("--resume", action="store_true")
+    parser.set_defaults(run=_train)
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    _common(parser, dataset=True)
+    parser.add_argument("run_dirs", type=Path, nargs="+", help="a run, or several that trained different scales")
+    parser.add_argument("--weights", default="ema", choices=("ema", "raw"))
+    parser.add_argument("--images", type=int, default=None, help="score the first N held-out images (default: all)")
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=None, help="the T-step bound instead of the continuous-time one")
+    parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file")
+    parser.set_defaults(run=_evaluate)
+
+
+def _sample_options(parser: argparse.ArgumentParser) -> None:
+    _common(parser, dataset=False)
+    parser.add_argument("run_dirs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the PNG files, made if need be")
+    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--weights", default="ema", choices=("ema", "raw"))
+    parser.set_defaults(run=_sample)
+
+
+def _train(options: argparse.Namespace) -> int:
+    changes = {}
+    for item in options.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes KEY=VALUE, got {item!r}")
+        changes[key] = value
+    images = data.load(options.dataset, root=options.data_root)
+    print(f"data: {images.label}", flush=True)
+    config = presets.preset(options.preset, options.system, tuple(images.train.shape[1:])).override(changes)
+    trainer = training.Trainer(config, images.train, options.run_dir, data=images.source | {"label": images.label}, seed=options.seed,
+                               scales=options.scales.split(",") if options.scales else None, device=options.device, resume=options.resume)
+    trainer.run(minutes=options.minutes, steps=options.steps, progress=not options.quiet)
+    print(f"{trainer.step} steps in {trainer.seconds:.0f} s of training; checkpoint {training.newest_checkpoint(options.run_dir)}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    images = data.load(options.dataset, root=options.data_root, heldout_limit=options.images)
+    print(f"data: {images.label}", flush=True)
+    cascade, header = training.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
+    if header["data"].get("label"):
+        print(f"trained on: {header['data']['label']}, {header['step']} steps")
+    result = evaluate.evaluate(cascade, images.heldout, repeats=options.repeats, seed=options.seed, steps=options.steps,
+                               weights=options.weights.upper() if options.weights == "ema" else options.weights, device=options.device,
+                               progress=not options.quiet)
+    print(result)
+    if options.out is not None:
+        records.write_json(options.out, {"data": {"label": images.label, **images.source}, "config": header["config"],
+                                         "training": {k: header[k] for k in ("step", "seconds", "seed", "data")},
+                                         "evaluation": result.to_dict(), "provenance": records.provenance(options.device)})
+    return 0
+
+
+def _sample(options: argparse.Namespace) -> int:
+    cascade, _ = training.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
+    generator = torch.Generator(options.device).manual_seed(options.seed)
+    with tqdm(total=options.steps * len(cascade.specs), desc="sampling", unit="step", disable=options.quiet) as bar:
+        samples = cascade.sample(options.count, options.steps, generator, options.device, on_step=bar.update)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for index, coarse in enumerate(samples.growth):
+        pixels = (cascade.map.brightness(index, coarse, cascade.max_value).cpu() * 255).round().to(torch.uint8)
+        for number, image in enumerate(pixels):
+            array = image.permute(1, 2, 0).numpy()
+            _save_png(options.out / f"sample-{number:03d}-{cascade.specs[index].name}.png", array)
+    print(f"{options.count} images, scale by scale, in {options.out}")
+    return 0
+
+
+def _save_png(path: Path, array: np.ndarray) -> None:
+    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Bits per dimension of images under a cascade, with the standard errors that belong to them; Kraft's sum.
+
+Nats become bits here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pcdm_lib.cascade import Cascade
+from pcdm_lib.exact import EnumeratedSource
+from pcdm_lib.schedule import stratified_times
+
+TERMS = ("prior", "diffusion", "reconstruction")
+
+
+def bits_per_dim(nats: Tensor | float, dims: int) -> Any:
+    """Nats of a whole image -> bits per dimension."""
+    return nats / (dims * math.log(2))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The bound on a set of images.
+
+    Attributes:
+        parts: (images, repeats, scales, 3) bits per dimension of the whole image; the terms stand in the order of `TERMS`.
+        steps: None for the continuous-time bound, T for the T-step one. times: how the times were drawn.
+    """
+
+    parts: np.ndarray
+    scales: tuple[str, ...]
+    steps: int | None
+    times: str
+    weights: str
+    seed: int
+
+    @property
+    def per_image(self) -> np.ndarray:
+        """(images,) bits per dimension, averaged over the repeats."""
+        return self.parts.sum(axis=(2, 3)).mean(axis=1)
+
+    @property
+    def bpd(self) -> float:
+        return float(self.per_image.mean())
+
+    @property
+    def se_images(self) -> float:
+        """Standard error from the choice of images (it contains that of the noise within them); nan for one image."""
+        n = len(self.parts)
+        return float(self.per_image.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+    @property
+    def se_noise(self) -> float:
+        """Standard error of the mean over these images from the Monte-Carlo noise alone, from independent repeats; nan for one."""
+        means = self.parts.sum(axis=(2, 3)).mean(axis=0)
+        return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """{scale: {term: bpd}}, with the sums under "total"; every figure is a share of the whole image's bits per dimension."""
+        means = self.parts.mean(axis=(0, 1))
+        rows = {s: dict(zip(TERMS, map(float, row))) for s, row in zip(self.scales, means)}
+        rows["total"] = dict(zip(TERMS, map(float, means.sum(axis=0))))
+        for row in rows.values():
+            row["total"] = sum(row[t] for t in TERMS)
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures for a results file, without the image-by-image array."""
+        return {"bpd": self.bpd, "se_images": self.se_images, "se_noise": self.se_noise, "images": len(self.parts),
+                "repeats": self.parts.shape[1], "bound": "continuous time" if self.steps is None else f"{self.steps} steps",
+                "times": self.times, "weights": self.weights, "seed": self.seed, "table": self.table()}
+
+    def __str__(self) -> str:
+        head = f"{'bits per dim':14s}" + "".join(f"{t:>16s}" for t in (*TERMS, "total"))
+        rows = [f"{name:14s}" + "".join(f"{row[t]:16.4f}" for t in (*TERMS, "total")) for name, row in self.table().items()]
+        kind = "continuous time" if self.steps is None else f"T = {self.steps}"
+        foot = (f"{self.bpd:.4f} bpd, standard error {self.se_images:.4f} over {len(self.parts)} images, {self.se_noise:.4f} over "
+                f"{self.parts.shape[1]} repeats of the noise; {kind}, {self.times} times, {self.weights} weights, seed {self.seed}")
+        return "\n".join([head, *rows, foot])
+
+
+@torch.no_grad()
+def evaluate(cascade: Cascade, images: Tensor, *, repeats: int = 4, seed: int = 0, steps: int | None = None, times: str = "stratified",
+             weights: str = "given", batch_size: int = 128, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+             progress: bool = False) -> Evaluation:
+    """The bound on every image, `repeats` times with independent noise: one network evaluation an image, scale and repeat.
+
+    Args:
+        images: integers (N, *cascade.image_shape). repeats: independent estimates, at least 2 for a standard error of the noise.
+        times: "stratified" puts one time of every scale in each of N strata over the whole set; "uniform" draws them independently.
+        weights: what the caller says of the weights ("EMA", "raw"), for the record.
+    """
+    if len(images) == 0:
+        raise ValueError("no images to evaluate")
+    if repeats < 1 or batch_size < 1:
+        raise ValueError(f"repeats and batch_size must be at least 1, got {repeats} and {batch_size}")
+    if times not in ("stratified", "uniform"):
+        raise ValueError(f"times must be 'stratified' or 'uniform', got {times!r}")
+    cascade.check_images(images)
+    was_training = cascade.training
+    cascade.eval()
+    generator = torch.Generator(device).manual_seed(seed)
+    n, count = len(images), len(cascade.specs)
+    parts = np.zeros((n, repeats, count, len(TERMS)))
+    bar = tqdm(total=repeats * n, desc="evaluating", unit="image", disable=not progress)
+    try:
+        for repeat in range(repeats):
+            t = torch.stack([_draw_times(n, times, generator, device, dtype) for _ in range(count)])
+            for start in range(0, n, batch_size):
+                part = slice(start, start + batch_size)
+                bound = cascade.bound(images[part].to(device), generator, steps, times=t[:, part], dtype=dtype)
+                nats = torch.stack([bound.prior, bound.diffusion, bound.reconstruction], dim=-1)
+                parts[part, repeat] = bits_per_dim(nats, cascade.dims).double().cpu().numpy()
+                bar.update(len(nats))
+    finally:
+        bar.close()
+        cascade.train(was_training)
+    if not np.isfinite(parts).all():
+        raise FloatingPointError("the bound is not finite: the weights are broken or training diverged")
+    return Evaluation(parts, tuple(s.name for s in cascade.specs), steps, times, weights, seed)
+
+
+def _draw_times(n: int, kind: str, generator: torch.Generator, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    if kind == "uniform":
+        return torch.rand(n, generator=generator, device=device, dtype=dtype)
+    return stratified_times(n, generator, device, dtype)[torch.randperm(n, generator=generator, device=device)]
+
+
+def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:
+    """Mean of a - b over the same images in bits per dimension, and its standard error."""
+    if len(a.parts) != len(b.parts):
+        raise ValueError(f"paired means the same images: {len(a.parts)} and {len(b.parts)}")
+    d = a.per_image - b.per_image
+    return float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d)))
+
+
+@torch.no_grad()
+def code_lengths(cascade: Cascade, source: EnumeratedSource, draws: int, seed: int = 0, steps: int | None = None,
+                 dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Bound in nats of every image of a source and its standard error, (K,) each, from `draws` stratified times an image."""
+    generator = torch.Generator().manual_seed(seed)
+    images = source.images
+    was_training = cascade.training
+    cascade.eval()
+    totals = []
+    for draw in range(draws):
+        # image k meets every stratum of [0, 1) once over the draws
+        offset = torch.rand(len(cascade.specs), len(images), generator=generator, dtype=dtype)
+        t = ((draw + offset) / draws).clamp(max=1 - 1e-7)
+        totals.append(cascade.bound(images, generator, steps, times=t, dtype=dtype).total)
+    cascade.train(was_training)
+    stacked = torch.stack(totals)
+    # neighbouring strata in pairs: the variance of a stratified mean, with the slope across strata mostly removed
+    pairs = (stacked[0 : 2 * (draws // 2) : 2] - stacked[1 : 2 * (draws // 2) : 2]) ** 2 / 4
+    return stacked.mean(0), torch.sqrt(pairs.mean(0) * 2 / draws)
+
+
+def kraft_sum(cascade: Cascade, source: EnumeratedSource, draws: int = 200, seed: int = 0, steps: int | None = None) -> tuple[float, float]:
+    """Sum over all images of 2^-(code length), and its standard error. At most 1 for code lengths that could be paid.
+
+    The estimate errs upwards by half the variance of each code length, exp being convex; that share is taken off.
+    """
+    lengths, errors = code_lengths(cascade, source, draws, seed, steps)
+    mass = torch.exp(-lengths)
+    return float((mass * (1 - errors**2 / 2)).sum()), float(torch.sqrt(((mass * errors) ** 2).sum()))

@@ -1,0 +1,126 @@
+"""Small sources whose every image can be listed, and the exact posterior-mean denoiser for them.
+
+With that denoiser the continuous-time bound equals the entropy of the source, so whatever else it reads is a mistake in the
+accounting (likelihood contract, Sect. 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pcdm_lib.cascade import Cascade
+from pcdm_lib.diffusion import gamma_for_spacing
+from pcdm_lib.maps import HierarchicalMap, Identity, ScaleSpec
+from pcdm_lib.schedule import LinearSchedule, Schedule, alpha_sigma
+
+
+class EnumeratedSource:
+    """A probability mass function over listed integer images.
+
+    Args:
+        images: (K, C, H, W) integers, all different. log_weights: (K,) log-probabilities up to a constant.
+    """
+
+    def __init__(self, images: Tensor, log_weights: Tensor, max_value: int):
+        self.images = images.to(torch.int32)
+        self.log_prob = torch.log_softmax(log_weights.double(), dim=0)
+        self.max_value = max_value
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return tuple(self.images.shape[1:])
+
+    @property
+    def entropy_bits_per_dim(self) -> float:
+        """Entropy in bits a dimension: no code does better on average."""
+        return float(-(self.log_prob.exp() * self.log_prob).sum() / math.log(2) / math.prod(self.image_shape))
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Indices of n independent images, (n,)."""
+        return torch.multinomial(self.log_prob.exp(), n, replacement=True, generator=generator)
+
+
+def all_images(side: int, levels: int) -> Tensor:
+    """Every one-channel image of side x side with grey levels 0..levels-1, (levels^(side^2), 1, side, side) int32."""
+    count = side * side
+    if levels**count > 2**20:
+        raise ValueError(f"{levels}^{count} images are too many to list")
+    codes = torch.arange(levels**count)
+    digits = [(codes // levels**k) % levels for k in range(count)]
+    return torch.stack(digits, dim=1).reshape(-1, 1, side, side).to(torch.int32)
+
+
+def contract_source() -> EnumeratedSource:
+    """The 2x2 source with levels 0..3 of the contract, Sect. 4; its entropy is 1.5485 bits a dimension."""
+    images = all_images(2, 4)
+    a, b, c, d = images.flatten(1).double().unbind(1)
+    return EnumeratedSource(images, -0.5 * ((a - b) ** 2 + (a - c) ** 2 + (b - d) ** 2 + (c - d) ** 2) + 0.3 * a, 3)
+
+
+def ising_source(side: int = 4, coupling: float = 0.6, field: float = 0.15) -> EnumeratedSource:
+    """Binary images in which neighbours like to agree: 65,536 of them at side 4, for cascades of three scales."""
+    images = all_images(side, 2)
+    spin = 2.0 * images[:, 0].double() - 1.0
+    energy = (spin[:, 1:] * spin[:, :-1]).sum((1, 2)) + (spin[:, :, 1:] * spin[:, :, :-1]).sum((1, 2))
+    return EnumeratedSource(images, coupling * energy + field * spin.sum((1, 2)), 1)
+
+
+class ExactDenoiser:
+    """eps_hat from the posterior mean E[y | z_t, coarser] over all images of a source, for one scale of a map.
+
+    Works in the view of the map (the wavelet's coordinates, the pyramid's residual), so that a map whose view were no isometry
+    would be found out.
+    """
+
+    def __init__(self, source: EnumeratedSource, hierarchy: HierarchicalMap, spec: ScaleSpec, chunk: int = 512):
+        z, coarse = hierarchy.decompose(source.images, source.max_value)[spec.index]
+        key = z.flatten(1) if coarse is None else torch.cat([coarse.flatten(1), z.flatten(1)], dim=1)
+        unique, inverse = torch.unique(key, dim=0, return_inverse=True)  # images that this scale cannot tell apart
+        weight = torch.zeros(len(unique), dtype=torch.float64).index_add_(0, inverse, source.log_prob.exp())
+        split = 0 if coarse is None else coarse[0].numel()
+        self.map, self.spec, self.chunk = hierarchy, spec, chunk
+        self.log_weight = weight.log()
+        self.coarse = unique[:, :split]
+        coords = spec.to_float(unique[:, split:].reshape(-1, *spec.shape), torch.float64)
+        self.candidates = hierarchy.to_view(spec, coords).flatten(1)
+
+    def __call__(self, z_t: Tensor, gamma: Tensor, coarse: Tensor | None) -> Tensor:
+        view = self.map.to_view(self.spec, z_t.double())
+        flat, gamma = view.flatten(1), gamma.double().reshape(-1, 1)
+        mean = torch.empty_like(flat)
+        for start in range(0, len(flat), self.chunk):
+            part = slice(start, start + self.chunk)
+            mean[part] = self._posterior_mean(flat[part], gamma[part], None if coarse is None else coarse[part])
+        alpha, sigma = alpha_sigma(gamma)
+        eps = ((flat - alpha * mean) / sigma).reshape(view.shape)
+        return self.map.from_view(self.spec, eps).to(z_t.dtype)
+
+    def _posterior_mean(self, flat: Tensor, gamma: Tensor, coarse: Tensor | None) -> Tensor:
+        alpha, sigma = alpha_sigma(gamma)
+        y = self.candidates
+        # -|z_t - alpha y|^2 / 2 sigma^2 up to a constant
+        score = (alpha * (flat @ y.T) - alpha**2 * (y**2).sum(1) / 2) / sigma**2 + self.log_weight
+        if coarse is not None:
+            same = (coarse.flatten(1)[:, None, :] == self.coarse[None, :, :]).all(dim=2)
+            score = score.masked_fill(~same, -torch.inf)
+        return torch.softmax(score, dim=1) @ y
+
+
+def exact_cascade(source: EnumeratedSource, hierarchy: HierarchicalMap | None = None, sigma_ratio: float = 0.166,
+                  gamma_max: float = 8.0, schedule: Schedule | Sequence[Schedule] | None = None) -> Cascade:
+    """The cascade of `hierarchy` (one scale by default) with the exact denoiser at every scale.
+
+    Args:
+        sigma_ratio: noise at t = 0 as a part of the pixel spacing, the same in all orthonormal coordinates.
+    """
+    hierarchy = hierarchy or Identity()
+    specs = hierarchy.specs(source.image_shape, source.max_value)
+    if schedule is None:
+        pixel = Identity().specs(source.image_shape, source.max_value)[0]
+        schedule = LinearSchedule(gamma_for_spacing(pixel, sigma_ratio), gamma_max)
+    denoisers = [ExactDenoiser(source, hierarchy, spec) for spec in specs]
+    return Cascade(hierarchy, source.image_shape, denoisers, schedule, source.max_value)

@@ -1,0 +1,182 @@
+"""Which integers a scale can hold given what is already decoded, and the decoder log P(z | z_0, coarser) over exactly those.
+
+For every kind of scale the integers allowed for one coefficient, given the coarser scales and the bands before it, are an
+arithmetic progression `low, low + step, ..., high` (likelihood contract, Sect. 2):
+
+    kind "pixels"   x             0 .. max                       step 1
+    kind "sum"      s             0 .. max * 4^level             step 1
+    kind "details"  p | s         |p| <= min(s, 4M - s)          step 2, p = s (mod 2)
+                    q | s, p      |q| <= A + B                   step 2, q = s (mod 2)
+                    r | s, p, q   a - b = (q + r) / 2 and c - d = (q - r) / 2 within their ranges,  step 4
+
+with M the largest value of a pixel of the block, A = min(a+b, 2M-a-b) the largest |a-b| and B the same for c, d. The product
+of the spacings in orthonormal units is 1, the volume of a pixel's cell: Lemma 4.1 on integers.
+
+The decoder is P(z | z_0) proportional to q(z_0 | z) = N(z_0; alpha z, sigma^2) over the progression. Its sum runs over a
+window of candidates around z_0 (never around the true value); what the window leaves out is bounded from above and added,
+so the probabilities of all allowed integers never sum to more than 1 and none of them is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pcdm_lib.maps import ScaleSpec
+
+# A window that reaches 9 standard deviations leaves out less than 1e-17 of the mass.
+_REACH = 9.0
+_MAX_WINDOW = 4096
+
+
+class Progression(NamedTuple):
+    """The allowed integers low, low + step, ..., high of every coefficient of one band; tensors (N, C, h, w)."""
+
+    low: Tensor
+    high: Tensor
+    step: int
+
+    @property
+    def last(self) -> Tensor:
+        """Number of steps from `low` to `high`."""
+        return torch.div(self.high - self.low, self.step, rounding_mode="floor")
+
+
+def allowed(spec: ScaleSpec, band: str, coarse: Tensor | None, decoded: dict[str, Tensor], like: Tensor) -> Progression:
+    """The integers that `band` of a scale can hold.
+
+    Args:
+        spec: the scale. band: one of its bands; the bands before it must stand in `decoded`.
+        coarse: integers rebuilt from the coarser scales, (N, C, h, w); needed for kind "details" only.
+        like: a tensor (N, C, h, w) that gives shape and device.
+    """
+    if spec.kind in ("pixels", "sum"):
+        high = spec.max_value * (4**spec.level if spec.kind == "sum" else 1)
+        zero = torch.zeros(like.shape, dtype=torch.int32, device=like.device)
+        return Progression(zero, zero + high, 1)
+    pixel_max = spec.max_value * 4 ** (spec.level - 1)
+    s = coarse
+    if band == "p":
+        reach = torch.minimum(s, 4 * pixel_max - s)
+        return Progression(-reach, reach, 2)
+    p = decoded["p"]
+    top, bottom = (s + p) // 2, (s - p) // 2  # a + b and c + d
+    reach_top, reach_bottom = (torch.minimum(v, 2 * pixel_max - v) for v in (top, bottom))
+    if band == "q":
+        return Progression(-(reach_top + reach_bottom), reach_top + reach_bottom, 2)
+    q = decoded["q"]
+    # a - b = (q + r) / 2 moves in steps of 2 between -A and A while c - d = q - (a - b) stays between -B and B
+    low, high = torch.maximum(-reach_top, q - reach_bottom), torch.minimum(reach_top, q + reach_bottom)
+    return Progression(2 * low - q, 2 * high - q, 4)
+
+
+def check_member(z: Tensor, progression: Progression, where: str) -> None:
+    """Raises ValueError where an integer of z is not one of its progression."""
+    inside = (z >= progression.low) & (z <= progression.high) & ((z - progression.low) % progression.step == 0)
+    if not bool(inside.all()):
+        raise ValueError(f"{where}: {int((~inside).sum())} of {z.numel()} integers belong to no image: "
+                         "they break the parity or the range that the coarser scales imply")
+
+
+def _window(centre: Tensor, tau: Tensor, progression: Progression) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Nearest allowed index, distance to it in units of tau, spacing in the same units, half-width of the window."""
+    last = progression.last.to(centre.dtype)
+    nearest = ((centre - progression.low) / progression.step).round().clamp(min=torch.zeros_like(last), max=last)
+    distance = (centre - (progression.low + nearest * progression.step)) / tau
+    spacing = progression.step / tau
+    half = int(math.ceil(_REACH / float(spacing.min()))) + 1
+    return nearest, distance, spacing, min(half, _MAX_WINDOW, max(int(last.max()), 1))
+
+
+def log_prob(centre: Tensor, tau: Tensor, z: Tensor, progression: Progression) -> Tensor:
+    """log P(z | z_0) in nats of every coefficient, (N, C, h, w) float64.
+
+    Args:
+        centre: the noisy coefficient z_0 on the axis of the integers, z_0 / alpha without gain and shift, float64.
+        tau: standard deviation of the noise on that axis, broadcastable to `centre`.
+        z: the true integers. They only enter the numerator.
+    """
+    nearest, distance, spacing, half = _window(centre, tau, progression)
+    last = progression.last.to(centre.dtype)
+    # log of sum over candidates of exp(-(d_k^2 - d_nearest^2) / 2): the nearest one contributes exactly 1
+    total = torch.ones_like(centre)
+    for k in range(1, half + 1):
+        for sign in (1, -1):
+            gap = distance - sign * k * spacing
+            inside = (nearest + sign * k >= 0) & (nearest + sign * k <= last)
+            total = total + torch.where(inside, torch.exp(-(gap**2 - distance**2) / 2), torch.zeros_like(total))
+    left_out = (nearest - half > 0).to(total.dtype) + (nearest + half < last).to(total.dtype)
+    # beyond the window d_k^2 - d_nearest^2 >= k (k - 1) spacing^2, since |distance| <= spacing / 2 wherever both sides exist
+    # and moving away from an end of the range only adds; a geometric series bounds the rest
+    tail = torch.exp(-half * (half + 1) * spacing**2 / 2) / -torch.expm1(-(half + 1) * spacing**2)
+    total = total + left_out * tail
+    gap = (centre - z.to(centre.dtype)) / tau
+    return -(gap**2 - distance**2) / 2 - torch.log(total)
+
+
+def draw(centre: Tensor, tau: Tensor, progression: Progression, generator: torch.Generator | None) -> Tensor:
+    """A draw of the allowed integers from P(z | z_0), int32; the most probable one where `generator` is None."""
+    nearest, distance, spacing, half = _window(centre, tau, progression)
+    last = progression.last.to(centre.dtype)
+    best_score, best_offset = torch.full_like(centre, -torch.inf), torch.zeros_like(centre)
+    for k in range(-half, half + 1):
+        gap = distance - k * spacing
+        score = -(gap**2) / 2
+        if generator is not None:  # Gumbel's trick: the argmax of log-weights plus Gumbel noise is a draw
+            uniform = torch.rand(centre.shape, generator=generator, dtype=centre.dtype, device=centre.device)
+            score = score - torch.log(-torch.log(uniform.clamp(min=1e-300)))
+        better = (score > best_score) & (nearest + k >= 0) & (nearest + k <= last)
+        best_score = torch.where(better, score, best_score)
+        best_offset = torch.where(better, torch.full_like(centre, float(k)), best_offset)
+    return progression.low + ((nearest + best_offset) * progression.step).to(torch.int32)
+
+
+# ---------------------------------------------------------------- a whole scale
+
+
+def to_integer_axis(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy orthonormal coordinates z_0 = alpha (gain z + shift) + sigma eps -> (centre, tau) on the axis of z, float64."""
+    alpha, sigma = alpha.double(), sigma.double()
+    return (z_0.double() / alpha - spec.shift) / spec.gain, sigma / (alpha * spec.gain)
+
+
+def bands_in_order(spec: ScaleSpec, centre: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """(name, centre of that band) in decoding order."""
+    yield from spec.split(centre).items()
+
+
+def scale_log_prob(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor, z: Tensor, coarse: Tensor | None) -> Tensor:
+    """log P(z | z_0, coarser) in nats, one number an image (N,): the reconstruction term of the bound with its sign turned.
+
+    Each band is scored given the coarser scales and the bands before it, in the order in which a decoder meets them.
+
+    Args:
+        z_0: noisy orthonormal coordinates (N, bands*C, h, w). alpha, sigma: their scale and noise, scalars or (N, 1, 1, 1).
+        z: the true integers, same shape. coarse: integers rebuilt from the coarser scales, or None for the base.
+    Raises:
+        ValueError: where z holds integers that belong to no image.
+    """
+    centre, tau = to_integer_axis(spec, z_0, alpha, sigma)
+    truth, decoded = spec.split(z), {}
+    total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+    for band, band_centre in bands_in_order(spec, centre):
+        progression = allowed(spec, band, coarse, decoded, band_centre)
+        check_member(truth[band], progression, f"{spec.name}, band {band}")
+        total = total + log_prob(band_centre, tau, truth[band], progression).sum(dim=(1, 2, 3))
+        decoded[band] = truth[band]
+    return total
+
+
+def scale_draw(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor, coarse: Tensor | None,
+               generator: torch.Generator | None) -> Tensor:
+    """Integers (N, bands*C, h, w) drawn band after band from P(z | z_0, coarser): always a scale of some image."""
+    centre, tau = to_integer_axis(spec, z_0, alpha, sigma)
+    decoded: dict[str, Tensor] = {}
+    for band, band_centre in bands_in_order(spec, centre):
+        progression = allowed(spec, band, coarse, decoded, band_centre)
+        decoded[band] = draw(band_centre, tau, progression, generator)
+    return torch.cat(list(decoded.values()), dim=1)

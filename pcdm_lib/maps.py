@@ -1,0 +1,482 @@
+"""Hierarchical maps: an image as a sequence of scales, coarsest first (paper, Sect. 4, Eqs. 9-14, 43-44).
+
+A map says four things about an image of shape (C, H, W):
+
+* `specs`: what its scales are, in order;
+* `analyse` / `synthesise`: the map on floats, as the paper writes it, h(x) = (z1, ..., zS);
+* `analyse_integers` / `synthesise_integers`: the same on integers, exact, no rounding anywhere;
+* `to_view` / `from_view`: between the orthonormal coordinates in which noise, densities and losses live and the
+  array that a network is shown. For the wavelet both are the same; for the pyramid the view is a tight frame.
+
+The integers of one Haar step on a block (a b / c d) are s = a+b+c+d, p = a+b-c-d, q = a-b+c-d, r = a-b-c+d. At level j
+(after j steps) an integer times 2^-j is the orthonormal coefficient of the pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Bands(NamedTuple):
+    """The four coefficient arrays of one Haar step, each (..., H/2, W/2): the sum, then the details by rows (p), by
+    columns (q) and by diagonals (r)."""
+
+    s: Tensor
+    p: Tensor
+    q: Tensor
+    r: Tensor
+
+
+@dataclass(frozen=True)
+class ScaleSpec:
+    """What one scale of a map is, for one shape of image.
+
+    `shape` is the shape of its coordinates, band-major: all channels of the first band, then of the next.
+    An integer coordinate z stands for the orthonormal coordinate `gain * z + shift` of the image scaled to [-1, 1].
+    """
+
+    name: str
+    index: int
+    kind: str  # "pixels" | "sum" | "details": which lattice its integers live on (lattice.py)
+    level: int  # halvings of the image's side; for "details" the level of the step that made them
+    bands: tuple[str, ...]
+    shape: tuple[int, int, int]
+    view_shape: tuple[int, int, int]
+    condition_shape: tuple[int, int, int] | None
+    max_value: int
+    gain: float
+    shift: float
+
+    @property
+    def dims(self) -> int:
+        """Number of coordinates, which for a volume-preserving map is the number of degrees of freedom."""
+        return math.prod(self.shape)
+
+    def to_float(self, z: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Integer coordinates -> orthonormal coordinates of the image scaled to [-1, 1]."""
+        return z.to(dtype) * self.gain + self.shift
+
+    def split(self, z: Tensor) -> dict[str, Tensor]:
+        """(N, bands*C, h, w) -> one (N, C, h, w) array a band, by name."""
+        return dict(zip(self.bands, z.chunk(len(self.bands), dim=1)))
+
+
+class Scales:
+    """The named arrays of all scales, coarsest first; `scales[0]` is the base, `scales["details1"]` goes by name."""
+
+    def __init__(self, names: tuple[str, ...], values: tuple[Tensor, ...] | list[Tensor]):
+        if len(names) != len(values):
+            raise ValueError(f"{len(names)} names for {len(values)} arrays: give one array a scale")
+        self.names = tuple(names)
+        self.values = tuple(values)
+
+    def __getitem__(self, key: int | str) -> Tensor:
+        return self.values[self.names.index(key) if isinstance(key, str) else key]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.values)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Pairs (name, array), coarsest first."""
+        return zip(self.names, self.values)
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> Scales:
+        """The same names with `fn` of every array."""
+        return Scales(self.names, [fn(v) for v in self.values])
+
+    def __repr__(self) -> str:
+        return "Scales(" + ", ".join(f"{n}: {tuple(v.shape)} {v.dtype}" for n, v in self.items()) + ")"
+
+
+# ---------------------------------------------------------------- one Haar step, on any dtype
+
+
+def _butterfly(x: Tensor) -> Bands:
+    top, bottom = x[..., 0::2, :], x[..., 1::2, :]
+    a, b, c, d = top[..., 0::2], top[..., 1::2], bottom[..., 0::2], bottom[..., 1::2]
+    row_sum, row_diff, low_sum, low_diff = a + b, a - b, c + d, c - d
+    return Bands(row_sum + low_sum, row_sum - low_sum, row_diff + low_diff, row_diff - low_diff)
+
+
+def _interleave(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    out = a.new_empty(*a.shape[:-2], 2 * a.shape[-2], 2 * a.shape[-1])
+    out[..., 0::2, 0::2], out[..., 0::2, 1::2], out[..., 1::2, 0::2], out[..., 1::2, 1::2] = a, b, c, d
+    return out
+
+
+def haar_step(x: Tensor) -> Bands:
+    """One orthonormal Haar step on floats, (..., H, W) -> four bands (..., H/2, W/2)."""
+    return Bands(*(band / 2 for band in _butterfly(x)))
+
+
+def haar_step_inverse(bands: Bands) -> Tensor:
+    """Inverse of `haar_step`, which is its transpose."""
+    s, p, q, r = bands
+    return _interleave(*(v / 2 for v in (s + p + q + r, s + p - q - r, s - p + q - r, s - p - q + r)))
+
+
+def haar_step_integers(x: Tensor) -> Bands:
+    """One unscaled Haar step on integers: exact, and the orthonormal coefficients are the result halved."""
+    return Bands(*_butterfly(x))
+
+
+def haar_step_integers_inverse(bands: Bands) -> Tensor:
+    """Inverse of `haar_step_integers`. Raises ValueError where s+p+q+r is not divisible by 4 or the parities differ, that
+    is where the integers belong to no image."""
+    s, p, q, r = bands
+    blocks = (s + p + q + r, s + p - q - r, s - p + q - r, s - p - q + r)
+    if any(bool((v & 3).any()) for v in blocks):
+        raise ValueError("these integers belong to no image: p = s, q = s (mod 2) and s+p+q+r = 0 (mod 4) must hold "
+                         "in every block; decode them with pcdm_lib.lattice")
+    return _interleave(*(torch.div(v, 4, rounding_mode="floor") for v in blocks))
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Each entry repeated over its 2x2 block, (..., h, w) -> (..., 2h, 2w)."""
+    return x.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+
+
+# ---------------------------------------------------------------- maps
+
+
+class HierarchicalMap:
+    """What every map shares: checks at the door, and the integer path written once over `_split_integers`.
+
+    Args:
+        levels: how many times the side is halved; a map of `levels` has `levels + 1` scales (the paper's S).
+    """
+
+    name = "map"
+    volume_preserving = True
+
+    def __init__(self, levels: int = 1):
+        if isinstance(levels, bool) or not isinstance(levels, int) or not 0 <= levels <= 10:
+            raise ValueError(f"levels must be a whole number from 0 to 10, got {levels!r}")
+        self.levels = levels
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(levels={self.levels})"
+
+    @property
+    def num_scales(self) -> int:
+        return self.levels + 1
+
+    # ---- what the scales are
+
+    def specs(self, image_shape: tuple[int, int, int], max_value: int = 255) -> tuple[ScaleSpec, ...]:
+        """The scales of images of shape (C, H, W) with pixels 0..max_value, coarsest first."""
+        if len(image_shape) != 3:
+            raise ValueError(f"image_shape must be (channels, height, width), got {tuple(image_shape)}")
+        if not 1 <= max_value <= 65535:
+            raise ValueError(f"max_value must lie in 1..65535, got {max_value}")
+        if max_value * 4 ** (self.levels + 1) >= 2**31:
+            raise ValueError(f"{self!r} on pixels 0..{max_value} would overflow 32-bit integers: use fewer levels")
+        self._check_sides(*image_shape[1:])
+        return self._specs(tuple(image_shape), max_value)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the scales, coarsest first."""
+        side = 2**self.levels
+        return tuple(spec.name for spec in self._specs((1, side, side), 1))
+
+    def log_volume(self, image_shape: tuple[int, int, int]) -> float:
+        """1/2 log det(J^T J) in nats of the map on images of that shape: 0 where it preserves volume (Lemma 4.1)."""
+        self.specs(image_shape)
+        return 0.0
+
+    # ---- floats
+
+    def analyse(self, x: Tensor) -> Scales:
+        """h(x) of Eq. 9 for a float image batch (N, C, H, W)."""
+        self._check_floats(x)
+        return Scales(self.names(), self._analyse(x))
+
+    def synthesise(self, scales: Scales) -> Tensor:
+        """Inverse of `analyse`, (N, C, H, W). For a frame it is the transpose, so what lies outside the frame's range is
+        projected away."""
+        self._check_scales(scales)
+        return self._synthesise(scales)
+
+    # ---- integers
+
+    def analyse_integers(self, x: Tensor, max_value: int = 255) -> Scales:
+        """Exact integer coordinates (int32) of an integer image batch (N, C, H, W) with values 0..max_value."""
+        return Scales(self.names(), [z for z, _ in self.decompose(x, max_value)])
+
+    def decompose(self, x: Tensor, max_value: int = 255) -> list[tuple[Tensor, Tensor | None]]:
+        """For each scale its integer coordinates and the integers rebuilt from all coarser scales (None for the base):
+        the pair that one conditional diffusion needs, without the other scales' networks."""
+        self._check_integers(x, max_value)
+        return self._split_integers(x.to(torch.int32))
+
+    def synthesise_integers(self, scales: Scales) -> Tensor:
+        """Exact inverse of `analyse_integers`, int32 (N, C, H, W)."""
+        self._check_scales(scales)
+        coarse = None
+        for index, z in enumerate(scales):
+            coarse = self.refine(index, coarse, z)
+        return coarse
+
+    # ---- to be given by each map
+
+    def refine(self, index: int, coarse: Tensor | None, z: Tensor) -> Tensor:
+        """The integers rebuilt from scales 0..index, given those from 0..index-1 and the coordinates of scale `index`."""
+        raise NotImplementedError
+
+    def condition_image(self, spec: ScaleSpec, coarse: Tensor) -> Tensor:
+        """Conditioning image of Eqs. 43-44: `coarse` as mean brightness in [-1, 1] at the resolution of the scale's view."""
+        raise NotImplementedError
+
+    def brightness(self, index: int, coarse: Tensor, max_value: int = 255) -> Tensor:
+        """The integers rebuilt from scales 0..index as an image in [0, 1], for looking at."""
+        raise NotImplementedError
+
+    def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
+        """Where the scale's (noisy) integers stand between lattice points, at the view's resolution: whole numbers where an
+        image could be. Second, the factor from the noise of `centre` to that of the phase."""
+        return centre, 1.0
+
+    def to_view(self, spec: ScaleSpec, coords: Tensor) -> Tensor:
+        """Orthonormal coordinates -> what a network sees; an isometry."""
+        return coords
+
+    def from_view(self, spec: ScaleSpec, view: Tensor) -> Tensor:
+        """Transpose of `to_view`: what a network predicts -> orthonormal coordinates."""
+        return view
+
+    def _specs(self, image_shape: tuple[int, int, int], max_value: int) -> tuple[ScaleSpec, ...]:
+        raise NotImplementedError
+
+    def _analyse(self, x: Tensor) -> list[Tensor]:
+        raise NotImplementedError
+
+    def _synthesise(self, scales: Scales) -> Tensor:
+        raise NotImplementedError
+
+    def _split_integers(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        raise NotImplementedError
+
+    # ---- checks at the door
+
+    def _check_sides(self, height: int, width: int) -> None:
+        step = 2**self.levels
+        if height < 1 or width < 1 or height % step or width % step:
+            raise ValueError(f"{self!r} needs sides divisible by {step}, got {height}x{width}: crop or pad the image")
+
+    def _check_batch(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"expected a torch tensor (N, C, H, W), got {type(x).__name__}: use torch.from_numpy")
+        if x.ndim != 4:
+            raise ValueError(f"expected a batch (N, C, H, W), got {x.ndim} dimensions {tuple(x.shape)}: add or drop axes")
+        if x.numel() == 0:
+            raise ValueError(f"the batch is empty: {tuple(x.shape)}")
+        self._check_sides(*x.shape[2:])
+
+    def _check_floats(self, x: Tensor) -> None:
+        self._check_batch(x)
+        if not x.is_floating_point():
+            raise TypeError(f"analyse wants floats, got {x.dtype}: use analyse_integers, which is exact, or convert it")
+
+    def _check_integers(self, x: Tensor, max_value: int) -> None:
+        self._check_batch(x)
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise TypeError(f"integers wanted, got {x.dtype}: keep images as uint8, or round them yourself")
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high > max_value:
+            raise ValueError(f"pixel values must lie in 0..{max_value}, got {low}..{high}")
+
+    def _check_scales(self, scales: Scales) -> None:
+        if tuple(getattr(scales, "names", ())) != self.names():
+            raise ValueError(f"{self!r} has the scales {self.names()}, got {getattr(scales, 'names', type(scales))}")
+
+
+class HaarWavelet(HierarchicalMap):
+    """Orthonormal 2-D Haar wavelet: the base is the approximation after `levels` steps, each finer scale the three detail
+    bands (p, q, r) of one step (paper, Sect. 4.2). At `levels=0` it is the identity up to the name."""
+
+    name = "wavelet"
+
+    def _specs(self, image_shape: tuple[int, int, int], max_value: int) -> tuple[ScaleSpec, ...]:
+        channels, height, width = image_shape
+        unit, deepest = 2.0 / max_value, 2**self.levels
+        base = (channels, height // deepest, width // deepest)
+        specs = [ScaleSpec("base", 0, "sum", self.levels, ("s",), base, base, None, max_value,
+                           unit / deepest, -float(deepest))]
+        for index, level in enumerate(range(self.levels, 0, -1), start=1):
+            side = 2**level
+            grid = (height // side, width // side)
+            shape = (3 * channels, *grid)
+            specs.append(ScaleSpec(self._detail_name(level), index, "details", level, ("p", "q", "r"), shape,
+                                   self._detail_view(shape), self._condition_shape(channels, grid), max_value, unit / side, 0.0))
+        return tuple(specs)
+
+    def _detail_name(self, level: int) -> str:
+        return f"details{level}"
+
+    def _detail_view(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return shape
+
+    def _condition_shape(self, channels: int, grid: tuple[int, int]) -> tuple[int, int, int]:
+        return (channels, *grid)
+
+    def _analyse(self, x: Tensor) -> list[Tensor]:
+        details = []
+        for _ in range(self.levels):
+            x, *pqr = haar_step(x)
+            details.append(torch.cat(pqr, dim=1))
+        return [x, *reversed(details)]
+
+    def _synthesise(self, scales: Scales) -> Tensor:
+        x = scales[0]
+        for details in scales.values[1:]:
+            x = haar_step_inverse(Bands(x, *details.chunk(3, dim=1)))
+        return x
+
+    def _split_integers(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        pairs: list[tuple[Tensor, Tensor | None]] = []
+        for _ in range(self.levels):
+            x, *pqr = haar_step_integers(x)
+            pairs.append((torch.cat(pqr, dim=1), x))
+        return [(x, None), *reversed(pairs)]
+
+    def refine(self, index: int, coarse: Tensor | None, z: Tensor) -> Tensor:
+        return z if index == 0 else haar_step_integers_inverse(Bands(coarse, *z.chunk(3, dim=1)))
+
+    def condition_image(self, spec: ScaleSpec, coarse: Tensor) -> Tensor:
+        return coarse.to(torch.get_default_dtype()) * (2.0 / (spec.max_value * 4**spec.level)) - 1.0
+
+    def brightness(self, index: int, coarse: Tensor, max_value: int = 255) -> Tensor:
+        return coarse.to(torch.get_default_dtype()) / (max_value * 4 ** (self.levels - index))
+
+    def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
+        if spec.kind != "details":
+            return centre, 1.0
+        parity = (coarse & 1).to(centre.dtype)  # p, q and r all share the parity of s
+        return (centre - torch.cat([parity] * 3, dim=1)) / 2, 0.5
+
+
+class LaplacianPyramid(HaarWavelet):
+    """Laplacian pyramid with the norm-preserving 2x2 resampling of the paper: d = the Haar approximation, u = its transpose.
+
+    The residual y - u(d(y)) is the orthogonal projection of y on the span of the details, so the map is a tight frame: all
+    singular values are 1, and its latent has more entries than dimensions. Its orthonormal coordinates (and its integers)
+    are those of the wavelet; what a network sees and predicts is the residual, C channels at the finer resolution.
+    """
+
+    name = "laplacian"
+
+    def _detail_name(self, level: int) -> str:
+        return f"residual{level}"
+
+    def _detail_view(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return (shape[0] // 3, 2 * shape[1], 2 * shape[2])
+
+    def _condition_shape(self, channels: int, grid: tuple[int, int]) -> tuple[int, int, int]:
+        return (channels, 2 * grid[0], 2 * grid[1])
+
+    def _analyse(self, x: Tensor) -> list[Tensor]:
+        residuals = []
+        for _ in range(self.levels):
+            approximation = haar_step(x).s
+            residuals.append(x - upsample(approximation) / 2)
+            x = approximation
+        return [x, *reversed(residuals)]
+
+    def _synthesise(self, scales: Scales) -> Tensor:
+        x = scales[0]
+        for residual in scales.values[1:]:
+            x = residual + upsample((x - haar_step(residual).s) / 2)
+        return x
+
+    def to_view(self, spec: ScaleSpec, coords: Tensor) -> Tensor:
+        if spec.kind != "details":
+            return coords
+        p, q, r = coords.chunk(3, dim=1)
+        return haar_step_inverse(Bands(torch.zeros_like(p), p, q, r))
+
+    def from_view(self, spec: ScaleSpec, view: Tensor) -> Tensor:
+        return torch.cat(haar_step(view)[1:], dim=1) if spec.kind == "details" else view
+
+    def condition_image(self, spec: ScaleSpec, coarse: Tensor) -> Tensor:
+        return upsample(super().condition_image(spec, coarse))
+
+    def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
+        if spec.kind != "details":
+            return centre, 1.0
+        # coarse and residual together are the finer image, whose pixels are whole numbers
+        finer = haar_step_inverse(Bands(coarse.to(centre.dtype) / 2, *(band / 2 for band in centre.chunk(3, dim=1))))
+        return finer, math.sqrt(3) / 4
+
+
+class StandardCascade(HierarchicalMap):
+    """The usual cascade (Eq. 10, Appendix C): each coarser scale is every second pixel of the next, the finest is the whole
+    image. It has more entries than the image has pixels and does not preserve volume: every coarse pixel is paid again."""
+
+    name = "standard"
+    volume_preserving = False
+
+    def log_volume(self, image_shape: tuple[int, int, int]) -> float:
+        self.specs(image_shape)
+        # J^T J is diagonal: a pixel kept by j of the subsamplings appears 1 + j times
+        share = [4.0**-j - (4.0 ** -(j + 1) if j < self.levels else 0.0) for j in range(self.levels + 1)]
+        return 0.5 * math.prod(image_shape) * sum(f * math.log1p(j) for j, f in enumerate(share))
+
+    def _specs(self, image_shape: tuple[int, int, int], max_value: int) -> tuple[ScaleSpec, ...]:
+        channels, height, width = image_shape
+        specs = []
+        for index, level in enumerate(range(self.levels, -1, -1)):
+            shape = (channels, height >> level, width >> level)
+            name = "base" if index == 0 else f"image{level}"
+            specs.append(ScaleSpec(name, index, "pixels", level, ("x",), shape, shape, shape if index else None,
+                                   max_value, 2.0 / max_value, -1.0))
+        return tuple(specs)
+
+    def _analyse(self, x: Tensor) -> list[Tensor]:
+        return [x[..., :: 2**level, :: 2**level] for level in range(self.levels, -1, -1)]
+
+    def _synthesise(self, scales: Scales) -> Tensor:
+        return scales[-1]
+
+    def _split_integers(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        images = self._analyse(x)
+        return list(zip(images, [None, *images[:-1]]))
+
+    def refine(self, index: int, coarse: Tensor | None, z: Tensor) -> Tensor:
+        return z
+
+    def condition_image(self, spec: ScaleSpec, coarse: Tensor) -> Tensor:
+        return upsample(coarse).to(torch.get_default_dtype()) * (2.0 / spec.max_value) - 1.0
+
+    def brightness(self, index: int, coarse: Tensor, max_value: int = 255) -> Tensor:
+        return coarse.to(torch.get_default_dtype()) / max_value
+
+
+class Identity(StandardCascade):
+    """One scale, the image itself: with it the cascade is a variational diffusion model (VDM)."""
+
+    name = "identity"
+    volume_preserving = True
+
+    def __init__(self, levels: int = 0):
+        if levels != 0:
+            raise ValueError(f"Identity has one scale, so levels=0; got {levels!r}")
+        super().__init__(0)
+
+
+MAPS: dict[str, type[HierarchicalMap]] = {m.name: m for m in (HaarWavelet, LaplacianPyramid, StandardCascade, Identity)}
+
+
+def make_map(name: str, levels: int) -> HierarchicalMap:
+    """The map of that name. Raises ValueError for a name that is not one of `MAPS`."""
+    if name not in MAPS:
+        raise ValueError(f"unknown map {name!r}: one of {', '.join(MAPS)}")
+    return MAPS[name](levels)

@@ -1,0 +1,210 @@
+"""Named configurations: the paper's (Appendix B) and small ones for a laptop, as records that JSON can hold.
+
+A configuration says everything that shapes the weights: the model, and how it is trained. The budget, the device and
+the folder are not part of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pcdm_lib.cascade import Cascade
+from pcdm_lib.diffusion import gamma_for_spacing
+from pcdm_lib.maps import make_map
+from pcdm_lib.schedule import make_schedule
+from pcdm_lib.unet import PreconditionedDenoiser
+
+SYSTEMS = {"wavelet": "wavelet", "laplacian": "laplacian", "standard": "standard", "vdm": "identity"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The map, the networks and the noise levels of a cascade.
+
+    `gamma_min` and `gamma_max` hold one number for all scales or one a scale, coarsest first. Where `gamma_min` is empty, it is
+    set scale by scale so that the noise at t = 0 is `sigma_ratio` of one unit on the axis of the scale's integers.
+    """
+
+    map: str = "wavelet"
+    levels: int = 1
+    image_shape: tuple[int, ...] = (3, 32, 32)
+    max_value: int = 255
+    channels: tuple[int, ...] = (48, 64)
+    blocks: int = 2
+    dropout: float = 0.0
+    attention: bool = True
+    preconditioning: str = "lattice"
+    features: str = "lattice"
+    schedule: str = "linear"
+    learn_endpoints: bool = False
+    shared_schedule: bool = False
+    gamma_min: tuple[float, ...] = ()
+    gamma_max: tuple[float, ...] = (5.0,)
+    sigma_ratio: float = 0.15
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """AdamW and what goes with it. `lr_decay` is "none" or "cosine" (to zero over the budget)."""
+
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    lr_decay: str = "cosine"
+    ema: float = 0.995
+    clip: float = 1.0
+    flips: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """A preset's name with its model and training."""
+
+    preset: str
+    system: str
+    model: ModelConfig
+    training: TrainingConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary for JSON; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """The configuration that `to_dict` wrote. Raises ValueError for missing or unknown keys."""
+        try:
+            parts = dict(data)
+            model, training = _record(ModelConfig, parts.pop("model")), _record(TrainingConfig, parts.pop("training"))
+            return cls(model=model, training=training, **parts)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a configuration of this version: {error}") from error
+
+    def override(self, changes: Mapping[str, Any]) -> Config:
+        """The same with some fields changed, by their names; text is read as the field's type, so `channels=32,48` works."""
+        model, training = {}, {}
+        for key, value in changes.items():
+            for record, target in ((self.model, model), (self.training, training)):
+                if key in {f.name for f in dataclasses.fields(record)}:
+                    target[key] = _parse(type(record), key, value)
+                    break
+            else:
+                known = [f.name for r in (self.model, self.training) for f in dataclasses.fields(r)]
+                raise ValueError(f"unknown setting {key!r}: one of {', '.join(known)}")
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, **model),
+                                   training=dataclasses.replace(self.training, **training))
+
+
+def _record(cls: type, data: Mapping[str, Any]) -> Any:
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def _parse(cls: type, key: str, value: Any) -> Any:
+    wanted = typing.get_type_hints(cls)[key]
+    origin = typing.get_origin(wanted)
+    try:
+        if origin is tuple:
+            item = typing.get_args(wanted)[0]
+            parts = [p for p in value.split(",") if p] if isinstance(value, str) else list(value) if not isinstance(value, (int, float)) else [value]
+            return tuple(item(p) for p in parts)
+        if wanted is bool:
+            lookup = {"true": True, "false": False, True: True, False: False}
+            return lookup[value.lower() if isinstance(value, str) else value]
+        if wanted is int and float(value) != int(value):
+            raise ValueError("not a whole number")
+        return wanted(value)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        name = wanted if isinstance(wanted, types.GenericAlias) else wanted.__name__
+        raise ValueError(f"setting {key}={value!r} cannot be read as {name}") from error
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: expected ..., found ...` where two nested dictionaries differ; lists and tuples count as equal."""
+    lines = []
+    for key in sorted({*expected, *found}):
+        a, b = expected.get(key, "(nothing)"), found.get(key, "(nothing)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        else:
+            a, b = (list(v) if isinstance(v, tuple) else v for v in (a, b))
+            if a != b:
+                lines.append(f"{prefix}{key}: expected {a!r}, found {b!r}")
+    return lines
+
+
+# Shapes of the small networks, by system: the same number of stages below full resolution would cost VDM four times as much.
+_SMALL = {"wavelet": {}, "laplacian": {"channels": (32, 48, 64)}, "standard": {"channels": (32, 48, 64)}, "vdm": {"channels": (32, 48, 64)}}
+_TINY = {"channels": (8, 8), "blocks": 1, "attention": False}
+# Detail coefficients vary far less than the base, so less noise hides them; one entry a scale of the two-scale cascades.
+_GAMMA_MAX = {"wavelet": (5.0, 2.5), "laplacian": (5.0, 2.5), "standard": (5.0,), "vdm": (5.0,)}
+# VDM's CIFAR-10 network and optimiser, which Appendix B takes over for every scale; numbers as in the released configuration.
+_PAPER_MODEL = {"channels": (128,), "blocks": 32, "dropout": 0.1, "attention": True, "preconditioning": "none", "features": "vdm",
+                "schedule": "learned_linear", "shared_schedule": False, "gamma_min": (-13.3,), "gamma_max": (5.0,)}
+_PAPER_TRAINING = {"batch_size": 128, "learning_rate": 2e-4, "warmup_steps": 100, "lr_decay": "none", "ema": 0.9999}
+
+PRESETS = ("tiny", "small", "paper")
+
+
+def preset(name: str = "small", system: str = "wavelet", image_shape: tuple[int, int, int] = (3, 32, 32)) -> Config:
+    """A named configuration of a system (`wavelet`, `laplacian`, `standard`, `vdm`).
+
+    `tiny` is for tests, `small` learns in minutes on two cores, `paper` is Appendix B's for CIFAR-10 (2 million updates).
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: one of {', '.join(PRESETS)}")
+    if system not in SYSTEMS:
+        raise ValueError(f"unknown system {system!r}: one of {', '.join(SYSTEMS)}")
+    model: dict[str, Any] = {"map": SYSTEMS[system], "levels": 0 if system == "vdm" else 1, "image_shape": tuple(image_shape)}
+    if name == "paper":
+        return Config(name, system, ModelConfig(**model, **_PAPER_MODEL), TrainingConfig(**_PAPER_TRAINING))
+    model |= {"gamma_max": _GAMMA_MAX[system]} | (_TINY if name == "tiny" else _SMALL[system])
+    return Config(name, system, ModelConfig(**model), TrainingConfig(batch_size=16) if name == "tiny" else TrainingConfig())
+
+
+def build(config: ModelConfig, seed: int = 0, scales: typing.Sequence[str] | None = None) -> Cascade:
+    """The cascade of a configuration with freshly initialised networks.
+
+    Args:
+        seed: seed of the initial weights; the global random state is left as it was. A scale's weights do not depend on which other
+            scales are built.
+        scales: names of the scales to build a network for; all by default.
+    """
+    hierarchy = make_map(config.map, config.levels)
+    specs = hierarchy.specs(config.image_shape, config.max_value)
+    names = [s.name for s in specs]
+    unknown = [s for s in scales or () if s not in names]
+    if unknown:
+        raise ValueError(f"unknown scales {unknown}: this cascade has {names}")
+    if config.shared_schedule and (config.schedule != "linear") and scales is not None and len(scales) < len(names):
+        raise ValueError("a learned schedule that all scales share cannot be trained scale by scale: set shared_schedule=false")
+    lows = config.gamma_min or tuple(gamma_for_spacing(s, config.sigma_ratio) for s in specs)
+    lows, highs = (_spread(v, len(specs), n) for v, n in ((lows, "gamma_min"), (config.gamma_max, "gamma_max")))
+    if config.shared_schedule:
+        lows, highs = [min(lows)] * len(specs), [max(highs)] * len(specs)
+    schedules = [make_schedule(config.schedule, low, high, config.learn_endpoints) for low, high in zip(lows, highs)]
+    denoisers = []
+    for spec, low, high in zip(specs, lows, highs):
+        if scales is not None and spec.name not in scales:
+            denoisers.append(None)
+            continue
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1_000_003 * spec.index)
+            denoisers.append(PreconditionedDenoiser(
+                hierarchy, spec, (low, high), config.preconditioning, config.features, channels=config.channels,
+                blocks=config.blocks, dropout=config.dropout, attention=config.attention))
+    return Cascade(hierarchy, config.image_shape, denoisers, schedules[0] if config.shared_schedule else schedules, config.max_value)
+
+
+def _spread(values: tuple[float, ...], count: int, name: str) -> list[float]:
+    if len(values) not in (1, count):
+        raise ValueError(f"{name} holds {len(values)} numbers for {count} scales: give one for all or one a scale")
+    return list(values) * (count if len(values) == 1 else 1)

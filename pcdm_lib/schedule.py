@@ -1,0 +1,142 @@
+"""Noise schedules: gamma(t) = log(sigma_t^2 / alpha_t^2), increasing over t in [0, 1] (VDM, arXiv 2107.00630, Sect. 3.1).
+
+alpha_t^2 = sigmoid(-gamma), sigma_t^2 = sigmoid(gamma), so alpha^2 + sigma^2 = 1 and the signal-to-noise ratio is exp(-gamma).
+
+Every schedule is `gamma_min + (gamma_max - gamma_min) * shape(t)` with shape(0) = 0 and shape(1) = 1. In continuous time
+the bound depends on the two endpoints alone; the shape changes only the variance of its estimate. That is why a learned shape
+is trained to make the variance small, and learned endpoints by the bound itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def alpha_sigma(gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale of the signal and of the noise at log noise-to-signal ratio gamma."""
+    return torch.sqrt(torch.sigmoid(-gamma)), torch.sqrt(torch.sigmoid(gamma))
+
+
+class Schedule(nn.Module):
+    """Base: endpoints, value, derivative and inverse over a `shape` that subclasses give.
+
+    Args:
+        gamma_min, gamma_max: gamma at t = 0 and t = 1; gamma_min < gamma_max.
+        learn_endpoints: make both endpoints parameters, trained by the bound.
+    """
+
+    learned_shape = False
+
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, learn_endpoints: bool = False):
+        super().__init__()
+        if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
+            raise ValueError(f"gamma_min < gamma_max must be finite numbers, got {gamma_min} and {gamma_max}")
+        self.learned_endpoints = learn_endpoints
+        start, log_span = torch.tensor(float(gamma_min)), torch.tensor(math.log(gamma_max - gamma_min))
+        if learn_endpoints:
+            self.start, self.log_span = nn.Parameter(start), nn.Parameter(log_span)
+        else:
+            self.register_buffer("start", start)
+            self.register_buffer("log_span", log_span)
+
+    @property
+    def gamma_min(self) -> Tensor:
+        return self.start
+
+    @property
+    def gamma_max(self) -> Tensor:
+        return self.start + self.span
+
+    @property
+    def span(self) -> Tensor:
+        return torch.exp(self.log_span)
+
+    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(shape(t), d shape / dt): from 0 to 1, increasing."""
+        raise NotImplementedError
+
+    def forward(self, t: Tensor) -> Tensor:
+        """gamma(t), of the shape of t."""
+        return self.start + self.span * self.shape(t)[0]
+
+    def derivative(self, t: Tensor) -> Tensor:
+        """d gamma / dt, of the shape of t; positive."""
+        return self.span * self.shape(t)[1]
+
+    @torch.no_grad()
+    def inverse(self, gamma: Tensor) -> Tensor:
+        """The t in [0, 1] with gamma(t) = gamma, by bisection to float precision; values outside the range clip to the ends."""
+        low, high = torch.zeros_like(gamma), torch.ones_like(gamma)
+        for _ in range(60 if gamma.dtype == torch.float64 else 30):
+            middle = (low + high) / 2
+            below = self(middle) < gamma
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+
+class LinearSchedule(Schedule):
+    """gamma linear in t; fixed, or with learned endpoints (the "learnable scalar" of VDM)."""
+
+    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return t, torch.ones_like(t)
+
+
+class MonotoneSchedule(Schedule):
+    """gamma by VDM's monotone network (its appendix on the noise schedule): l1(t) + l3(sigmoid(l2(l1(t)))) with positive
+    weights, scaled to run from 0 to 1. Starts close to linear."""
+
+    learned_shape = True
+
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, learn_endpoints: bool = False, hidden: int = 256,
+                 seed: int = 0):
+        super().__init__(gamma_min, gamma_max, learn_endpoints)
+        generator = torch.Generator().manual_seed(seed)
+        # positive weights by softplus; the hidden units' centres start spread over [0, 1]
+        self.slope = nn.Parameter(torch.tensor(1.0))
+        self.inner = nn.Parameter(torch.full((hidden,), 10.0))
+        self.centre = nn.Parameter(torch.rand(hidden, generator=generator))
+        self.outer = nn.Parameter(torch.full((hidden,), -5.0 - math.log(hidden)))
+
+    def _raw(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        slope, inner, outer = F.softplus(self.slope), F.softplus(self.inner), F.softplus(self.outer)
+        gate = torch.sigmoid(inner * (t[..., None] - self.centre))
+        value = slope * t + (outer * gate).sum(-1)
+        return value, slope + (outer * inner * gate * (1 - gate)).sum(-1)
+
+    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = self._raw(t)
+        ends, _ = self._raw(torch.stack([torch.zeros_like(t.flatten()[0]), torch.ones_like(t.flatten()[0])]))
+        span = ends[1] - ends[0]
+        return (value - ends[0]) / span, slope / span
+
+
+SCHEDULES = ("linear", "learned_linear", "monotone")
+
+
+def make_schedule(kind: str, gamma_min: float, gamma_max: float, learn_endpoints: bool = False) -> Schedule:
+    """`linear` (fixed), `learned_linear` (both endpoints learned) or `monotone` (learned shape, endpoints as asked)."""
+    if kind == "linear":
+        if learn_endpoints:
+            raise ValueError("a linear schedule with learned endpoints is called 'learned_linear'")
+        return LinearSchedule(gamma_min, gamma_max)
+    if kind == "learned_linear":
+        return LinearSchedule(gamma_min, gamma_max, learn_endpoints=True)
+    if kind == "monotone":
+        return MonotoneSchedule(gamma_min, gamma_max, learn_endpoints)
+    raise ValueError(f"unknown schedule {kind!r}: one of {', '.join(SCHEDULES)}")
+
+
+def stratified_times(n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu",
+                     dtype: torch.dtype = torch.float32) -> Tensor:
+    """n times in [0, 1), one in each of n equal strata around one common random offset, in order (the low-discrepancy sampler
+    of VDM's appendix, "antithetic" times). Each of them alone is uniform."""
+    if n < 1:
+        raise ValueError(f"need at least one time, got n={n}")
+    offset = torch.rand((), generator=generator, dtype=torch.float64, device=device)
+    # divided after the sum, clipped just below 1, so that rounding cannot yield t = 1
+    times = (torch.arange(n, dtype=torch.float64, device=device) + offset) / n
+    return times.to(dtype).clamp(max=1.0 - torch.finfo(dtype).eps)

@@ -1,0 +1,233 @@
+"""The noise-prediction network, and the preconditioning that stands between it and the bound.
+
+`UNet` is the network of VDM (arXiv 2107.00630, appendix on architecture) as the paper's Appendix B uses it: no resampling between
+its blocks, self-attention in the middle only, the noise level added in every block. With more than one entry in
+`channels` it halves the side between stages, which is what the small presets do to learn fast on a CPU.
+
+`PreconditionedDenoiser` turns it into eps_hat(z_t, gamma, coarse) in the orthonormal coordinates of a scale. Preconditioning is
+free: whatever it is, the error counted is that of unit noise in every orthonormal coordinate.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pcdm_lib.maps import HierarchicalMap, ScaleSpec
+
+PRECONDITIONINGS = ("none", "gaussian", "lattice")
+FEATURES = ("none", "vdm", "lattice")
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(32, channels) if channels >= 64 else math.gcd(8, channels), channels)
+
+
+def _zero(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def embed_level(level: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of a noise level scaled to [0, 1], (N,) -> (N, dim), as in VDM with its factor of 1000."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=level.device, dtype=level.dtype) * (-math.log(10_000.0) / max(half - 1, 1)))
+    angles = 1000.0 * level[:, None] * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim - 2 * half))
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, + noise level, norm, SiLU, dropout, conv (starting at zero), + shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, c_level: int, dropout: float):
+        super().__init__()
+        self.norm_in, self.conv_in = _norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.level = _zero(nn.Linear(c_level, c_out))
+        self.norm_out, self.conv_out = _norm(c_out), _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.dropout = nn.Dropout(dropout)
+        self.shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        h = self.conv_in(F.silu(self.norm_in(x))) + self.level(level)[:, :, None, None]
+        return self.shortcut(x) + self.conv_out(self.dropout(F.silu(self.norm_out(h))))
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over positions with a shortcut."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm, self.qkv = _norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.flatten(2).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, dim=1))
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return x + self.out(h)
+
+
+class UNet(nn.Module):
+    """(N, in_channels, H, W) and noise level (N,) in [0, 1] -> (N, out_channels, H, W), zero at the start of training.
+
+    Args:
+        channels: width of each stage; one entry is VDM's network at constant resolution.
+        blocks: residual blocks on the way down in each stage (one more on the way up).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, channels: tuple[int, ...] = (128,), blocks: int = 32,
+                 dropout: float = 0.1, attention: bool = True):
+        super().__init__()
+        if not channels or blocks < 1 or not 0 <= dropout < 1:
+            raise ValueError(f"UNet needs at least one stage and one block and dropout in [0, 1), got {channels}, {blocks}, {dropout}")
+        self.stride = 2 ** (len(channels) - 1)
+        self.embedding, c_level = channels[0], 4 * channels[0]
+        self.level = nn.Sequential(nn.Linear(channels[0], c_level), nn.SiLU(), nn.Linear(c_level, c_level), nn.SiLU())
+        self.entry = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        width, skips = channels[0], [channels[0]]
+        for stage, c in enumerate(channels):
+            if stage:
+                self.down.append(nn.Conv2d(width, c, 2, stride=2))
+                width = c
+                skips.append(c)
+            for _ in range(blocks):
+                self.down.append(ResidualBlock(width, c, c_level, dropout))
+                width = c
+                skips.append(c)
+        self.middle_in = ResidualBlock(width, width, c_level, dropout)
+        self.middle_attention = Attention(width) if attention else nn.Identity()
+        self.middle_out = ResidualBlock(width, width, c_level, dropout)
+        for stage in reversed(range(len(channels))):
+            for _ in range(blocks + 1):
+                self.up.append(ResidualBlock(width + skips.pop(), channels[stage], c_level, dropout))
+                width = channels[stage]
+            if stage:
+                self.up.append(nn.ConvTranspose2d(width, channels[stage - 1], 2, stride=2))
+                width = channels[stage - 1]
+        self.exit_norm, self.exit = _norm(width), _zero(nn.Conv2d(width, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
+            raise ValueError(f"this network halves the side {self.stride.bit_length() - 1} times, got {tuple(x.shape[-2:])}: "
+                             "use a preset with fewer stages")
+        level = self.level(embed_level(level, self.embedding))
+        h = self.entry(x)
+        skips = [h]
+        for module in self.down:
+            h = module(h, level) if isinstance(module, ResidualBlock) else module(h)
+            skips.append(h)
+        h = self.middle_out(self.middle_attention(self.middle_in(h, level)), level)
+        for module in self.up:
+            h = module(torch.cat([h, skips.pop()], dim=1), level) if isinstance(module, ResidualBlock) else module(h)
+        return self.exit(F.silu(self.exit_norm(h)))
+
+
+# ---------------------------------------------------------------- preconditioning
+
+
+def lattice_posterior(mean: Tensor, std: Tensor, offset: Tensor | float, step: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of N(mean, std^2) restricted to the lattice offset + step * Z.
+
+    The two regimes of the theta function: five terms around the nearest point where the Gaussian is narrow, the first harmonic of
+    its Fourier series where it is wide (std above half a step, where the next harmonic is below 1e-8).
+    """
+    u, tau = (mean - offset) / step, std / step
+    nearest = u.round()
+    f = u - nearest
+    narrow = tau.clamp(min=1e-4, max=0.5)
+    k = torch.arange(-2, 3, device=f.device, dtype=f.dtype).reshape(5, *[1] * f.ndim)
+    weight = torch.softmax(-((f - k) ** 2) / (2 * narrow**2), dim=0)
+    first, second = (weight * k).sum(0), (weight * k**2).sum(0)
+    wide = tau.clamp(min=0.5)
+    decay = torch.exp(-2 * (math.pi * wide) ** 2)
+    wide_mean = f - 4 * math.pi * wide**2 * decay * torch.sin(2 * math.pi * f)
+    wide_var = wide**2 - 8 * math.pi**2 * wide**4 * decay * torch.cos(2 * math.pi * f)
+    is_wide = tau > 0.5
+    shift = torch.where(is_wide, wide_mean, first)
+    variance = torch.where(is_wide, wide_var, second - first**2)
+    return offset + step * (nearest + shift), step**2 * variance.clamp(min=0)
+
+
+class PreconditionedDenoiser(nn.Module):
+    """eps_hat(z_t, gamma, coarse) = estimate without a network + its uncertainty * network.
+
+    The estimate treats every coefficient as an independent Gaussian with its band's mean and variance (`fit`), on the integers of
+    its band that agree with the parity known from the coarser scale (`lattice`) or on the real line (`gaussian`); the network
+    predicts what remains in units of that estimate's own standard deviation. `none` is VDM's choice: eps_hat = z_t + network.
+
+    Args:
+        gamma_range: the noise levels that are scaled to [0, 1] for the network's embedding.
+        features: sines and cosines added to the input: `vdm` at the frequencies of VDM, `lattice` of where each
+            coefficient stands between the points of its lattice, damped where noise hides it.
+    """
+
+    def __init__(self, hierarchy: HierarchicalMap, spec: ScaleSpec, gamma_range: tuple[float, float], preconditioning: str = "lattice",
+                 features: str = "lattice", **unet):
+        super().__init__()
+        if preconditioning not in PRECONDITIONINGS or features not in FEATURES:
+            raise ValueError(f"preconditioning must be one of {PRECONDITIONINGS} and features one of {FEATURES}, "
+                             f"got {preconditioning!r} and {features!r}")
+        self.map, self.spec, self.gamma_range = hierarchy, spec, gamma_range
+        self.preconditioning, self.features = preconditioning, features
+        channels = spec.shape[0]
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.full((channels, 1, 1), 0.5 / spec.gain))
+        view, waves = spec.view_shape[0], {"none": 0, "vdm": 4, "lattice": 4}[features]
+        phases = channels if features == "lattice" and spec.view_shape == spec.shape else view
+        condition = spec.condition_shape[0] if spec.condition_shape else 0
+        self.net = UNet(view + condition + waves * phases, view, **unet)
+
+    @torch.no_grad()
+    def fit(self, z: Tensor) -> None:
+        """Take mean and standard deviation of every channel from integer coordinates (N, ...) of training images."""
+        z = z.double()
+        self.mean.copy_(z.mean(dim=(0, 2, 3)).reshape(self.mean.shape))
+        # never below a quarter of an integer: a constant band is as well known as the lattice allows
+        self.std.copy_(z.std(dim=(0, 2, 3), correction=0).clamp(min=0.25).reshape(self.std.shape))
+
+    def forward(self, z_t: Tensor, gamma: Tensor, coarse: Tensor | None) -> Tensor:
+        spec, g = self.spec, gamma.reshape(-1, 1, 1, 1)
+        ratio = torch.exp(g / 2)  # sigma / alpha
+        # on the axis of the integers: centre = z + tau * eps
+        centre, tau = (z_t * torch.sqrt(1 + ratio**2) - spec.shift) / spec.gain, ratio / spec.gain
+        if self.preconditioning == "none":
+            seen = z_t
+        else:
+            seen = (centre - self.mean) / torch.sqrt(self.std**2 + tau**2)
+        inputs = [self.map.to_view(spec, seen), *self._waves(z_t, centre, tau, coarse)]
+        if coarse is not None:
+            inputs.append(self.map.condition_image(spec, coarse).to(z_t.dtype))
+        low, high = self.gamma_range
+        out = self.map.from_view(spec, self.net(torch.cat(inputs, dim=1), (gamma - low) / (high - low)))
+        if self.preconditioning == "none":
+            return z_t + out
+        estimate, variance = self._estimate(centre, tau, coarse)
+        return (centre - estimate + variance.sqrt() * out) / tau
+
+    def _estimate(self, centre: Tensor, tau: Tensor, coarse: Tensor | None) -> tuple[Tensor, Tensor]:
+        weight = self.std**2 / (self.std**2 + tau**2)
+        mean, std = self.mean + weight * (centre - self.mean), tau * weight.sqrt()
+        if self.preconditioning == "gaussian":
+            return mean, (std**2).expand_as(mean)
+        if self.spec.kind != "details":
+            return lattice_posterior(mean, std, 0.0, 1.0)
+        parity = (coarse & 1).to(centre.dtype)
+        return lattice_posterior(mean, std, torch.cat([parity] * 3, dim=1), 2.0)
+
+    def _waves(self, z_t: Tensor, centre: Tensor, tau: Tensor, coarse: Tensor | None) -> list[Tensor]:
+        if self.features == "none":
+            return []
+        if self.features == "vdm":
+            angles = [2.0**n * math.pi * self.map.to_view(self.spec, z_t) for n in (6, 7)]
+            return [wave for angle in angles for wave in (angle.sin(), angle.cos())]
+        phase, gain = self.map.lattice_phase(self.spec, centre, coarse)
+        waves = []
+        for period in (1.0, 2.0):
+            angle = 2 * math.pi / period * phase
+            damp = torch.exp(-((2 * math.pi * gain / period * tau) ** 2) / 2)
+            waves += [damp * angle.sin(), damp * angle.cos()]
+        return waves

@@ -1,0 +1,339 @@
+"""What installs this project says the same thing everywhere, and installs all of it."""
+
+import ast
+import configparser
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+
+# Where conda-forge's name of a distribution, or the name a distribution is imported
+# under, is not its name on PyPI.
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+IMPORT_NAMES = {
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "pywt": "pywavelets",
+    "yaml": "pyyaml",
+    "IPython": "ipython",
+    "ot": "pot",
+}
+SCRIPTS = ("pcdm_lib", "tests", "notebooks", "reproduce")
+
+
+def requirements(lines: list[str]) -> dict[str, SpecifierSet]:
+    """Specifiers by canonical name; a name said twice is an error."""
+    found: dict[str, SpecifierSet] = {}
+    for line in lines:
+        requirement = Requirement(line)
+        name = canonicalize_name(requirement.name)
+        assert name not in found, f"{name} stands twice"
+        found[name] = requirement.specifier
+    return found
+
+
+RUNTIME = requirements(PROJECT["dependencies"])
+EXTRAS = {extra: requirements(lines) for extra, lines in PROJECT["optional-dependencies"].items()}
+TESTED = RUNTIME | EXTRAS["test"]
+
+
+def pins() -> dict[str, Version]:
+    """The versions of constraints.txt by canonical name; anything but `name==version` is an error."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = {}
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line)
+        assert match, f"constraints.txt: {line!r} is not name==version without a local tag"
+        name = canonicalize_name(match[1])
+        assert name not in found, f"constraints.txt pins {name} twice"
+        found[name] = Version(match[2])
+    return found
+
+
+# -- versions ----------------------------------------------------------------------------
+
+
+def test_conda_environment_states_the_ranges_of_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["name"] == PROJECT["name"]
+    assert environment["channels"] == ["conda-forge"]
+    plain = [line for line in environment["dependencies"] if isinstance(line, str)]
+    conda = requirements(plain)
+    assert conda.pop("python") == SpecifierSet(PROJECT["requires-python"])
+    assert conda.pop("pip") == SpecifierSet()
+    assert conda == {CONDA_NAMES.get(name, name): ranges for name, ranges in TESTED.items()}
+    # Through pip comes this checkout and nothing else.
+    assert [line for line in environment["dependencies"] if line not in plain] == [{"pip": ["-e ."]}]
+
+
+@pytest.mark.parametrize("name", sorted(set(TESTED).union(*EXTRAS.values())))
+def test_declared_dependency_is_pinned_inside_its_range(name):
+    ranges = [table[name] for table in (RUNTIME, *EXTRAS.values()) if name in table]
+    for specifier in ranges:
+        assert any(part.operator in (">=", "~=", ">") for part in specifier), f"{name} has no lower bound"
+        assert pins()[name] in specifier
+
+
+def test_constraints_cover_all_that_is_installed_with_the_project():
+    """In the environment that the constraints make, nothing that the project needs is left free."""
+    pinned = pins()
+    installed = {name: Version(importlib.metadata.version(name)).public for name in TESTED}
+    if installed != {name: str(pinned[name]) for name in TESTED}:
+        pytest.skip("this environment was not made with constraints.txt")
+    seen: set[str] = set()
+    todo = [(name, frozenset()) for name in TESTED]
+    while todo:
+        name, extras = todo.pop()
+        if name in seen and not extras:
+            continue
+        seen.add(name)
+        for line in importlib.metadata.requires(name) or []:
+            need = Requirement(line)
+            wanted = need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras or {""})
+            if wanted:
+                todo.append((canonicalize_name(need.name), frozenset(need.extras)))
+    # What only some builds of torch, platforms or Pythons need stays free (its header says so).
+    accelerator = re.compile(r"(nvidia|cuda|triton|pytorch-triton|intel|rocm)\b")
+    free = {name for name in seen - set(pinned) if not accelerator.match(name)}
+    if sys.platform == "linux" and sys.version_info[:2] == (3, 11):
+        assert not free
+    assert len(seen & set(pinned)) > len(TESTED) + 50  # the walk did go into what they need
+
+
+# -- imports -----------------------------------------------------------------------------
+
+
+def python_source(path: Path) -> str:
+    """A file's Python; of a notebook, its code cells without IPython's % and ! lines."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    lines = "\n".join("".join(cell["source"]) for cell in cells).split("\n")
+    return "\n".join(re.sub(r"^(\s*)[%!].*$", r"\1pass", line) for line in lines)
+
+
+def imported(source: str) -> tuple[set[str], set[str]]:
+    """Top-level names of what a source imports: always, and only inside a function, `try` or `if`."""
+
+    def names(node: ast.AST) -> set[str]:
+        if isinstance(node, ast.Import):
+            return {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            return {node.module.split(".")[0]}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("pytest.importorskip", "importlib.import_module"):
+            return {str(arg.value).split(".")[0] for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+        return set()
+
+    tree = ast.parse(source)
+    always = set().union(*map(names, tree.body))
+    return always, set().union(*map(names, ast.walk(tree))) - always
+
+
+def test_imported_sees_every_form():
+    source = (
+        "import torch.nn as nn, os\nfrom PIL import Image\nfrom . import maps\n"
+        "def f():\n    import ot\ntry:\n    from scipy.stats import norm\nexcept ImportError:\n    pass\n"
+        "x = pytest.importorskip('constriction')\n"
+    )
+    assert imported(source) == ({"torch", "os", "PIL"}, {"ot", "scipy", "constriction"})
+
+
+def sources() -> list[Path]:
+    found = [p for top in SCRIPTS for suffix in ("py", "ipynb") for p in sorted((ROOT / top).rglob(f"*.{suffix}"))]
+    return [p for p in found if ".ipynb_checkpoints" not in p.parts]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_are_declared(path):
+    """What a file always imports is a dependency; what it imports on demand is one, or in an extra."""
+    top = path.relative_to(ROOT).parts[0]
+    own = {"pcdm_lib", *(p.stem for p in path.parent.iterdir()), *SCRIPTS}
+    always, on_demand = (
+        {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in names - own - set(sys.stdlib_module_names)}
+        for names in imported(python_source(path))
+    )
+    declared = set(TESTED if top == "tests" else RUNTIME)
+    assert always <= declared, f"declare in pyproject.toml and environment.yml: {always - declared}"
+    optional = declared.union(*EXTRAS.values())
+    assert on_demand <= optional, f"declare in pyproject.toml, in an extra at least: {on_demand - optional}"
+
+
+# -- what is installed -------------------------------------------------------------------
+
+
+def test_wheel_holds_every_file_of_the_package(tmp_path):
+    """An editable install hides a file that a real one would lack."""
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "pcdm_lib", tmp_path / "pcdm_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    files = {p.relative_to(tmp_path).as_posix() for p in (tmp_path / "pcdm_lib").rglob("*") if p.is_file()}
+    build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, text=True)
+    (wheel,) = (tmp_path / "dist").glob("pcdm-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+    assert {name for name in held if ".dist-info/" not in name} == files
+    assert any(name.endswith("/LICENSE") for name in held)
+
+
+def test_licence_is_mit():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert text.startswith("MIT License\n\nCopyright (c) 2026 The PCDM reproduction authors\n")
+    flat = " ".join(text.split())
+    assert "Permission is hereby granted, free of charge, to any person obtaining a copy" in flat
+    assert 'THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND' in flat
+    assert PROJECT["license"] == "MIT"
+
+
+# -- commands ----------------------------------------------------------------------------
+
+
+def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run make as a user would, not as a child of the `make test` that may be running this."""
+    if shutil.which("make") is None:
+        pytest.skip("no make here")
+    ours = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "VENV", "PYTHON", "NOTEBOOK", "OUT", "PARAMS")
+    clean = {key: value for key, value in os.environ.items() if key not in (*ours, "PYTEST_ARGS", "LAB_ARGS", "HOLD")}
+    return subprocess.run(["make", *arguments], cwd=cwd, env=clean, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "arguments, command",
+    [
+        (["reproduce"], '".venv/bin/python" -m papermill reproduce/cifar_wavelet.ipynb out.ipynb'),
+        (
+            ["reproduce", "VENV=v", "OUT=a.ipynb", "PARAMS=-p minutes 2 -p dataset photos"],
+            '"v/bin/python" -m papermill reproduce/cifar_wavelet.ipynb a.ipynb -p minutes 2 -p dataset photos',
+        ),
+        (["test", "PYTEST_ARGS=-k maps"], '".venv/bin/python" -m pytest --nbval -k maps'),
+        (["lab", "LAB_ARGS=--no-browser"], '".venv/bin/python" -m jupyterlab --no-browser'),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_make_runs(arguments, command, tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    lines = [line.strip() for line in make("-n", *arguments, cwd=tmp_path).stdout.splitlines()]
+    assert lines[-1] == command
+    # Without an environment there, it is made first.
+    assert any('-m pip install -e ".[test]" -c constraints.txt' in line for line in lines[:-1])
+
+
+def test_environment_is_made_once_and_never_half(tmp_path):
+    """With a stand-in for python that only notes what it was asked to do."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(
+        f'#!/bin/sh\necho "$*" >> "{log}"\n'
+        '[ "$2" = venv ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python"\n'
+        f'[ "$2" = pip ] && [ -e "{tmp_path}/broken" ] && exit 1\nexit 0\n'
+    )
+    python.chmod(0o755)
+
+    def run() -> tuple[int, int]:
+        """make's exit status, and how many times pip was asked to install."""
+        log.write_text("")
+        status = make("test", "VENV=v", "PYTHON=./python", cwd=tmp_path).returncode
+        return status, log.read_text().count("-m pip install")
+
+    (tmp_path / "broken").touch()
+    assert run() == (2, 1)
+    assert run() == (2, 1)  # what failed half-way is not taken for made
+    (tmp_path / "broken").unlink()
+    assert run() == (0, 1)
+    assert run() == (0, 0)
+    for name in ("pyproject.toml", "constraints.txt"):
+        os.utime(tmp_path / name, (later := log.stat().st_mtime + 100, later))
+        assert run() == (0, 1)
+        os.utime(tmp_path / name, (0, 0))
+        assert run() == (0, 0)
+    (tmp_path / "v" / ".pcdm-installed").write_text("/another/checkout\n")
+    assert run() == (0, 1)
+
+
+def test_make_asks_for_the_python_that_pyproject_asks_for():
+    major, minor = re.search(r"version_info < \((\d+), (\d+)\)", (ROOT / "Makefile").read_text()).groups()
+    assert PROJECT["requires-python"] == f">={major}.{minor}"
+
+
+def test_make_help_lists_the_targets_for_users():
+    listed = set(re.findall(r"make (\w+)", make("help").stdout))
+    assert {"reproduce", "test", "lab", "clean", "constraints"} <= listed
+
+
+def test_ci_calls_make_test_in_a_new_environment():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111 == 0o111
+    text = script.read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in text
+    assert "work=$(mktemp -d)" in text
+    assert re.search(r'^timeout \d+ make test VENV="\$work/venv"', text, re.MULTILINE)
+
+
+def test_no_package_index_is_hard_coded():
+    for name in ("Makefile", ".ci/run", "pyproject.toml", "constraints.txt", "environment.yml"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert not re.search(r"index-url|find-links|https?://|file://", text), name
+
+
+def test_readme_gives_the_commands():
+    lines = {line.strip().removeprefix("$ ") for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()}
+    commands = {line.split("  #")[0].rstrip() for line in lines}
+    assert {
+        "make reproduce",
+        "make test",
+        "make lab",
+        "python3 -m venv .venv",
+        ". .venv/bin/activate",
+        'pip install -e ".[test]" -c constraints.txt',
+        "papermill reproduce/cifar_wavelet.ipynb out.ipynb",
+        "pytest --nbval",
+        "jupyter lab",
+    } <= commands
+
+
+# -- notebooks ---------------------------------------------------------------------------
+
+
+def test_pytest_runs_the_notebooks_in_its_own_python(pytestconfig):
+    assert pytestconfig.getini("testpaths") == ["tests", "notebooks"]
+    assert pytestconfig.option.nbval_current_env
+    assert pytestconfig.option.nbval_cell_timeout <= 300
+
+
+def test_sanitizer_hides_addresses_and_process_ids_only():
+    rules = configparser.ConfigParser(interpolation=None)
+    rules.read(ROOT / "tests" / "nbval_sanitize.cfg")
+    text = "<object at 0x7f3a5c001d90> /tmp/ipykernel_123/456.py 3.87 bpd 0x10"
+    for section in rules.sections():
+        text = re.sub(rules[section]["regex"], rules[section]["replace"], text)
+    assert text == "<object at 0xADDRESS> /tmp/ipykernel_PID/CELL.py 3.87 bpd 0x10"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sources() if p.suffix == ".ipynb"], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_notebook_names_no_kernel_of_its_author(path):
+    """papermill starts the kernel that a notebook names; python3 is every environment's own."""
+    assert json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"]["name"] == "python3"

@@ -100,6 +100,13 @@ class Scales:
 # ---------------------------------------------------------------- one Haar step, on any dtype
 
 
+def _whole(x: Tensor) -> Tensor:
+    """Integers wide enough for sums of four; uint8 would wrap around."""
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"integers wanted, got {x.dtype}: haar_step and its inverse are the same on floats")
+    return x.to(torch.int32) if x.dtype.itemsize < 4 else x
+
+
 def _butterfly(x: Tensor) -> Bands:
     top, bottom = x[..., 0::2, :], x[..., 1::2, :]
     a, b, c, d = top[..., 0::2], top[..., 1::2], bottom[..., 0::2], bottom[..., 1::2]
@@ -115,6 +122,8 @@ def _interleave(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 def haar_step(x: Tensor) -> Bands:
     """One orthonormal Haar step on floats, (..., H, W) -> four bands (..., H/2, W/2)."""
+    if not x.is_floating_point():
+        raise TypeError(f"haar_step wants floats, got {x.dtype}: use haar_step_integers, or convert it")
     return Bands(*(band / 2 for band in _butterfly(x)))
 
 
@@ -126,13 +135,13 @@ def haar_step_inverse(bands: Bands) -> Tensor:
 
 def haar_step_integers(x: Tensor) -> Bands:
     """One unscaled Haar step on integers: exact, and the orthonormal coefficients are the result halved."""
-    return Bands(*_butterfly(x))
+    return _butterfly(_whole(x))
 
 
 def haar_step_integers_inverse(bands: Bands) -> Tensor:
     """Inverse of `haar_step_integers`. Raises ValueError where s+p+q+r is not divisible by 4 or the parities differ, that
     is where the integers belong to no image."""
-    s, p, q, r = bands
+    s, p, q, r = (_whole(band) for band in bands)
     blocks = (s + p + q + r, s + p - q - r, s - p + q - r, s - p - q + r)
     if any(bool((v & 3).any()) for v in blocks):
         raise ValueError("these integers belong to no image: p = s, q = s (mod 2) and s+p+q+r = 0 (mod 4) must hold "
@@ -203,7 +212,7 @@ class HierarchicalMap:
     def synthesise(self, scales: Scales) -> Tensor:
         """Inverse of `analyse`, (N, C, H, W). For a frame it is the transpose, so what lies outside the frame's range is
         projected away."""
-        self._check_scales(scales)
+        self._check_scales(scales, integers=False)
         return self._synthesise(scales)
 
     # ---- integers
@@ -216,11 +225,12 @@ class HierarchicalMap:
         """For each scale its integer coordinates and the integers rebuilt from all coarser scales (None for the base):
         the pair that one conditional diffusion needs, without the other scales' networks."""
         self._check_integers(x, max_value)
+        self.specs(tuple(x.shape[1:]), max_value)  # refuses what would overflow
         return self._split_integers(x.to(torch.int32))
 
     def synthesise_integers(self, scales: Scales) -> Tensor:
         """Exact inverse of `analyse_integers`, int32 (N, C, H, W)."""
-        self._check_scales(scales)
+        self._check_scales(scales, integers=True)
         coarse = None
         for index, z in enumerate(scales):
             coarse = self.refine(index, coarse, z)
@@ -290,13 +300,27 @@ class HierarchicalMap:
         self._check_batch(x)
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
             raise TypeError(f"integers wanted, got {x.dtype}: keep images as uint8, or round them yourself")
+        if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # for these torch has no min and max
+            x = x.to(torch.int64)
         low, high = int(x.min()), int(x.max())
         if low < 0 or high > max_value:
             raise ValueError(f"pixel values must lie in 0..{max_value}, got {low}..{high}")
 
-    def _check_scales(self, scales: Scales) -> None:
+    def _check_scales(self, scales: Scales, integers: bool) -> None:
         if tuple(getattr(scales, "names", ())) != self.names():
             raise ValueError(f"{self!r} has the scales {self.names()}, got {getattr(scales, 'names', type(scales))}")
+        if scales[0].ndim != 4:
+            raise ValueError(f"every scale must be a batch (N, C, h, w), got a base of {tuple(scales[0].shape)}")
+        count, channels, *sides = scales[0].shape
+        image_shape = (channels, *(side * 2**self.levels for side in sides))
+        for spec, (name, v) in zip(self._specs(image_shape, 1), scales.items()):
+            expected = (count, *(spec.shape if integers else spec.view_shape))
+            if tuple(v.shape) != expected:
+                raise ValueError(f"{name} must have the shape {expected} beside a base of {tuple(scales[0].shape)}, "
+                                 f"got {tuple(v.shape)}")
+            if v.is_floating_point() == integers:
+                wanted, other = ("integers", "synthesise") if integers else ("floats", "synthesise_integers")
+                raise TypeError(f"{name} must hold {wanted}, got {v.dtype}: use {other}, or convert it")
 
 
 class HaarWavelet(HierarchicalMap):

@@ -19,6 +19,12 @@ import torch
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow", "imagecodecs", "scikit-image", "PyWavelets")
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Write a file under a temporary name in the same folder, flush it to disk, then rename it."""
     path = Path(path)
@@ -29,6 +35,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -60,8 +67,10 @@ def new_folder(path: Path | str) -> Iterator[Path]:
     try:
         yield work
         for file in work.iterdir():
+            os.chmod(file, 0o666 & ~_umask())
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
+        os.chmod(work, 0o777 & ~_umask())
         if path.exists():
             shutil.rmtree(path)
         os.rename(work, path)

@@ -92,7 +92,7 @@ class Trainer:
         self.map_check(images)
         self.identity = {"format": FORMAT, "config": config.to_dict(), "data": dict(data or {}), "seed": seed,
                          "scales": list(self.cascade.networks)}
-        self.step, self.seconds, self.budget = 0, 0.0, {}
+        self.step, self.seconds, self.rate, self.budget = 0, 0.0, 0.0, {}
         self._fit(images)
         self.scales = [self._scale(i, s.name) for i, s in enumerate(self.cascade.specs) if s.name in self.cascade.networks]
         self._open(resume)
@@ -237,10 +237,10 @@ class Trainer:
     @torch.no_grad()
     def _apply(self, losses: Sequence[float]) -> dict[str, float]:
         """One optimiser and EMA step of every scale; the losses as shares of the image's bits per dimension."""
-        rate, decay, figures = self._rate(), min(self.config.training.ema, (self.step + 1) / (self.step + 10)), {}
+        self.rate, decay, figures = self._rate(), min(self.config.training.ema, (self.step + 1) / (self.step + 10)), {}
         for scale, loss in zip(self.scales, losses):
             for group in scale.optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = self.rate
             scale.optimiser.step()
             torch._foreach_lerp_(list(scale.ema.parameters()), list(scale.module.parameters()), 1 - decay)
             figures[scale.name] = loss * self.cascade.specs[scale.index].dims / (self.cascade.dims * math.log(2))
@@ -252,7 +252,7 @@ class Trainer:
     def _record(self, totals: Mapping[str, list[float]]) -> dict[str, Any]:
         means = {name: sum(v) / len(v) for name, v in totals.items()}
         record = {"step": self.step, "seconds": round(self.seconds, 3), "images": self.step * self.config.training.batch_size,
-                  "rate": self._rate(), "bpd": sum(means.values()), "scales": means}
+                  "rate": self.rate, "bpd": sum(means.values()), "scales": means}
         with open(self.run_dir / "log.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
         return record

@@ -1,0 +1,137 @@
+"""Figures of a training run: the live curve, where the bits go, samples that grow scale by scale. For notebooks only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pcdm_lib.cascade import Cascade, Samples
+from pcdm_lib.evaluate import TERMS, Evaluation
+
+# Okabe and Ito's palette: told apart by colour-blind readers
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+
+
+def training_curve(rows: list[Mapping[str, Any]], label: str, target: float | None = None) -> Figure:
+    """Training loss against time: each scale's share in bits per dimension of the image, and their sum."""
+    figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+    minutes = np.array([r["seconds"] for r in rows]) / 60
+    series = {"all scales": np.array([r["bpd"] for r in rows])}
+    names = list(rows[-1]["scales"]) if rows else []
+    if len(names) > 1:
+        series |= {name: np.array([r["scales"][name] for r in rows]) for name in names}
+    for colour, (name, values) in zip(COLOURS, series.items()):
+        axes.plot(minutes, values, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(minutes, _smooth(values), color=colour, linewidth=2, label=f"{name}: {_smooth(values)[-1]:.2f}")
+    if target is not None:
+        axes.axhline(target, color="0.4", linestyle=":", label=f"JPEG XL, held out: {target:.2f}")
+    top = np.quantile(series["all scales"], 0.9) if rows else 8
+    axes.set(xlabel="minutes of training", ylabel="bits per dimension (training batches)", ylim=(0, max(6.0, 1.3 * top)),
+             title="The bound on the training images falls scale by scale")
+    axes.legend(loc="upper right", frameon=False)
+    figure.supxlabel(label, fontsize=8, color="0.35")
+    return figure
+
+
+def _smooth(values: np.ndarray, keep: float = 0.9) -> np.ndarray:
+    """Exponential moving average, corrected for its start."""
+    total, weight, out = 0.0, 0.0, []
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(total / weight)
+    return np.array(out)
+
+
+class LiveCurve:
+    """Redraws `training_curve` in place while training runs: pass it as `on_log`.
+
+    Args:
+        display: the notebook's `display`. every: seconds between two drawings.
+    """
+
+    def __init__(self, display: Callable[..., Any], label: str, target: float | None = None, every: float = 10.0):
+        self.rows: list[Mapping[str, Any]] = []
+        self.display, self.label, self.target, self.every = display, label, target, every
+        self.handle, self.last = None, -np.inf
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        self.rows.append(record)
+        if time.monotonic() - self.last >= self.every:
+            self.draw()
+
+    def draw(self) -> None:
+        """Show the curve as it is now."""
+        if not self.rows:
+            return
+        self.last = time.monotonic()
+        figure = training_curve(self.rows, self.label, self.target)
+        if self.handle is None:
+            self.handle = self.display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        plt.close(figure)
+
+
+def bits_figure(result: Evaluation, codecs: Mapping[str, tuple[float, float]], label: str, name: str) -> Figure:
+    """Our bound, stacked by scale and term, beside real files of the same images."""
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    rows = {k: v for k, v in result.table().items() if k != "total"}
+    bottom, parts = 0.0, [(scale, term, row[term]) for scale, row in rows.items() for term in TERMS]
+    colours = {scale: COLOURS[i] for i, scale in enumerate(rows)}
+    hatch = {"prior": "//", "diffusion": "", "reconstruction": ".."}
+    for scale, term, value in parts:
+        if value >= 0.005:  # thinner than a line is tall
+            axes.bar(0, value, 0.6, bottom=bottom, color=colours[scale], hatch=hatch[term], edgecolor="white", label=f"{scale}: {term} {value:.3f}")
+        bottom += value
+    axes.errorbar(0, bottom, yerr=2 * result.se_images, color="black", capsize=4)
+    axes.text(0, bottom + 0.12, f"{bottom:.2f}", ha="center", va="bottom", fontweight="bold")
+    for x, (codec, (mean, error)) in enumerate(codecs.items(), start=1):
+        axes.bar(x, mean, 0.6, color="0.65")
+        axes.errorbar(x, mean, yerr=2 * error, color="black", capsize=4)
+        axes.text(x, mean + 0.12, f"{mean:.2f}", ha="center", va="bottom", fontweight="bold")
+    axes.set_xticks(range(len(codecs) + 1), [f"{name}\n(bound)", *(f"{c}\n(file)" for c in codecs)])
+    axes.set(ylabel="bits per dimension, ±2 standard errors", ylim=(0, 1.25 * max([bottom, *(m for m, _ in codecs.values())])),
+             title="What each held-out image costs, and where our bits go")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.supxlabel(label, fontsize=8, color="0.35")
+    return figure
+
+
+def samples_figure(cascade: Cascade, samples: Samples, label: str) -> Figure:
+    """One row a scale: what the cascade has drawn so far, coarsest first; one column an image."""
+    count = len(samples.images)
+    figure, axes = plt.subplots(len(samples.growth), count, figsize=(1.05 * count + 1.2, 1.15 * len(samples.growth) + 0.9),
+                                squeeze=False, layout="constrained")
+    for row, (coarse, spec) in enumerate(zip(samples.growth, cascade.specs)):
+        for ax, image in zip(axes[row], _pixels(cascade.map.brightness(row, coarse, cascade.max_value))):
+            ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_xticks([]), ax.set_yticks([])
+        axes[row, 0].set_ylabel(f"{spec.name}\n{coarse.shape[-1]}x{coarse.shape[-2]}", fontsize=9)
+    figure.suptitle("Samples grow scale by scale: each row adds the detail of one scale")
+    figure.supxlabel(label, fontsize=8, color="0.35")
+    return figure
+
+
+def image_rows(rows: Mapping[str, Tensor], title: str) -> Figure:
+    """Rows of uint8 images (N, C, H, W), each with its name."""
+    count = max(len(images) for images in rows.values())
+    figure, axes = plt.subplots(len(rows), count, figsize=(0.85 * count + 1.2, 0.95 * len(rows) + 0.6), squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.set_xticks([]), ax.set_yticks([])
+    for row, (name, images) in zip(axes, rows.items()):
+        for ax, image in zip(row, _pixels(images / 255.0)):
+            ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        row[0].set_ylabel(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _pixels(images: Tensor) -> list[np.ndarray]:
+    arrays = images.clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+    return [a[..., 0] if a.shape[-1] == 1 else a for a in arrays]

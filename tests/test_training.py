@@ -1,0 +1,270 @@
+"""Training: resume bit for bit (also after kill -9), the NaN guard, checkpoints that are whole or refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from pcdm_lib import presets, training
+from pcdm_lib.training import CheckpointMismatch, Trainer, TrainingDiverged
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.randn(40, 3, 8, 8, generator=generator).cumsum(2).cumsum(3) * 12 + 128
+    return smooth.clamp(0, 255).to(torch.uint8)
+
+
+def config(system="wavelet", **changes):
+    base = presets.preset("tiny", system, (3, 8, 8))
+    return base.override({"batch_size": 8, "dropout": 0.1, "warmup_steps": 4, **changes})
+
+
+def weights(run_dir):
+    folder = training.newest_checkpoint(run_dir)
+    return {(f.name, k): v for f in sorted(folder.glob("*.safetensors")) for k, v in safetensors.torch.load_file(f).items()}
+
+
+def assert_same_weights(a, b, only=""):
+    first, second = ({k: v for k, v in weights(r).items() if only in k[0]} for r in (a, b))
+    assert first.keys() == second.keys() and first
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+
+
+def train(run_dir, images, steps, conf=None, **options):
+    trainer = Trainer(conf or config(), images, run_dir, **options)
+    trainer.run(steps=steps, progress=False, log_every=5)
+    return trainer
+
+
+def test_learns(tmp_path, images):
+    """One grey level an image: the preconditioning knows the spread of the levels, only training can know that they agree."""
+    flat = torch.randint(40, 216, (64, 3, 1, 1), generator=torch.Generator().manual_seed(1)).to(torch.uint8).expand(-1, -1, 8, 8)
+    train(tmp_path / "run", flat.contiguous(), 100, config(dropout=0.0, learning_rate=5e-3))
+    rows = training.read_log(tmp_path / "run")
+    assert [r["step"] for r in rows] == list(range(5, 101, 5))
+    assert rows[-1]["scales"]["base"] < 0.9 * rows[0]["scales"]["base"]
+    assert set(rows[0]["scales"]) == {"base", "details1"}
+    assert sum(rows[0]["scales"].values()) == pytest.approx(rows[0]["bpd"])
+
+
+def test_interrupted_run_continues_bit_for_bit(tmp_path, images, monkeypatch):
+    """An interrupt in the middle of a step, a new process's worth of state, and the same weights as without it."""
+    train(tmp_path / "whole", images, 20)
+    first = Trainer(config(), images, tmp_path / "cut")
+    loss = first.cascade.loss
+
+    def interrupted(index, *rest):
+        if first.step == 11 and index == 1:
+            raise KeyboardInterrupt
+        return loss(index, *rest)
+
+    monkeypatch.setattr(first.cascade, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        first.run(steps=20, progress=False)
+    assert training.newest_checkpoint(tmp_path / "cut").name == "step-00000011"
+    train(tmp_path / "cut", images, 20, resume=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("scale", ["base", "details1"])
+def test_scales_trained_apart_are_those_trained_together(tmp_path, images, scale):
+    train(tmp_path / "together", images, 6)
+    train(tmp_path / scale, images, 6, scales=[scale])
+    assert_same_weights(tmp_path / "together", tmp_path / scale, only=scale)
+
+
+def test_scales_trained_apart_make_a_cascade(tmp_path, images):
+    for scale in ("base", "details1"):
+        train(tmp_path / scale, images, 4, scales=[scale])
+    cascade, _ = training.load_cascade(tmp_path / "base", tmp_path / "details1")
+    assert bool((cascade.bound(images, torch.Generator().manual_seed(0)).total > 0).all())
+    with pytest.raises(CheckpointMismatch, match="details1"):
+        training.load_cascade(tmp_path / "base")
+    with pytest.raises(CheckpointMismatch, match="two of these runs"):
+        training.load_cascade(tmp_path / "base", tmp_path / "base")
+
+
+CHILD = """
+import sys, torch
+from pcdm_lib import presets
+from pcdm_lib.training import Trainer
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+images = (torch.randn(40, 3, 8, 8, generator=generator).cumsum(2).cumsum(3) * 12 + 128).clamp(0, 255).to(torch.uint8)
+config = presets.preset("tiny", "wavelet", (3, 8, 8)).override({"batch_size": 8, "dropout": 0.1})
+Trainer(config, images, sys.argv[1], resume=True).run(steps=int(sys.argv[2]), progress=False, checkpoint_minutes=float(sys.argv[3]))
+"""
+
+
+def child(run_dir, steps, checkpoint_minutes):
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(run_dir), str(steps), str(checkpoint_minutes)], env=environment)
+
+
+def test_resume_after_kill_9_is_bit_for_bit(tmp_path):
+    """`kill -9` at some moment, perhaps while a checkpoint is being written; the resumed run ends where the unbroken one does."""
+    steps = 120
+    assert child(tmp_path / "whole", steps, 60).wait(timeout=120) == 0
+    victim = child(tmp_path / "killed", steps, 0)  # a checkpoint every step
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        newest = training.newest_checkpoint(tmp_path / "killed")
+        if newest is not None and int(newest.name[5:]) >= 10:
+            break
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait(timeout=10) == -signal.SIGKILL
+    reached = int(training.newest_checkpoint(tmp_path / "killed").name[5:])
+    assert 10 <= reached < steps
+    assert child(tmp_path / "killed", steps, 60).wait(timeout=120) == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))  # what the kill left is cleared away
+    assert [r["step"] for r in training.read_log(tmp_path / "killed")] == list(range(10, steps + 1, 10))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_nan_guard_keeps_the_last_good_state(tmp_path, images, monkeypatch, index):
+    """A loss that is not finite, in either scale, stops before any weight of that step has moved."""
+    train(tmp_path / "good", images, 7)
+    trainer = Trainer(config(), images, tmp_path / "bad")
+    loss = trainer.cascade.loss
+    monkeypatch.setattr(trainer.cascade, "loss", lambda i, *rest: loss(i, *rest) * (float("nan") if trainer.step == 7 and i == index else 1))
+    with pytest.raises(TrainingDiverged, match=f"step 7, scale {trainer.cascade.specs[index].name}"):
+        trainer.run(steps=20, progress=False)
+    monkeypatch.undo()
+    assert training.newest_checkpoint(tmp_path / "bad").name == "step-00000007"
+    # cosine decay depends on the budget, so the comparison runs both to 20 steps from here
+    train(tmp_path / "bad", images, 20, resume=True)
+    train(tmp_path / "whole", images, 20)
+    assert_same_weights(tmp_path / "whole", tmp_path / "bad")
+
+
+def test_global_random_state_is_left_alone(tmp_path, images):
+    before = torch.get_rng_state()
+    train(tmp_path / "run", images, 3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_run_is_not_overwritten(tmp_path, images):
+    train(tmp_path / "run", images, 2)
+    with pytest.raises(FileExistsError, match="resume it, or give another folder"):
+        Trainer(config(), images, tmp_path / "run")
+
+
+@pytest.mark.parametrize("change, line", [
+    (lambda: {"conf": config(channels="16,16")}, r"config.model.channels: expected \[16, 16\], found \[8, 8\]"),
+    (lambda: {"seed": 3}, "seed: expected 3, found 0"),
+    (lambda: {"data": {"label": "other"}}, "data.label: expected 'other', found '"),
+    (lambda: {"scales": ["base"]}, r"scales: expected \['base'\], found \['base', 'details1'\]"),
+])
+def test_another_configuration_is_refused_with_the_difference(tmp_path, images, change, line):
+    train(tmp_path / "run", images, 2)
+    options = change()
+    with pytest.raises(CheckpointMismatch, match=line):
+        Trainer(options.pop("conf", config()), images, tmp_path / "run", resume=True, **options)
+
+
+def checkpoint(tmp_path, images):
+    train(tmp_path / "run", images, 2)
+    return training.newest_checkpoint(tmp_path / "run")
+
+
+def test_truncated_weights_are_refused(tmp_path, images):
+    file = checkpoint(tmp_path, images) / "ema.base.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"ema.base.safetensors cannot be read"):
+        training.load_cascade(tmp_path / "run")
+
+
+def test_missing_weights_are_refused(tmp_path, images):
+    (checkpoint(tmp_path, images) / "ema.details1.safetensors").unlink()
+    with pytest.raises(ValueError, match="ema.details1.safetensors is missing"):
+        training.load_cascade(tmp_path / "run")
+
+
+def test_missing_and_broken_tensors_are_refused(tmp_path, images):
+    file = checkpoint(tmp_path, images) / "ema.base.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    name = "network.net.entry.weight"
+    safetensors.torch.save_file({k: v for k, v in tensors.items() if k != name}, file)
+    with pytest.raises(ValueError, match=f"does not fit this network.*{name}"):
+        training.load_cascade(tmp_path / "run")
+    safetensors.torch.save_file(tensors | {name: tensors[name] * float("nan")}, file)
+    with pytest.raises(ValueError, match=f"not finite, in {name}"):
+        training.load_cascade(tmp_path / "run")
+
+
+def test_other_format_and_broken_header_are_refused(tmp_path, images):
+    header = checkpoint(tmp_path, images) / "config.json"
+    data = json.loads(header.read_text())
+    header.write_text(json.dumps(data | {"format": 99}))
+    with pytest.raises(CheckpointMismatch, match="format 99"):
+        training.load_cascade(tmp_path / "run")
+    header.write_text(json.dumps(data)[:50])
+    with pytest.raises(ValueError, match="config.json is not valid JSON"):
+        training.load_cascade(tmp_path / "run")
+
+
+def test_bad_arguments(tmp_path, images):
+    trainer = Trainer(config(), images, tmp_path / "run")
+    for budget in ({}, {"steps": 3, "minutes": 1}, {"steps": 0}, {"minutes": -1}):
+        with pytest.raises(ValueError, match="budget"):
+            trainer.run(progress=False, **budget)
+    with pytest.raises(ValueError, match="unknown scales"):
+        Trainer(config(), images, tmp_path / "other", scales=["details7"])
+    with pytest.raises(TypeError, match="integers wanted"):
+        Trainer(config(), images.float(), tmp_path / "other")
+    with pytest.raises(ValueError, match="takes integer images"):
+        Trainer(config(), images[..., :4], tmp_path / "other")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        training.load_cascade(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="'ema' or 'raw'"):
+        training.load_cascade(tmp_path / "run", weights="best")
+    assert not (tmp_path / "other").exists()
+
+
+def test_minutes_end_a_run(tmp_path, images):
+    trainer = Trainer(config(), images, tmp_path / "run")
+    trainer.run(minutes=0.02, progress=False)
+    assert trainer.step >= 1 and trainer.seconds >= 1.2
+    before = trainer.step
+    resumed = Trainer(config(), images, tmp_path / "run", resume=True)
+    resumed.run(minutes=0.02, progress=False)  # the budget counts earlier sessions
+    assert resumed.step == before
+
+
+def test_ema_is_the_running_average_of_the_weights(tmp_path, images):
+    trainer = Trainer(config(ema=0.5), images, tmp_path / "run")
+    average = {k: v.clone() for k, v in trainer.scales[0].module.named_parameters()}
+    for step in range(3):
+        trainer.run(steps=step + 1, progress=False)
+        keep = min(0.5, (step + 1) / (step + 10))
+        average = {k: keep * average[k] + (1 - keep) * v for k, v in trainer.scales[0].module.named_parameters()}
+    for name, value in trainer.scales[0].ema.named_parameters():
+        torch.testing.assert_close(value, average[name])
+    cascade, _ = training.load_cascade(tmp_path / "run", weights="ema")
+    torch.testing.assert_close(cascade.networks["base"].net.entry.weight, average["network.net.entry.weight"])
+
+
+@pytest.mark.parametrize("changes", [{"schedule": "monotone", "learn_endpoints": True}, {"schedule": "learned_linear"},
+                                     {"schedule": "learned_linear", "shared_schedule": True}])
+def test_learned_schedules_move_and_keep_their_order(tmp_path, images, changes):
+    trainer = train(tmp_path / "run", images, 10, config(**changes))
+    fresh = presets.build(trainer.config.model)
+    moved = [float((a - b).abs().max()) for a, b in zip(trainer.cascade.schedules.parameters(), fresh.schedules.parameters())]
+    assert moved and min(moved) > 0
+    t = torch.linspace(0, 1, 50)
+    for schedule in trainer.cascade.schedules:
+        assert bool((schedule(t).diff() > 0).all())

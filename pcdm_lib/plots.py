@@ -101,8 +101,7 @@ def show_wavelet(scales: Scales, title: str = "") -> Figure:
     whole = _picture(scales[0][0] / 2 ** (levels + 1) + 0.5)
     for details in scales.values[1:]:
         p, q, r = (_colours(band.mean(0), limit) for band in details[0].chunk(3))
-        whole = np.block([[[whole], [q]], [[p], [r]]]) if whole.ndim == 2 else np.concatenate(
-            [np.concatenate([whole, q], axis=1), np.concatenate([p, r], axis=1)], axis=0)
+        whole = np.vstack([np.hstack([whole, q]), np.hstack([p, r])])
     fig, ax = plt.subplots(figsize=(6.4, 5.2))
     _bare(ax).imshow(whole)
     side = whole.shape[0]
@@ -173,6 +172,6 @@ def show_progressions(progressions: Mapping[str, tuple[Sequence[float], float]],
     return fig
 
 
-def outline(ax: Axes, corners: Sequence[tuple[float, float]], label: str) -> None:
+def outline(ax: Axes, corners: Sequence[tuple[float, float]]) -> None:
     """A cell drawn over a scatter plot, by its corners."""
-    ax.fill(*zip(*corners), facecolor="none", edgecolor=VERMILION, lw=2, label=label)
+    ax.fill(*zip(*corners), facecolor="none", edgecolor=VERMILION, lw=2, zorder=3)

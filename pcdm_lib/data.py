@@ -1,4 +1,4 @@
-"""Image datasets as uint8 tensors, and the order in which training visits them.
+"""Image datasets as uint8 tensors.
 
 `load` is the one way in: photographs that come with scikit-image (nothing to fetch), CIFAR-10 in its
 official binary format, or a folder of images. Every dataset carries the label that figures and result
@@ -10,14 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import queue
-import shutil
-import tarfile
-import tempfile
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,21 +17,12 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
+
+from pcdm_lib.download import CIFAR_ARCHIVE, CIFAR_FOLDER, CIFAR_TEST, CIFAR_TRAIN, by_hand, fetch, unpack
 
 NAMES = ("auto", "photos", "cifar10", "folder:PATH")
 
-CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # published on https://www.cs.toronto.edu/~kriz/cifar.html
-CIFAR_BYTES = 170_052_171
-CIFAR_FOLDER, CIFAR_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
-CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
-CIFAR_TEST = "test_batch.bin"
 CIFAR_RECORD, CIFAR_BATCH = 1 + 3 * 32 * 32, 10_000  # bytes a record (label, then pixels); records a file
-
-CONNECT_SECONDS = 5.0  # name resolution, connection and response headers together
-STALL_SECONDS = 10.0  # the longest wait for the next CHUNK bytes
-CHUNK = 1 << 16
 
 # The photographs of the scikit-image wheel, sha256 of each file. Six of its nine colour photographs: left out
 # are rocket.jpg and hubble_deep_field.jpg (nearly all dark sky) and retina.jpg (black surround, one colour);
@@ -203,9 +186,9 @@ def _load_cifar10(folder: Path, size: int, limit: int | None, download: bool) ->
         if not archive.exists():
             if not download:
                 missing = f"no {CIFAR_FOLDER}/ or {CIFAR_ARCHIVE} in {folder.resolve()}"
-                raise FileNotFoundError(f"{missing}: {_by_hand(folder)}")
-            _download(CIFAR_URL, archive)
-        _unpack(archive, batches)
+                raise FileNotFoundError(f"{missing}: {by_hand(folder)}")
+            fetch(archive)
+        unpack(archive, batches)
     train = np.concatenate([_read_batch(batches / name) for name in CIFAR_TRAIN])
     heldout = _read_batch(batches / CIFAR_TEST)[:limit]
     full = len(CIFAR_TRAIN) * CIFAR_BATCH
@@ -234,125 +217,6 @@ def _read_batch(path: Path) -> np.ndarray:
             f"(one label byte, as in CIFAR-10's binary format): {advice}"
         )
     return records[:, 1:].reshape(-1, 3, 32, 32)
-
-
-def _by_hand(folder: Path) -> str:
-    return f"fetch {CIFAR_URL} by hand and put it, as {CIFAR_ARCHIVE}, into {folder.resolve()}"
-
-
-def _check_archive(path: Path) -> str | None:
-    """None for the official archive, else what is wrong with the file."""
-    size = path.stat().st_size
-    if size == CIFAR_BYTES:
-        with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if md5 == CIFAR_MD5:
-            return None
-        return f"has md5 {md5}, expected {CIFAR_MD5}"
-    return f"has {size} bytes, expected {CIFAR_BYTES}"
-
-
-def _unpack(archive: Path, final: Path) -> None:
-    """Unpack the six batches; `final` appears complete or not at all."""
-    wrong = _check_archive(archive)
-    if wrong:
-        raise ValueError(f"{archive} {wrong}: delete it, then {_by_hand(archive.parent)}")
-    partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".cifar-10-"))
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for name in (*CIFAR_TRAIN, CIFAR_TEST):  # by exact name: a member's own path is never written to
-                try:
-                    member = tar.extractfile(f"{CIFAR_FOLDER}/{name}")
-                except KeyError:
-                    member = None
-                if member is None:
-                    advice = f"delete it, then {_by_hand(archive.parent)}"
-                    raise ValueError(f"{archive} holds no file {CIFAR_FOLDER}/{name}: {advice}")
-                with member, (partial / name).open("wb") as out:
-                    shutil.copyfileobj(member, out)
-        partial.chmod(0o755)
-        try:
-            partial.rename(final)
-        except OSError:
-            if not final.exists():  # where it does, another process unpacked the same archive first
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _download(url: str, final: Path) -> None:
-    """Fetch the official archive; `final` appears complete and checked or not at all."""
-    stream = _stream(url)
-    partial = None
-    try:
-        next(stream)  # connected: nothing touches the disk before
-        final.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=final.parent, prefix=".cifar-10-")
-        with os.fdopen(handle, "wb") as out, tqdm(total=CIFAR_BYTES, unit="B", unit_scale=True, desc="CIFAR-10") as bar:
-            for chunk in stream:
-                out.write(chunk)
-                bar.update(len(chunk))
-                if out.tell() > CIFAR_BYTES:
-                    break  # the check below says so
-        wrong = _check_archive(Path(partial))
-        if wrong:
-            raise ConnectionError(f"what {url} sent {wrong}")
-        os.chmod(partial, 0o644)
-        os.replace(partial, final)
-        partial = None
-    except ConnectionError as error:
-        advice = f"{_by_hand(final.parent)}; or use load('photos')"
-        raise ConnectionError(f"CIFAR-10 could not be downloaded ({error}): {advice}") from error
-    finally:
-        stream.close()
-        if partial:
-            os.unlink(partial)
-
-
-def _stream(url: str) -> Iterator[bytes]:
-    """Yield b"" once connected, then the body in pieces of CHUNK bytes; ConnectionError on any failure or stall.
-
-    A socket's timeout bounds neither name resolution nor a server that sends a byte now and then; waiting
-    on a daemon thread bounds both.
-    """
-    pieces: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=16)
-    stop = threading.Event()
-
-    def put(piece: bytes | Exception | None) -> None:
-        while not stop.is_set():
-            try:
-                return pieces.put(piece, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def read() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
-                put(b"")
-                while not stop.is_set() and (piece := response.read(CHUNK)):
-                    put(piece)
-            put(None)
-        except Exception as error:  # handed over: the consumer's thread raises it
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()  # it holds the connection
-            put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    seconds = CONNECT_SECONDS
-    try:
-        while True:
-            try:
-                piece = pieces.get(timeout=seconds)
-            except queue.Empty:
-                raise ConnectionError(f"{url} sent nothing useful for {seconds:g} s") from None
-            if isinstance(piece, Exception):
-                raise ConnectionError(f"{url}: {piece}") from piece
-            if piece is None:
-                return
-            yield piece
-            seconds = STALL_SECONDS
-    finally:
-        stop.set()
 
 
 # A folder of images
@@ -419,63 +283,3 @@ def _beyond_rgb(image: Image.Image, file: BinaryIO) -> str | None:
     if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:  # a JPEG's further frames are previews
         return f"{image.n_frames} frames"
     return None if image.mode in ("1", "L", "P", "RGB") else f"mode {image.mode}"
-
-
-# The order of training
-
-
-def random_flip(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror each image of (B, C, H, W) left to right with probability one half; a new tensor."""
-    flip = torch.rand(len(batch), generator=generator, device=generator.device) < 0.5
-    return torch.where(flip.to(batch.device)[:, None, None, None], batch.flip(-1), batch)
-
-
-class BatchSampler:
-    """Endless batches of indices into n images: every epoch visits each image once, in a new order.
-
-    The order of an epoch depends on (seed, epoch) alone, so `state_dict` is five integers, and a run
-    resumed from it sees the batches that the unbroken run would have seen. A batch may cross into the
-    next epoch; with n < batch_size it crosses several.
-    """
-
-    def __init__(self, n: int, batch_size: int, seed: int = 0) -> None:
-        for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value < least:
-                why = ": there are no images to sample, check what was loaded" if name == "n" else ""
-                raise ValueError(f"BatchSampler got {name}={value}, expected at least {least}{why}")
-        self.n, self.batch_size, self.seed = n, batch_size, seed
-        self._start(epoch=0, position=0)
-
-    def _start(self, epoch: int, position: int) -> None:
-        self.epoch, self.position = epoch, position
-        self._order = torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(self.n))
-
-    def next(self) -> torch.Tensor:
-        """The next batch: int64 indices (batch_size,)."""
-        parts, missing = [], self.batch_size
-        while missing:
-            if self.position == self.n:
-                self._start(self.epoch + 1, 0)
-            part = self._order[self.position : self.position + missing]
-            parts.append(part)
-            self.position += len(part)
-            missing -= len(part)
-        return torch.cat(parts)
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        while True:
-            yield self.next()
-
-    def state_dict(self) -> dict[str, int]:
-        return {key: getattr(self, key) for key in ("n", "batch_size", "seed", "epoch", "position")}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken; ValueError where it was taken from another kind of run."""
-        for key in ("n", "batch_size", "seed"):
-            if state[key] != getattr(self, key):
-                found = f"the state has {key}={state[key]}, this sampler {key}={getattr(self, key)}"
-                raise ValueError(f"{found}: resume with the data and settings of the saved run")
-        if state["epoch"] < 0 or not 0 <= state["position"] <= self.n:
-            place = f"epoch {state['epoch']}, position {state['position']}"
-            raise ValueError(f"{place} lies outside a run over {self.n} images: the saved state is damaged")
-        self._start(state["epoch"], state["position"])

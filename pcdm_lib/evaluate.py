@@ -166,11 +166,11 @@ def code_lengths(cascade: Cascade, source: EnumeratedSource, draws: int, seed: i
 def kraft_sum(cascade: Cascade, source: EnumeratedSource, draws: int = 200, seed: int = 0, steps: int | None = None) -> tuple[float, float]:
     """Sum over all images of 2^-(code length), and its standard error. At most 1 for code lengths that could be paid.
 
-    The estimate errs upwards by half the variance of each code length, exp being convex; that share is taken off.
+    exp being convex, noise of variance v in a code length raises its term by the factor exp(v / 2); that factor is taken off.
     """
     lengths, errors = code_lengths(cascade, source, draws, seed, steps)
     mass = torch.exp(-lengths)
-    return float((mass * (1 - errors**2 / 2)).sum()), float(torch.sqrt(((mass * errors) ** 2).sum()))
+    return float((mass * torch.exp(-(errors**2) / 2)).sum()), float(torch.sqrt(((mass * errors) ** 2).sum()))
 
 
 def estimator_gain(cascade: Cascade, images: Tensor, *, repeats: int = 8, group: int = 64, seed: int = 0,

@@ -22,7 +22,7 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 SIGNED = "PuOr"
-UNITS = "orthonormal coefficient, image in [-1, 1]"
+BRIGHTNESS = "brightness, image in [-1, 1]"
 
 
 def style() -> None:
@@ -78,15 +78,16 @@ def show_haar_step(block: Tensor) -> Figure:
     """One Haar step on a 2x2 block of integers: which pixels each band adds and subtracts, and what comes out."""
     signs = {"s": "++++", "p": "++--", "q": "+-+-", "r": "+--+"}
     values = block.flatten().tolist()
-    fig, axes = plt.subplots(1, 5, figsize=(9.5, 2.5))
-    _bare(axes[0], "the block").imshow(block.reshape(2, 2), cmap="gray", vmin=-40, vmax=120)
+    fig, axes = plt.subplots(1, 5, figsize=(9.5, 2.9))
+    _bare(axes[0], "the block").imshow(block.reshape(2, 2), cmap="gray", vmin=-20, vmax=120)
     for ax, (name, row) in zip(axes[1:], signs.items()):
         weights = np.array([1 if sign == "+" else -1 for sign in row]).reshape(2, 2)
         total = int((weights.flatten() * values).sum())
-        _signed(_bare(ax, f"{name} = {total}\nhalved: {total / 2:g}"), weights, 2.5)
+        title = f"{name} = {total}\nhalved: {total / 2:g}".replace("-", "\N{MINUS SIGN}")
+        _signed(_bare(ax, title), weights, 2.5)
     for ax, row in zip(axes, ["    ", *signs.values()]):
         for i, (value, sign) in enumerate(zip(values, row)):
-            colour = "white" if ax is axes[0] and value < 30 else "black"
+            colour = "white" if ax is axes[0] and value < 50 else "black"
             ax.text(i % 2, i // 2, f"{sign.strip()}{value}".replace("-", "\N{MINUS SIGN}"), ha="center", va="center",
                     color=colour, fontsize=13)
     fig.suptitle("One Haar step: the same four pixels, added and subtracted in four ways")
@@ -94,52 +95,54 @@ def show_haar_step(block: Tensor) -> Figure:
 
 
 def show_wavelet(scales: Scales, title: str = "") -> Figure:
-    """The float scales of a Haar wavelet of one image (1, C, H, W) in one picture of the image's size: the base in the corner,
-    and around it, level by level, the channel means of the details."""
+    """The float scales of a Haar wavelet of one square image (1, C, H, H) in one picture of its size: the base in the corner
+    and around it, level by level, the channel means of the details, drawn as brightness (coefficient / 2^level)."""
     levels = len(scales) - 1
-    limit = _limit(scales)
+    details = [v[0] / 2**level for level, v in zip(range(levels, 0, -1), scales.values[1:])]
+    limit = _limit(details)
     whole = _picture(scales[0][0] / 2 ** (levels + 1) + 0.5)
-    for details in scales.values[1:]:
-        p, q, r = (_colours(band.mean(0), limit) for band in details[0].chunk(3))
+    for bands in details:
+        p, q, r = (_colours(band.mean(0), limit) for band in bands.chunk(3))
         whole = np.vstack([np.hstack([whole, q]), np.hstack([p, r])])
-    fig, ax = plt.subplots(figsize=(6.4, 5.2))
-    _bare(ax).imshow(whole)
-    side = whole.shape[0]
+    fig, ax = plt.subplots(figsize=(6.6, 5.4))
+    _bare(ax, title).imshow(whole)
+    side = len(whole)
     for level in range(levels):
         reach = side >> level
-        ax.plot([reach / 2 - 0.5] * 2, [-0.5, reach - 0.5], [-0.5, reach - 0.5], [reach / 2 - 0.5] * 2, color="0.3", lw=0.8)
-        for name, x, y in (("q", 1, 0), ("p", 0, 1), ("r", 1, 1)):
-            ax.text(x * reach / 2 + 0.3, y * reach / 2 + 0.3, f"{name}{level + 1}", va="top", fontsize=max(7, 11 - 2 * level))
+        ax.plot([reach / 2 - 0.5] * 2, [-0.5, reach - 0.5], color="0.3", lw=0.8)
+        ax.plot([-0.5, reach - 0.5], [reach / 2 - 0.5] * 2, color="0.3", lw=0.8)
+        if level < 3:  # there is no room for smaller ones
+            for name, x, y in (("q", 1, 0), ("p", 0, 1), ("r", 1, 1)):
+                ax.text((x + 0.03) * reach / 2, (y + 0.03) * reach / 2, f"{name}{level + 1}", va="top", fontsize=11 - level)
     _signed_bar(fig, ax, limit)
-    ax.set_title(title)
     return fig
 
 
 def show_pyramid(scales: Scales, title: str = "") -> Figure:
-    """The float scales of a Laplacian pyramid of one image (1, C, H, W), side by side: base, then residuals (channel means)."""
+    """The float scales of a Laplacian pyramid of one image (1, C, H, W), side by side: base, then residuals (channel means),
+    drawn as brightness (an entry at the resolution of level j stands for 2^j of it)."""
     levels = len(scales) - 1
-    limit = _limit(scales)
-    fig, axes = plt.subplots(1, levels + 1, figsize=(2.3 * (levels + 1) + 0.8, 3.0))
+    residuals = [v[0] / 2**level for level, v in zip(range(levels - 1, -1, -1), scales.values[1:])]
+    limit = _limit(residuals)
+    fig, axes = plt.subplots(1, levels + 1, figsize=(1.9 * (levels + 1) + 0.6, 2.7))
     for ax, (name, value) in zip(axes, scales.items()):
-        height, width = value.shape[-2:]
-        _bare(ax, f"{name}\n{height}x{width}")
-        if ax is axes[0]:
-            ax.imshow(_picture(value[0] / 2 ** (levels + 1) + 0.5))
-        else:
-            _signed(ax, value[0].mean(0).numpy(), limit)
+        _bare(ax, f"{name}\n{value.shape[-2]}x{value.shape[-1]}")
+    axes[0].imshow(_picture(scales[0][0] / 2 ** (levels + 1) + 0.5))
+    for ax, residual in zip(axes[1:], residuals):
+        _signed(ax, residual.mean(0).numpy(), limit)
     _signed_bar(fig, axes[-1], limit)
     fig.suptitle(title)
     return fig
 
 
-def _limit(scales: Scales) -> float:
-    """End of the colour scale: 98 % of the coefficients lie within."""
-    return float(torch.cat([v.abs().flatten() for v in scales.values[1:]]).quantile(0.98))
+def _limit(details: Sequence[Tensor]) -> float:
+    """End of the colour scale: 98 % of the values of every level lie within."""
+    return max(float(np.quantile(v.abs().numpy(), 0.98)) for v in details)
 
 
 def _signed_bar(fig: Figure, ax: Axes, limit: float) -> None:
     mappable = plt.cm.ScalarMappable(plt.Normalize(-limit, limit), SIGNED)
-    fig.colorbar(mappable, ax=ax, extend="both", shrink=0.9, label=UNITS)
+    fig.colorbar(mappable, ax=ax, extend="both", shrink=0.9, label=BRIGHTNESS)
 
 
 def show_matrices(matrices: Mapping[str, Tensor], title: str = "", rows: str = "latent entry", columns: str = "pixel") -> Figure:
@@ -148,7 +151,8 @@ def show_matrices(matrices: Mapping[str, Tensor], title: str = "", rows: str = "
     fig, axes = plt.subplots(1, len(matrices), figsize=(3.3 * len(matrices) + 0.6, 3.9), sharey=True)
     for ax, (name, m) in zip(axes, matrices.items()):
         drawn = _signed(ax, m.numpy(), limit)
-        ax.set(title=f"{name}\n{m.shape[0]} entries x {m.shape[1]} pixels", xlabel=columns, ylim=(len(m) - 0.5, -0.5))
+        ax.set(title=f"{name}\n{m.shape[0]} entries x {m.shape[1]} pixels", xlabel=columns,
+               xticks=range(0, m.shape[1], 4), yticks=range(0, len(m) + 1, 4))
     axes[0].set(ylabel=rows, ylim=(max(len(m) for m in matrices.values()) - 0.5, -0.5))
     fig.colorbar(drawn, ax=axes, label="derivative (no unit)")
     fig.suptitle(title)
@@ -165,8 +169,10 @@ def show_progressions(progressions: Mapping[str, tuple[Sequence[float], float]],
         ax.plot(truth, 0, "o", color=VERMILION, ms=8)
         ax.set(yticks=[], ylim=(-1, 1))
         ax.set_ylabel(name, rotation=0, ha="right", va="center")
-        ax.spines[:].set_visible(ax is axes[-1])
-    axes[-1].spines[["left", "right", "top"]].set_visible(False)
+        ax.spines[["left", "right", "top"]].set_visible(False)
+        if ax is not axes[-1]:
+            ax.spines["bottom"].set_visible(False)
+            ax.tick_params(bottom=False)
     axes[-1].set_xlabel(xlabel)
     fig.suptitle(title)
     return fig

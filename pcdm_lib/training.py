@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from pcdm_lib import records
 from pcdm_lib.cascade import Cascade
-from pcdm_lib.data import BatchSampler, random_flip
+from pcdm_lib.batches import BatchSampler, random_flip
 from pcdm_lib.presets import Config, build, differences
 
 FORMAT = 1

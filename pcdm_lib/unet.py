@@ -130,23 +130,25 @@ class UNet(nn.Module):
 
 
 def lattice_posterior(mean: Tensor, std: Tensor, offset: Tensor | float, step: float) -> tuple[Tensor, Tensor]:
-    """Mean and variance of N(mean, std^2) restricted to the lattice offset + step * Z.
+    """Mean and variance of N(mean, std^2) restricted to the lattice offset + step * Z, to about 1e-5 of a step.
 
-    The two regimes of the theta function: five terms around the nearest point where the Gaussian is narrow, the first harmonic of
-    its Fourier series where it is wide (std above half a step, where the next harmonic is below 1e-8).
+    The two regimes of the theta function: five terms around the nearest point where the Gaussian is narrow; where it is wide
+    the derivatives of log(1 + 2 q cos(2 pi f)), its Fourier series up to the first harmonic (the next is below 1e-6).
     """
     u, tau = (mean - offset) / step, std / step
     nearest = u.round()
     f = u - nearest
-    narrow = tau.clamp(min=1e-4, max=0.5)
+    narrow = tau.clamp(min=1e-4, max=0.45)
     k = torch.arange(-2, 3, device=f.device, dtype=f.dtype).reshape(5, *[1] * f.ndim)
     weight = torch.softmax(-((f - k) ** 2) / (2 * narrow**2), dim=0)
     first, second = (weight * k).sum(0), (weight * k**2).sum(0)
-    wide = tau.clamp(min=0.5)
-    decay = torch.exp(-2 * (math.pi * wide) ** 2)
-    wide_mean = f - 4 * math.pi * wide**2 * decay * torch.sin(2 * math.pi * f)
-    wide_var = wide**2 - 8 * math.pi**2 * wide**4 * decay * torch.cos(2 * math.pi * f)
-    is_wide = tau > 0.5
+    wide = tau.clamp(min=0.45)
+    q = torch.exp(-2 * (math.pi * wide) ** 2)
+    series = 1 + 2 * q * torch.cos(2 * math.pi * f)
+    slope = -4 * math.pi * q * torch.sin(2 * math.pi * f) / series
+    curvature = -8 * math.pi**2 * q * torch.cos(2 * math.pi * f) / series - slope**2
+    wide_mean, wide_var = f + wide**2 * slope, wide**2 + wide**4 * curvature
+    is_wide = tau > 0.45
     shift = torch.where(is_wide, wide_mean, first)
     variance = torch.where(is_wide, wide_var, second - first**2)
     return offset + step * (nearest + shift), step**2 * variance.clamp(min=0)
@@ -206,7 +208,8 @@ class PreconditionedDenoiser(nn.Module):
         if self.preconditioning == "none":
             return z_t + out
         estimate, variance = self._estimate(centre, tau, coarse)
-        return (centre - estimate + variance.sqrt() * out) / tau
+        # the floor keeps the square root's gradient finite where the lattice leaves no doubt
+        return (centre - estimate + variance.clamp(min=1e-12).sqrt() * out) / tau
 
     def _estimate(self, centre: Tensor, tau: Tensor, coarse: Tensor | None) -> tuple[Tensor, Tensor]:
         weight = self.std**2 / (self.std**2 + tau**2)
@@ -222,7 +225,7 @@ class PreconditionedDenoiser(nn.Module):
         if self.features == "none":
             return []
         if self.features == "vdm":
-            angles = [2.0**n * math.pi * self.map.to_view(self.spec, z_t) for n in (6, 7)]
+            angles = [2.0**n * math.pi * self.map.to_view(self.spec, z_t) for n in (7, 8)]
             return [wave for angle in angles for wave in (angle.sin(), angle.cos())]
         phase, gain = self.map.lattice_phase(self.spec, centre, coarse)
         waves = []

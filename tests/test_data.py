@@ -24,8 +24,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from pcdm_lib import data
-from pcdm_lib.data import BatchSampler, load, random_flip
+from pcdm_lib import data, download
+from pcdm_lib.batches import BatchSampler, random_flip
+from pcdm_lib.data import load
 
 BATCHES = [*data.CIFAR_TRAIN, data.CIFAR_TEST]
 
@@ -60,8 +61,8 @@ def archive_bytes(leave_out: str | None = None) -> bytes:
 
 
 def trust(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    monkeypatch.setattr(data, "CIFAR_BYTES", len(content))
-    monkeypatch.setattr(data, "CIFAR_MD5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(download, "CIFAR_BYTES", len(content))
+    monkeypatch.setattr(download, "CIFAR_MD5", hashlib.md5(content).hexdigest())
 
 
 @contextlib.contextmanager
@@ -259,7 +260,7 @@ def test_auto_takes_what_is_there(cifar: Path, tmp_path: Path, monkeypatch: pyte
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("auto must not download")
 
-    monkeypatch.setattr(data.urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(download.urllib.request, "urlopen", no_network)
     monkeypatch.setenv("PCDM_DATA", str(tmp_path / "empty"))
     assert load("auto").label.startswith("photos32: ")
     with pytest.raises(FileNotFoundError, match="by hand"):
@@ -281,7 +282,7 @@ def test_archive_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {p.name for p in root.iterdir()} == {data.CIFAR_FOLDER, data.CIFAR_ARCHIVE}
     assert sorted(p.name for p in (root / data.CIFAR_FOLDER).iterdir()) == sorted(BATCHES)
     assert not list(tmp_path.rglob("escaped"))
-    monkeypatch.setattr(data, "_unpack", None)  # the second time reads the folder
+    monkeypatch.setattr(data, "unpack", None)  # the second time reads the folder
     assert torch.equal(load(name, root=root).train, images.train)
 
 
@@ -290,7 +291,7 @@ def test_archive_with_wrong_checksum_or_size(tmp_path: Path, monkeypatch: pytest
     (tmp_path / data.CIFAR_ARCHIVE).write_bytes(content)
     with pytest.raises(ValueError, match=f"has {len(content)} bytes, expected 170052171: delete it"):
         load("auto", root=tmp_path)
-    monkeypatch.setattr(data, "CIFAR_BYTES", len(content))
+    monkeypatch.setattr(download, "CIFAR_BYTES", len(content))
     with pytest.raises(ValueError, match="has md5 .*, expected c32a1d4ab5d03f1284b67883e8d87530: delete it"):
         load("cifar10", root=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [data.CIFAR_ARCHIVE]
@@ -311,15 +312,15 @@ def test_archive_without_a_batch_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(data, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
     for key in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def assert_fails_soon(url: str, root: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    monkeypatch.setattr(data, "CIFAR_URL", url)
+    monkeypatch.setattr(download, "CIFAR_URL", url)
     begin = time.monotonic()
     with pytest.raises(ConnectionError, match=why) as caught:
         load("cifar10", root=root)
@@ -333,7 +334,7 @@ def test_download_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatie
     trust(monkeypatch, content)
     root = tmp_path / "new" / "data"
     with server(content) as url:
-        monkeypatch.setattr(data, "CIFAR_URL", url)
+        monkeypatch.setattr(download, "CIFAR_URL", url)
         images = load("cifar10", root=root)
     assert len(images.train) == 20
     assert (root / data.CIFAR_ARCHIVE).read_bytes() == content
@@ -350,7 +351,7 @@ def test_download_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impat
 
 def test_download_name_resolution_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
     release = threading.Event()
-    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: release.wait(20))
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: release.wait(20))
     assert_fails_soon("http://nowhere.invalid/x", tmp_path, monkeypatch, "sent nothing useful for 0.5 s")
     release.set()
 

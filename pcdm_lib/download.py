@@ -1,0 +1,151 @@
+"""CIFAR-10's official binary archive: fetch it, check it, unpack it. Files appear whole and checked, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import shutil
+import tarfile
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # published on https://www.cs.toronto.edu/~kriz/cifar.html
+CIFAR_BYTES = 170_052_171
+CIFAR_FOLDER, CIFAR_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
+CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+CIFAR_TEST = "test_batch.bin"
+
+CONNECT_SECONDS = 5.0  # name resolution, connection and response headers together
+STALL_SECONDS = 10.0  # the longest wait for the next CHUNK bytes
+CHUNK = 1 << 16
+
+
+def by_hand(folder: Path) -> str:
+    """What to do where the download does not work."""
+    return f"fetch {CIFAR_URL} by hand and put it, as {CIFAR_ARCHIVE}, into {folder.resolve()}"
+
+
+def check_archive(path: Path) -> str | None:
+    """None for the official archive, else what is wrong with the file."""
+    size = path.stat().st_size
+    if size == CIFAR_BYTES:
+        with path.open("rb") as file:
+            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if md5 == CIFAR_MD5:
+            return None
+        return f"has md5 {md5}, expected {CIFAR_MD5}"
+    return f"has {size} bytes, expected {CIFAR_BYTES}"
+
+
+def unpack(archive: Path, final: Path) -> None:
+    """Unpack the six batches; `final` appears complete or not at all."""
+    wrong = check_archive(archive)
+    if wrong:
+        raise ValueError(f"{archive} {wrong}: delete it, then {by_hand(archive.parent)}")
+    partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".cifar-10-"))
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for name in (*CIFAR_TRAIN, CIFAR_TEST):  # by exact name: a member's own path is never written to
+                try:
+                    member = tar.extractfile(f"{CIFAR_FOLDER}/{name}")
+                except KeyError:
+                    member = None
+                if member is None:
+                    advice = f"delete it, then {by_hand(archive.parent)}"
+                    raise ValueError(f"{archive} holds no file {CIFAR_FOLDER}/{name}: {advice}")
+                with member, (partial / name).open("wb") as out:
+                    shutil.copyfileobj(member, out)
+        partial.chmod(0o755)
+        try:
+            partial.rename(final)
+        except OSError:
+            if not final.exists():  # where it does, another process unpacked the same archive first
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def fetch(final: Path) -> None:
+    """Fetch the official archive with a progress bar; `final` appears complete and checked or not at all.
+
+    Raises ConnectionError, within seconds, where it cannot be had.
+    """
+    url = CIFAR_URL
+    stream = _stream(url)
+    partial = None
+    try:
+        next(stream)  # connected: nothing touches the disk before
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=final.parent, prefix=".cifar-10-")
+        with os.fdopen(handle, "wb") as out, tqdm(total=CIFAR_BYTES, unit="B", unit_scale=True, desc="CIFAR-10") as bar:
+            for chunk in stream:
+                out.write(chunk)
+                bar.update(len(chunk))
+                if out.tell() > CIFAR_BYTES:
+                    break  # the check below says so
+        wrong = check_archive(Path(partial))
+        if wrong:
+            raise ConnectionError(f"what {url} sent {wrong}")
+        os.chmod(partial, 0o644)
+        os.replace(partial, final)
+        partial = None
+    except ConnectionError as error:
+        advice = f"{by_hand(final.parent)}; or use load('photos')"
+        raise ConnectionError(f"CIFAR-10 could not be downloaded ({error}): {advice}") from error
+    finally:
+        stream.close()
+        if partial:
+            os.unlink(partial)
+
+
+def _stream(url: str) -> Iterator[bytes]:
+    """Yield b"" once connected, then the body in pieces of CHUNK bytes; ConnectionError on any failure or stall.
+
+    A socket's timeout bounds neither name resolution nor a server that sends a byte now and then; waiting
+    on a daemon thread bounds both.
+    """
+    pieces: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=16)
+    stop = threading.Event()
+
+    def put(piece: bytes | Exception | None) -> None:
+        while not stop.is_set():
+            try:
+                return pieces.put(piece, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
+                put(b"")
+                while not stop.is_set() and (piece := response.read(CHUNK)):
+                    put(piece)
+            put(None)
+        except Exception as error:  # handed over: the consumer's thread raises it
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the connection
+            put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    seconds = CONNECT_SECONDS
+    try:
+        while True:
+            try:
+                piece = pieces.get(timeout=seconds)
+            except queue.Empty:
+                raise ConnectionError(f"{url} sent nothing useful for {seconds:g} s") from None
+            if isinstance(piece, Exception):
+                raise ConnectionError(f"{url}: {piece}") from piece
+            if piece is None:
+                return
+            yield piece
+            seconds = STALL_SECONDS
+    finally:
+        stop.set()

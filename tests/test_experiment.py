@@ -1,0 +1,110 @@
+"""What the notebooks of reproduce/ share, and the main notebook itself, run by papermill at a tiny budget."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import papermill
+import pytest
+from PIL import Image
+
+from pcdm_lib import evaluate, experiment, presets, records
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NOTEBOOK = REPOSITORY / "reproduce" / "cifar_wavelet.ipynb"
+ALLOWED = {"minutes": [float], "seed": int, "preset": ("small", "paper"), "name": str}
+
+
+@pytest.mark.parametrize("given", [
+    {"minutes": 3, "seed": 0, "preset": "small", "name": "x"},
+    {"minutes": None, "seed": 1, "preset": "paper", "name": "", "_private": 1, "In": [], "get_ipython": None},
+])
+def test_parameters_that_are_right(given):
+    experiment.check_parameters(given, ALLOWED)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"sede": 1}, r"unknown parameters \['sede'\]"),
+    ({"seed": 1.5}, "seed=1.5 is a float, expected int"),
+    ({"seed": True}, "seed=True is a bool"),
+    ({"minutes": "4"}, "minutes='4' is a str, expected float or None"),
+    ({"preset": "large"}, "preset='large': one of 'small', 'paper'"),
+    ({"name": None}, "name=None is a NoneType, expected str$"),
+])
+def test_parameters_that_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.check_parameters({"minutes": 3, "seed": 0, "preset": "small", "name": "x"} | change, ALLOWED)
+
+
+def test_results_are_json_without_nan(tmp_path):
+    result = evaluate.Evaluation(np.ones((1, 1, 2, 3)), ("base", "details1"), None, "stratified", "EMA", 0)
+    assert math.isnan(result.se_images)
+    written = experiment.write_results(tmp_path / "r.json", config=presets.preset("tiny"), data_label="l", data_source={}, evaluation=result,
+                                       training={}, codecs={"PNG": (5.0, 0.1)}, device="cpu")
+    assert json.loads((tmp_path / "r.json").read_text())["evaluation"]["se_images"] is None
+    assert written["evaluation"]["bpd"] == 6.0
+
+
+def test_table():
+    table = experiment.markdown_table([{"a": 1.23456, "b": "x"}, {"a": "none", "b": 2}])
+    assert table.splitlines() == ["| a | b |", "| --- | --- |", "| 1.2346 | x |", "| none | 2 |"]
+    with pytest.raises(ValueError, match="at least one row"):
+        experiment.markdown_table([])
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    path = tmp_path / "deep" / "file.json"
+    records.write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        records.write_json(path, {"a": math.nan})
+    assert records.read_json(path) == {"a": 1}
+    with pytest.raises(RuntimeError), records.new_folder(tmp_path / "folder") as work:
+        (work / "half").write_text("x")
+        raise RuntimeError
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep"]
+    assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(generator.integers(100, 140, (256, 256, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def run_notebook(tmp_path, **parameters):
+    return papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", parameters=parameters, cwd=REPOSITORY, progress_bar=False)
+
+
+def test_main_notebook_runs_and_resumes(tmp_path, images):
+    """Everything but the waiting: a tiny network for three steps, then two more from its checkpoint."""
+    settings = {"dataset": f"folder:{images}", "preset": "tiny", "output_dir": str(tmp_path / "run")}
+    run_notebook(tmp_path, steps=3, **settings)
+    first = records.read_json(tmp_path / "run" / "results.json")
+    assert first["training"]["steps"] == 3 and first["config"]["preset"] == "tiny"
+    assert first["evaluation"]["images"] == 64 and set(first["reference_codecs"]) == {"PNG", "WebP", "JPEG XL"}
+    assert 0 < first["evaluation"]["bpd"] < 20
+    run_notebook(tmp_path, steps=5, **settings)
+    assert records.read_json(tmp_path / "run" / "results.json")["training"]["steps"] == 5
+
+
+@pytest.mark.parametrize("parameters, message", [({"minuts": 3}, "unknown parameters"), ({"preset": "large"}, "preset='large'")])
+def test_main_notebook_refuses_unknown_values(tmp_path, parameters, message):
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        run_notebook(tmp_path, output_dir=str(tmp_path / "run"), **parameters)
+    assert not (tmp_path / "run").exists()
+
+
+def test_notebooks_are_executed_and_short():
+    """A cell that never ran would pass nbval uncompared; a long one belongs in the library."""
+    for path in [*(REPOSITORY / "notebooks").glob("*.ipynb"), *(REPOSITORY / "reproduce").glob("*.ipynb")]:
+        cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        assert cells
+        for cell in cells:
+            assert len("".join(cell["source"]).splitlines()) <= 25, (path.name, cell["source"][0])
+            assert cell["execution_count"] is not None, (path.name, cell["source"][0])
+            assert not any(o["output_type"] == "error" or o.get("name") == "stderr" for o in cell["outputs"]), path.name

@@ -1,0 +1,98 @@
+"""The shell commands end to end on small data, and what they say to bad input."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pcdm_lib.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six small photographs' worth of smooth colour noise."""
+    path = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for i in range(6):
+        field = generator.normal(size=(64, 64, 3)).cumsum(0).cumsum(1)
+        field = 255 * (field - field.min()) / (field.max() - field.min())
+        Image.fromarray(field.astype(np.uint8)).save(path / f"{i}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "a"
+    arguments = ["train", str(run_dir), "--preset", "tiny", "--dataset", f"folder:{folder}", "--steps", "4", "--quiet"]
+    assert main(arguments) == 0
+    return run_dir
+
+
+def test_train_says_which_data_first(folder, tmp_path, capsys):
+    assert main(["train", str(tmp_path / "r"), "--preset", "tiny", "--system", "laplacian", "--dataset", f"folder:{folder}", "--steps", "2",
+                 "--set", "batch_size=4", "--set", "ema=0.9", "--quiet"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("data: folder images")
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert config["config"]["training"]["batch_size"] == 4 and config["config"]["system"] == "laplacian"
+    assert config["provenance"]["versions"]["torch"] == torch.__version__
+
+
+def test_evaluate_writes_what_it_prints(folder, run, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    arguments = ["evaluate", str(run), "--dataset", f"folder:{folder}", "--repeats", "2", "--quiet", "--out", str(out)]
+    assert main(arguments) == 0
+    first = out.read_text()
+    record = json.loads(first)
+    assert f"{record['evaluation']['bpd']:.4f} bpd" in capsys.readouterr().out
+    assert record["evaluation"]["weights"] == "EMA" and record["evaluation"]["images"] == 4
+    assert record["data"]["label"].startswith("folder images") and record["training"]["step"] == 4
+    assert main(arguments) == 0  # same seed, same figures
+    assert json.loads(out.read_text())["evaluation"] == record["evaluation"]
+
+
+def test_evaluate_refuses_another_resolution(run, folder, tmp_path, capsys):
+    small = tmp_path / "grey"
+    small.mkdir()
+    for name in "ab":
+        Image.new("RGB", (16, 16)).save(small / f"{name}.png")
+    assert main(["evaluate", str(run), "--dataset", f"folder:{small}", "--quiet"]) == 2
+    assert "16x16 pixels, expected at least 32x32" in capsys.readouterr().err
+
+
+def test_sample_writes_every_scale(run, tmp_path):
+    for out in ("x", "y"):
+        assert main(["sample", str(run), "--out", str(tmp_path / out), "--count", "2", "--steps", "3", "--seed", "5", "--quiet"]) == 0
+    names = sorted(p.name for p in (tmp_path / "x").iterdir())
+    assert names == [f"sample-00{i}-{s}.png" for i in range(2) for s in ("base", "details1")]
+    for name in names:
+        with Image.open(tmp_path / "x" / name) as image:
+            assert image.size == ((16, 16) if "base" in name else (32, 32)) and image.mode == "RGB"
+        assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "y" / name).read_bytes()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--set", "widht=3"], "unknown setting 'widht'"),
+    (["--set", "batch_size=x"], "batch_size='x' cannot be read as int"),
+    (["--set", "batch_size"], "KEY=VALUE"),
+    (["--scales", "bass"], r"unknown scales \['bass'\]"),
+    (["--dataset", "imagenet"], "unknown dataset 'imagenet'"),
+    (["--dataset", "folder:/nowhere/at/all"], "is not a folder"),
+])
+def test_bad_input_is_one_line_and_leaves_nothing(folder, tmp_path, capsys, arguments, message):
+    command = ["train", str(tmp_path / "r"), "--preset", "tiny", "--dataset", f"folder:{folder}", "--steps", "2", "--quiet"]
+    assert main(command + arguments) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert re.search(message, error)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_is_not_overwritten_and_a_missing_one_is_named(folder, run, capsys):
+    arguments = ["train", str(run), "--preset", "tiny", "--dataset", f"folder:{folder}", "--steps", "4", "--quiet"]
+    assert main(arguments) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["evaluate", str(run.parent / "b"), "--dataset", f"folder:{folder}", "--quiet"]) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err

@@ -151,12 +151,14 @@ def code_lengths(cascade: Cascade, source: EnumeratedSource, draws: int, seed: i
     was_training = cascade.training
     cascade.eval()
     totals = []
-    for draw in range(draws):
-        # image k meets every stratum of [0, 1) once over the draws
-        offset = torch.rand(len(cascade.specs), len(images), generator=generator, dtype=dtype)
-        t = ((draw + offset) / draws).clamp(max=1 - 1e-7)
-        totals.append(cascade.bound(images, generator, steps, times=t, dtype=dtype).total)
-    cascade.train(was_training)
+    try:
+        for draw in range(draws):
+            # image k meets every stratum of [0, 1) once over the draws
+            offset = torch.rand(len(cascade.specs), len(images), generator=generator, dtype=dtype)
+            t = ((draw + offset) / draws).clamp(max=1 - 1e-7)
+            totals.append(cascade.bound(images, generator, steps, times=t, dtype=dtype).total)
+    finally:
+        cascade.train(was_training)
     stacked = torch.stack(totals)
     # neighbouring strata in pairs: the variance of a stratified mean, with the slope across strata mostly removed
     pairs = (stacked[0 : 2 * (draws // 2) : 2] - stacked[1 : 2 * (draws // 2) : 2]) ** 2 / 4

@@ -84,29 +84,33 @@ class ExactDenoiser:
         split = 0 if coarse is None else coarse[0].numel()
         self.map, self.spec, self.chunk = hierarchy, spec, chunk
         self.log_weight = weight.log()
-        self.coarse = unique[:, :split]
         coords = spec.to_float(unique[:, split:].reshape(-1, *spec.shape), torch.float64)
         self.candidates = hierarchy.to_view(spec, coords).flatten(1)
+        # `unique` is sorted, so the candidates that share their coarser integers stand together
+        keys, counts = torch.unique_consecutive(unique[:, :split], dim=0, return_counts=True) if split else (unique[:1, :0], [len(unique)])
+        ends = [0, *torch.as_tensor(counts).cumsum(0).tolist()]
+        self.groups = {tuple(key): slice(*ends[i : i + 2]) for i, key in enumerate(keys.tolist())}
 
     def __call__(self, z_t: Tensor, gamma: Tensor, coarse: Tensor | None) -> Tensor:
         view = self.map.to_view(self.spec, z_t.double())
         flat, gamma = view.flatten(1), gamma.double().reshape(-1, 1)
+        given = flat[:, :0].int() if coarse is None else coarse.flatten(1)
+        keys, inverse = torch.unique(given, dim=0, return_inverse=True) if coarse is not None else (given[:1], flat.new_zeros(len(flat)))
         mean = torch.empty_like(flat)
-        for start in range(0, len(flat), self.chunk):
-            part = slice(start, start + self.chunk)
-            mean[part] = self._posterior_mean(flat[part], gamma[part], None if coarse is None else coarse[part])
+        for index, key in enumerate(keys.tolist()):
+            if tuple(key) not in self.groups:
+                raise ValueError(f"no image of the source has the coarser integers {key}")
+            for rows in (inverse == index).nonzero()[:, 0].split(self.chunk):
+                mean[rows] = self._posterior_mean(flat[rows], gamma[rows], self.groups[tuple(key)])
         alpha, sigma = alpha_sigma(gamma)
         eps = ((flat - alpha * mean) / sigma).reshape(view.shape)
         return self.map.from_view(self.spec, eps).to(z_t.dtype)
 
-    def _posterior_mean(self, flat: Tensor, gamma: Tensor, coarse: Tensor | None) -> Tensor:
+    def _posterior_mean(self, flat: Tensor, gamma: Tensor, group: slice) -> Tensor:
         alpha, sigma = alpha_sigma(gamma)
-        y = self.candidates
+        y = self.candidates[group]
         # -|z_t - alpha y|^2 / 2 sigma^2 up to a constant
-        score = (alpha * (flat @ y.T) - alpha**2 * (y**2).sum(1) / 2) / sigma**2 + self.log_weight
-        if coarse is not None:
-            same = (coarse.flatten(1)[:, None, :] == self.coarse[None, :, :]).all(dim=2)
-            score = score.masked_fill(~same, -torch.inf)
+        score = (alpha * (flat @ y.T) - alpha**2 * (y**2).sum(1) / 2) / sigma**2 + self.log_weight[group]
         return torch.softmax(score, dim=1) @ y
 
 

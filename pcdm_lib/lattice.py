@@ -88,7 +88,7 @@ def _window(centre: Tensor, tau: Tensor, progression: Progression) -> tuple[Tens
     nearest = ((centre - progression.low) / progression.step).round().clamp(min=torch.zeros_like(last), max=last)
     distance = (centre - (progression.low + nearest * progression.step)) / tau
     spacing = progression.step / tau
-    half = int(math.ceil(_REACH / float(spacing.min()))) + 1
+    half = math.ceil(_REACH / spacing.detach().min().item()) + 1
     return nearest, distance, spacing, min(half, _MAX_WINDOW, max(int(last.max()), 1))
 
 

@@ -115,6 +115,8 @@ def _parse(cls: type, key: str, value: Any) -> Any:
         if origin is tuple:
             item = typing.get_args(wanted)[0]
             parts = [p for p in value.split(",") if p] if isinstance(value, str) else list(value) if not isinstance(value, (int, float)) else [value]
+            if item is int and any(float(p) != int(p) for p in parts):
+                raise ValueError("not whole numbers")
             return tuple(item(p) for p in parts)
         if wanted is bool:
             lookup = {"true": True, "false": False, True: True, False: False}

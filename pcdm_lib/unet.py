@@ -23,7 +23,9 @@ FEATURES = ("none", "vdm", "lattice")
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(32, channels) if channels >= 64 else math.gcd(8, channels), channels)
+    # a group of one channel would wipe out whatever is constant over an image, the noise level included
+    groups = 32 if channels >= 64 else 8 if channels >= 32 else max(channels // 4, 1)
+    return nn.GroupNorm(math.gcd(groups, channels), channels)
 
 
 def _zero(module: nn.Module) -> nn.Module:

@@ -18,11 +18,12 @@ from scipy import stats
 from torch import Tensor
 
 from pcdm_lib.cascade import Bound, Cascade
+from pcdm_lib.diffusion import gamma_for_spacing
 from pcdm_lib.evaluate import Evaluation, code_lengths, evaluate, kraft_sum
 from pcdm_lib.exact import EnumeratedSource, contract_source, exact_cascade, ising_source
 from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, Scales
 from pcdm_lib.presets import ModelConfig, build
-from pcdm_lib.schedule import MonotoneSchedule, alpha_sigma
+from pcdm_lib.schedule import LinearSchedule, MonotoneSchedule, alpha_sigma
 
 MAPS = {"identity": Identity(), "wavelet": HaarWavelet(1), "laplacian": LaplacianPyramid(1)}
 SOURCE = contract_source()
@@ -46,6 +47,8 @@ def network(hierarchy: str, magnitude: float = 0.0, seed: int = 0, **changes) ->
     config = ModelConfig(map=hierarchy, levels=0 if hierarchy == "identity" else 1, image_shape=(1, 2, 2), max_value=3, channels=(8,),
                          blocks=1, attention=False, gamma_max=(5.0,), **changes)
     cascade = build(config, seed)
+    for denoiser, (z, _) in zip(cascade.networks.values(), cascade.decompose(SOURCE.images)):
+        denoiser.fit(z)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for weight in cascade.networks.parameters():
@@ -100,21 +103,23 @@ def test_entropy_of_the_source() -> None:
 @pytest.mark.parametrize("hierarchy", ["identity", "wavelet"])
 def test_exact_bound_is_the_entropy(hierarchy: str) -> None:
     """Law: with the exact denoiser, a decoder that is never in doubt (noise 0.05 of a pixel's spacing) and a negligible prior term,
-    the bound is the entropy: within 4 standard errors of at most 0.004 bpd."""
+    the bound is the entropy: within 4 standard errors of at most 0.005 bpd."""
     result = exact_measure(hierarchy, 0.05)
     print(hierarchy, result.bpd, result.se_noise)
-    assert result.se_noise < 0.004
+    assert result.se_noise < 0.005
     assert abs(result.bpd - ENTROPY) < 4 * result.se_noise
 
 
-@pytest.mark.parametrize(("hierarchy", "expected"), [("identity", 1.557), ("wavelet", 1.560)])
-def test_known_answers(hierarchy: str, expected: float) -> None:
-    """Contract, Sect. 4, first two rows (good to 0.005 bpd), within 3 standard errors of at most 0.004 on top."""
+@pytest.mark.parametrize(("hierarchy", "expected", "exactly"), [("identity", 1.557, 1.5503), ("wavelet", 1.560, 1.5533)])
+def test_known_answers(hierarchy: str, expected: float, exactly: float) -> None:
+    """Contract, Sect. 4, first two rows (good to 0.005 bpd), within 3 standard errors of at most 0.004 on top; and within 3
+    standard errors of the entropy plus the decoder's looseness, E[log P(z | z_0) under the source - the same under the decoder],
+    summed over scales: good to 0.0003, from 40,000 draws of the difference."""
     result = exact_measure(hierarchy, 0.166)
     print(hierarchy, result.bpd, result.se_noise)
     assert result.se_noise < 0.004
     assert abs(result.bpd - expected) < 0.005 + 3 * result.se_noise
-    assert result.bpd > ENTROPY - 3 * result.se_noise
+    assert abs(result.bpd - exactly) < 3 * result.se_noise
 
 
 @pytest.mark.parametrize("levels", [1, 2])
@@ -138,16 +143,17 @@ def entropy_nats(source: EnumeratedSource, integers: Tensor) -> float:
 
 def test_three_scales_of_ising_scale_by_scale() -> None:
     """Law (Eq. 15): on 4x4 binary images, each of the three scales costs its conditional entropy H(z_s | z_<s), and together the
-    entropy; 4 standard errors, which are at most 0.15 nats of about 10 for the whole image."""
+    entropy; 4 standard errors, which are at most 0.15 nats of 8.8 for the whole image."""
     source, hierarchy = ising_source(coupling=0.3), HaarWavelet(2)
-    cascade = exact_cascade(source, hierarchy, 0.05)
+    schedules = [LinearSchedule(gamma_for_spacing(spec, 0.1), 7.0) for spec in hierarchy.specs((1, 4, 4), 1)]
+    cascade = exact_cascade(source, hierarchy, schedule=schedules)
     pairs = hierarchy.decompose(source.images, 1)
     known = [0.0, *(entropy_nats(source, coarse) for _, coarse in pairs[1:]), entropy_nats(source, source.images)]
     generator, total, variance = torch.Generator().manual_seed(0), 0.0, 0.0
-    for index, batches in enumerate((32, 32, 8)):
-        x = [source.images[source.draw(256, generator)] for _ in range(batches)]
+    for index in range(3):
+        x = [source.images[source.draw(1024, generator)] for _ in range(24)]
         means = torch.stack([cascade.bound(b, generator, scales=[index], dtype=torch.float64).total.mean() for b in x])
-        mean, error = float(means.mean()), float(means.std() / math.sqrt(batches))
+        mean, error = float(means.mean()), float(means.std() / math.sqrt(len(x)))
         print(cascade.specs[index].name, mean, error, known[index + 1] - known[index])
         assert abs(mean - (known[index + 1] - known[index])) < 4 * error
         total, variance = total + mean, variance + error**2
@@ -179,17 +185,26 @@ def test_kraft_random_weights(hierarchy: str, magnitude: float, steps: int | Non
     assert total <= 1 + 3 * error
 
 
-@pytest.mark.parametrize("steps", [None, 20])
 @pytest.mark.parametrize("hierarchy", list(MAPS))
-def test_laws_hold_after_training(hierarchy: str, steps: int | None) -> None:
+def test_laws_hold_after_training(hierarchy: str) -> None:
     """Law: a network trained on the source stays above its entropy and below Kraft's 1; it has learned something (2 bits a
     dimension is what knowing nothing costs), so that the sum is close enough to 1 for the test to have teeth."""
-    total, error = kraft_sum(trained(hierarchy), SOURCE, draws=500, steps=steps)
-    result = measure(trained(hierarchy), 2048, 16, steps)
-    print(hierarchy, steps, "Kraft", total, error, "bpd", result.bpd, result.se_noise)
-    assert error < 0.1 and result.se_noise < 0.03
-    assert (0.5 if steps is None else 0.1) < total <= 1 + 3 * error
+    total, error = kraft_sum(trained(hierarchy), SOURCE, draws=300)
+    result = measure(trained(hierarchy), 1024, 16)
+    print(hierarchy, "Kraft", total, error, "bpd", result.bpd, result.se_noise)
+    assert error < 0.1 and result.se_noise < 0.04
+    assert 0.4 < total <= 1 + 3 * error
     assert ENTROPY - 3 * result.se_noise < result.bpd < 2.0
+
+
+@pytest.mark.parametrize("hierarchy", list(MAPS))
+def test_laws_hold_in_steps(hierarchy: str) -> None:
+    """Law: the same network as a model of 60 steps pays more, and keeps both laws."""
+    total, error = kraft_sum(trained(hierarchy), SOURCE, draws=120, steps=60)
+    result = measure(trained(hierarchy), 1024, 4, steps=60)
+    print(hierarchy, "Kraft", total, error, "bpd", result.bpd, result.se_noise)
+    assert error < 0.15 and 0.1 < total <= 1 + 3 * error
+    assert ENTROPY - 3 * result.se_noise < result.bpd < 2.3
 
 
 # ---------------------------------------------------------------- wrong accountings are rejected
@@ -219,8 +234,8 @@ class HalvedBase(PixelDecoder):
     base_share = 0.25
 
 
-@pytest.mark.parametrize(("wrong", "bpd", "kraft"), [(PixelDecoder, 1.433, 1.41), (HalvedBase, 0.85, 7.2)])
-def test_wrong_accountings_are_rejected(wrong: type[PixelDecoder], bpd: float, kraft: float) -> None:
+@pytest.mark.parametrize(("wrong", "bpd", "kraft", "draws"), [(PixelDecoder, 1.433, 1.41, 2000), (HalvedBase, 0.85, 7.2, 400)])
+def test_wrong_accountings_are_rejected(wrong: type[PixelDecoder], bpd: float, kraft: float, draws: int) -> None:
     """Contract, Sect. 4, last two rows: the same checks that pass above fail here by more than 5 standard errors, at the
     contract's numbers (0.03 bpd, 10 % of the sum).
 
@@ -230,7 +245,7 @@ def test_wrong_accountings_are_rejected(wrong: type[PixelDecoder], bpd: float, k
     """
     right = exact_cascade(SOURCE, MAPS["wavelet"])
     cascade = wrong(right.map, right.image_shape, [right.denoiser(i) for i in range(2)], list(right.schedules), 3)
-    result, (total, error) = measure(cascade, 32_768, 16), kraft_sum(cascade, SOURCE, draws=2500)
+    result, (total, error) = measure(cascade, 16_384, 16), kraft_sum(cascade, SOURCE, draws)
     print(wrong.__name__, result.bpd, result.se_noise, total, error)
     assert result.bpd < ENTROPY - 5 * result.se_noise and total > 1 + 5 * error
     assert abs(result.bpd - bpd) < 0.03 and abs(total / kraft - 1) < 0.1
@@ -241,7 +256,8 @@ def test_wrong_accountings_are_rejected(wrong: type[PixelDecoder], bpd: float, k
 
 @pytest.mark.parametrize("hierarchy", ["wavelet", "laplacian", "identity"])
 def test_uniform_noise_costs_eight_bits(hierarchy: str) -> None:
-    """Law: on independent uniform 8-bit noise no model goes below 8.0 bpd, and one trained on it comes close."""
+    """Law: on independent uniform 8-bit noise no model goes below 8.0 bpd. What a net learns in 150 steps is little: independent
+    Gaussians cost 8.25, and those on a detail lattice that knows the parity but not s+p+q+r = 0 (mod 4) another 1/4 bit."""
     config = ModelConfig(map=hierarchy, levels=0 if hierarchy == "identity" else 1, image_shape=(1, 4, 4), channels=(8,), blocks=1,
                          attention=False)
     noise = torch.randint(0, 256, (8192, 1, 4, 4), generator=torch.Generator().manual_seed(0))
@@ -266,10 +282,10 @@ def test_interior_of_the_schedule_does_not_matter(model: str) -> None:
             ends = [(float(s.gamma_min), float(s.gamma_max)) for s in cascade.schedules]
             cascade.schedules = torch.nn.ModuleList(make(*e) for e in ends).double()
         results.append(measure(cascade, *((32_768, 16) if model == "exact" else (1024, 32))))
-    means = torch.tensor([r.parts.sum(-1).mean(0) for r in results])  # (2, repeats, scales)
+    means = torch.stack([torch.from_numpy(r.parts).sum(-1).mean(0) for r in results])  # (2, repeats, scales)
     error = (means.var(1).sum(0) / means.shape[1]).sqrt()
     print(model, means.mean(1), error)
-    assert float(error.max()) < 0.01
+    assert float(error.max()) < (0.01 if model == "exact" else 0.03)
     assert bool(((means[0] - means[1]).mean(0).abs() < 4 * error).all())
     spread = [r.parts.sum(axis=(2, 3)).std() for r in results]
     assert abs(spread[0] / spread[1] - 1) > 0.02  # the schedules are different indeed

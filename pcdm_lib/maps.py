@@ -251,9 +251,13 @@ class HierarchicalMap:
         raise NotImplementedError
 
     def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
-        """Where the scale's (noisy) integers stand between lattice points, at the view's resolution: whole numbers where an
-        image could be. Second, the factor from the noise of `centre` to that of the phase."""
+        """Where the values of the finer image that a scale's (noisy) integers stand for lie between whole numbers, at the view's
+        resolution: exact integers without noise. Second, the factor from the noise of `centre` to that of the phase."""
         return centre, 1.0
+
+    def phase_channels(self, spec: ScaleSpec) -> int:
+        """Channels of `lattice_phase`."""
+        return spec.shape[0]
 
     def to_view(self, spec: ScaleSpec, coords: Tensor) -> Tensor:
         """Orthonormal coordinates -> what a network sees; an isometry."""
@@ -384,8 +388,15 @@ class HaarWavelet(HierarchicalMap):
     def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
         if spec.kind != "details":
             return centre, 1.0
-        parity = (coarse & 1).to(centre.dtype)  # p, q and r all share the parity of s
-        return (centre - torch.cat([parity] * 3, dim=1)) / 2, 0.5
+        return torch.cat(self._finer(centre, coarse), dim=1), math.sqrt(3) / 4
+
+    def phase_channels(self, spec: ScaleSpec) -> int:
+        return 4 * spec.shape[0] // 3 if spec.kind == "details" else spec.shape[0]
+
+    def _finer(self, centre: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four values (a, b, c, d) of every block that the coarse sums and (noisy) details stand for."""
+        s, (p, q, r) = coarse.to(centre.dtype), centre.chunk(3, dim=1)
+        return (s + p + q + r) / 4, (s + p - q - r) / 4, (s - p + q - r) / 4, (s - p - q + r) / 4
 
 
 class LaplacianPyramid(HaarWavelet):
@@ -436,9 +447,10 @@ class LaplacianPyramid(HaarWavelet):
     def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
         if spec.kind != "details":
             return centre, 1.0
-        # coarse and residual together are the finer image, whose pixels are whole numbers
-        finer = haar_step_inverse(Bands(coarse.to(centre.dtype) / 2, *(band / 2 for band in centre.chunk(3, dim=1))))
-        return finer, math.sqrt(3) / 4
+        return _interleave(*self._finer(centre, coarse)), math.sqrt(3) / 4
+
+    def phase_channels(self, spec: ScaleSpec) -> int:
+        return spec.view_shape[0]
 
 
 class StandardCascade(HierarchicalMap):

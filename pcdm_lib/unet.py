@@ -11,6 +11,7 @@ free: whatever it is, the error counted is that of unit noise in every orthonorm
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -131,42 +132,84 @@ class UNet(nn.Module):
 # ---------------------------------------------------------------- preconditioning
 
 
-def lattice_posterior(mean: Tensor, std: Tensor, offset: Tensor | float, step: float) -> tuple[Tensor, Tensor]:
-    """Mean and variance of N(mean, std^2) restricted to the lattice offset + step * Z, to about 1e-5 of a step.
+class LatticeMoments(NamedTuple):
+    """Sums over the integers k of a normalised Gaussian weight w_k, about the integer nearest to its mean: `first` = sum k w_k,
+    `second` = sum k^2 w_k, and the same with alternating signs, `alternating[j]` = sum (-1)^k k^j w_k."""
 
-    The two regimes of the theta function: five terms around the nearest point where the Gaussian is narrow; where it is wide
-    the derivatives of log(1 + 2 q cos(2 pi f)), its Fourier series up to the first harmonic (the next is below 1e-6).
+    nearest: Tensor
+    first: Tensor
+    second: Tensor
+    alternating: tuple[Tensor, Tensor, Tensor]
+
+
+def lattice_moments(mean: Tensor, std: Tensor) -> LatticeMoments:
+    """Moments of N(mean, std^2) restricted to the integers.
+
+    Two regimes of the theta function: seven terms around the nearest integer where the Gaussian is narrow; where it is wide (std
+    above 0.6) the first harmonic of its Fourier series, the next one being below 1e-6.
     """
-    u, tau = (mean - offset) / step, std / step
-    nearest = u.round()
-    f = u - nearest
-    narrow = tau.clamp(min=1e-4, max=0.45)
-    k = torch.arange(-2, 3, device=f.device, dtype=f.dtype).reshape(5, *[1] * f.ndim)
+    nearest = mean.round()
+    f = mean - nearest
+    narrow = std.clamp(min=1e-3, max=0.6)
+    k = torch.arange(-3, 4, device=f.device, dtype=f.dtype).reshape(7, *[1] * f.ndim)
     weight = torch.softmax(-((f - k) ** 2) / (2 * narrow**2), dim=0)
-    first, second = (weight * k).sum(0), (weight * k**2).sum(0)
-    wide = tau.clamp(min=0.45)
-    q = torch.exp(-2 * (math.pi * wide) ** 2)
-    series = 1 + 2 * q * torch.cos(2 * math.pi * f)
-    slope = -4 * math.pi * q * torch.sin(2 * math.pi * f) / series
-    curvature = -8 * math.pi**2 * q * torch.cos(2 * math.pi * f) / series - slope**2
-    wide_mean, wide_var = f + wide**2 * slope, wide**2 + wide**4 * curvature
-    is_wide = tau > 0.45
-    shift = torch.where(is_wide, wide_mean, first)
-    variance = torch.where(is_wide, wide_var, second - first**2)
-    return offset + step * (nearest + shift), step**2 * variance.clamp(min=0)
+    signed = weight * (1 - 2 * (k % 2))
+    sums = [(weight * k).sum(0), (weight * k**2).sum(0), signed.sum(0), (signed * k).sum(0), (signed * k**2).sum(0)]
+    # characteristic function at 0 and at pi, and its derivatives there
+    tau2 = std.clamp(min=0.6) ** 2
+    decay, sine, cosine = 2 * torch.exp(-2 * math.pi**2 * tau2), torch.sin(2 * math.pi * f), torch.cos(2 * math.pi * f)
+    total = 1 + decay * cosine
+    half, half_sine, half_cosine = 2 * torch.exp(-(math.pi**2) * tau2 / 2), torch.sin(math.pi * f), torch.cos(math.pi * f)
+    wide = [
+        f - 2 * math.pi * tau2 * decay * sine / total,
+        f**2 + tau2 - decay * tau2 * (4 * math.pi**2 * tau2 * cosine + 4 * math.pi * f * sine) / total,
+        half * half_cosine / total,
+        half * (f * half_cosine - math.pi * tau2 * half_sine) / total,
+        half * ((tau2 - (math.pi * tau2) ** 2 + f**2) * half_cosine - 2 * math.pi * tau2 * f * half_sine) / total,
+    ]
+    first, second, *alternating = (torch.where(std > 0.6, w, n) for w, n in zip(wide, sums))
+    return LatticeMoments(nearest, first, second, tuple(alternating))
+
+
+def lattice_posterior(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of N(mean, std^2) restricted to the integers."""
+    m = lattice_moments(mean, std)
+    return m.nearest + m.first, (m.second - m.first**2).clamp(min=0)
+
+
+def details_posterior(mean: Tensor, std: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances of independent Gaussians for (p, q, r) restricted to the integers that belong to an image.
+
+    Those are p = s + 2 k_p and so on in parity, with s + p + q + r = 0 (mod 4): k_p + k_q + k_r has a known parity. The
+    constraint enters through (1 + sign * (-1)^(k_p + k_q + k_r)) / 2, so three sums with alternating signs are all that it takes.
+
+    Args:
+        mean, std: (N, 3C, h, w), band after band. coarse: s, integers (N, C, h, w).
+    """
+    parity = coarse & 1
+    offset = torch.cat([parity] * 3, dim=1).to(mean.dtype)
+    m = lattice_moments((mean - offset) / 2, std / 2)
+    sign = 1 - 2 * (((coarse + 3 * parity) // 2) & 1).to(mean.dtype)
+    flips = 1 - 2 * (m.nearest % 2)  # the sums are about the nearest integer
+    a, b, c = (v * flips for v in m.alternating)
+    a_p, a_q, a_r = a.chunk(3, dim=1)
+    others = torch.cat([sign * a_q * a_r, sign * a_p * a_r, sign * a_p * a_q], dim=1)
+    chance = (1 + torch.cat([sign * a_p * a_q * a_r] * 3, dim=1)).clamp(min=1e-6)
+    first = ((m.first + others * b) / chance).clamp(min=-2.0, max=2.0)
+    second = (m.second + others * c) / chance
+    return offset + 2 * (m.nearest + first), 4 * (second - first**2).clamp(min=0)
 
 
 class PreconditionedDenoiser(nn.Module):
     """eps_hat(z_t, gamma, coarse) = estimate without a network + its uncertainty * network.
 
-    The estimate treats every coefficient as an independent Gaussian with its band's mean and variance (`fit`), on the integers of
-    its band that agree with the parity known from the coarser scale (`lattice`) or on the real line (`gaussian`); the network
-    predicts what remains in units of that estimate's own standard deviation. `none` is VDM's choice: eps_hat = z_t + network.
+    The estimate treats every coefficient as an independent Gaussian with its band's mean and variance (`fit`), restricted to the
+    integers that an image can have given the coarser scales (`lattice`) or on the real line (`gaussian`); the network predicts what remains in units of that estimate's own standard deviation. `none` is VDM's choice: eps_hat = z_t + network.
 
     Args:
         gamma_range: the noise levels that are scaled to [0, 1] for the network's embedding.
-        features: sines and cosines added to the input: `vdm` at the frequencies of VDM, `lattice` of where each
-            coefficient stands between the points of its lattice, damped where noise hides it.
+        features: sines and cosines added to the input: `vdm` at the frequencies of VDM, `lattice` of where the (noisy) finer
+            image's values stand between whole numbers, damped where noise hides it.
     """
 
     def __init__(self, hierarchy: HierarchicalMap, spec: ScaleSpec, gamma_range: tuple[float, float], preconditioning: str = "lattice",
@@ -181,7 +224,7 @@ class PreconditionedDenoiser(nn.Module):
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.full((channels, 1, 1), 0.5 / spec.gain))
         view, waves = spec.view_shape[0], {"none": 0, "vdm": 4, "lattice": 4}[features]
-        phases = channels if features == "lattice" and spec.view_shape == spec.shape else view
+        phases = hierarchy.phase_channels(spec) if features == "lattice" else view
         condition = spec.condition_shape[0] if spec.condition_shape else 0
         self.net = UNet(view + condition + waves * phases, view, **unet)
 
@@ -218,10 +261,7 @@ class PreconditionedDenoiser(nn.Module):
         mean, std = self.mean + weight * (centre - self.mean), tau * weight.sqrt()
         if self.preconditioning == "gaussian":
             return mean, (std**2).expand_as(mean)
-        if self.spec.kind != "details":
-            return lattice_posterior(mean, std, 0.0, 1.0)
-        parity = (coarse & 1).to(centre.dtype)
-        return lattice_posterior(mean, std, torch.cat([parity] * 3, dim=1), 2.0)
+        return details_posterior(mean, std, coarse) if self.spec.kind == "details" else lattice_posterior(mean, std)
 
     def _waves(self, z_t: Tensor, centre: Tensor, tau: Tensor, coarse: Tensor | None) -> list[Tensor]:
         if self.features == "none":

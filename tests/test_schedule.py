@@ -44,8 +44,8 @@ def test_value_derivative_and_inverse(schedule: Schedule) -> None:
 def test_monotone_starts_near_linear_and_can_leave_it() -> None:
     t = torch.linspace(0, 1, 33, dtype=torch.float64)
     line = LinearSchedule(-9.0, 4.0).double()(t)
-    assert float((MonotoneSchedule(-9.0, 4.0).double()(t) - line).abs().max()) < 0.2
-    assert float((shuffled()(t) - line).abs().max()) > 1.0
+    assert (MonotoneSchedule(-9.0, 4.0).double()(t) - line).abs().max().item() < 0.2
+    assert (shuffled()(t) - line).abs().max().item() > 1.0
 
 
 @pytest.mark.parametrize(("kind", "endpoints", "learned"), [
@@ -58,7 +58,7 @@ def test_what_is_learned(kind: str, endpoints: bool, learned: set[str]) -> None:
     assert {name for name, _ in schedule.named_parameters()} == learned
     assert {"start", "log_span"} <= set(schedule.state_dict())
     assert isinstance(schedule, nn.Module) and schedule.learned_endpoints == ("start" in learned)
-    assert math.isclose(float(schedule.gamma_max), 5.0, abs_tol=1e-5)
+    assert math.isclose(schedule.gamma_max.item(), 5.0, abs_tol=1e-5)
 
 
 def test_alpha_sigma() -> None:

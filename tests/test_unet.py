@@ -103,24 +103,37 @@ def test_gradient_reaches_every_parameter(hierarchy: HierarchicalMap) -> None:
 # ---------------------------------------------------------------- the lattice posterior
 
 
-def brute_posterior(mean: Tensor, std: Tensor, offset: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """The definition, summed over 4,000 lattice points."""
-    z = offset[..., None] + step * (torch.arange(-2000, 2001, dtype=torch.float64) + ((mean - offset) / step).round()[..., None])
+def brute_posterior(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, summed over 200 integers."""
+    z = torch.arange(-100, 101, dtype=torch.float64) + mean.round()[..., None]
     weight = torch.softmax(-((z - mean[..., None]) ** 2) / (2 * std[..., None] ** 2), -1)
     first = (weight * z).sum(-1)
     return first, (weight * (z - first[..., None]) ** 2).sum(-1)
 
 
-@pytest.mark.parametrize("step", [1.0, 2.0])
-def test_lattice_posterior(step: float) -> None:
-    """Mean within 2e-5 of a step and variance within 1e-4 of a squared step of the sum over the lattice, for std of 0.01 to 5 steps."""
+def brute_details(score: Tensor, s: Tensor, integers: Tensor) -> Tensor:
+    """Means of (p, q, r) under exp(score), (B, 3, K) over `integers`, restricted to what belongs to an image: the parity of s (B,) and
+    s + p + q + r = 0 (mod 4); summed over all K^3 triples."""
+    weight = torch.softmax(score, -1)
+    p, q, r = integers[:, None, None], integers[None, :, None], integers[None, None, :]
+    out = torch.empty(score.shape[:2], dtype=torch.float64)
+    for residue in range(4):
+        rows = (s % 4 == residue).nonzero()[:, 0]
+        legal = ((p - residue) % 2 == 0) & ((q - residue) % 2 == 0) & ((residue + p + q + r) % 4 == 0)
+        joint = torch.einsum("bi,bj,bk,ijk->bijk", *weight[rows].unbind(1), legal.double())
+        joint = joint / joint.sum((1, 2, 3), keepdim=True)
+        for band, others in enumerate(((2, 3), (1, 3), (1, 2))):
+            out[rows, band] = (joint.sum(others) * integers).sum(-1)
+    return out
+
+
+def test_lattice_posterior() -> None:
+    """Mean and variance within 1e-5 of the sum over the integers, for standard deviations of 0.01 to 5."""
     generator = torch.Generator().manual_seed(0)
-    ratio = torch.cat([torch.logspace(-2, math.log10(5), 60), torch.linspace(0.4, 0.6, 41)]).double()[:, None].expand(-1, 50)
-    mean, offset = (10 * torch.randn(ratio.shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    found = lattice_posterior(mean, step * ratio, offset, step)
-    wanted = brute_posterior(mean, step * ratio, offset, step)
-    assert float((found[0] - wanted[0]).abs().max()) < 2e-5 * step
-    assert float((found[1] - wanted[1]).abs().max()) < 1e-4 * step**2
+    std = torch.cat([torch.logspace(-2, math.log10(5), 60), torch.linspace(0.4, 0.8, 41)]).double()[:, None].expand(-1, 50)
+    mean = 10 * torch.randn(std.shape, generator=generator, dtype=torch.float64)
+    for found, wanted in zip(lattice_posterior(mean, std), brute_posterior(mean, std)):
+        assert float((found - wanted).abs().max()) < 1e-5
 
 
 # ---------------------------------------------------------------- preconditioning
@@ -130,26 +143,28 @@ def test_lattice_posterior(step: float) -> None:
 @pytest.mark.parametrize(("hierarchy", "index"), [(Identity(), 0), (HaarWavelet(2), 0), (HaarWavelet(2), 1), (LaplacianPyramid(1), 1),
                                                   (StandardCascade(1), 1)])
 def test_untrained_lattice_denoiser_is_the_posterior_mean(hierarchy: HierarchicalMap, index: int, max_value: int) -> None:
-    """Law: at the start, eps_hat = (z_t - alpha E[y | z_t]) / sigma for independent Gaussians on the lattice of each coefficient:
-    all integers, or those of the parity of the coarser sum; from the definition, a sum over integers."""
+    """Law: at the start, eps_hat = (z_t - alpha E[y | z_t]) / sigma for independent Gaussians restricted to the integers, or for details
+    to those triples that agree with the coarser sum in parity and mod 4; from the definition, a sum over all of them."""
     net = denoiser(hierarchy, index, max_value=max_value).double()
     spec = net.spec
     net.mean.copy_(torch.linspace(-2, 3, len(net.mean)).reshape(-1, 1, 1))
-    net.std.copy_(torch.linspace(0.4, 5, len(net.std)).reshape(-1, 1, 1))
-    _, _, coarse = batch(net, 4)
-    z = torch.randn(4, *spec.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
-    for ratio in (0.15, 0.7, 4.0):  # sigma / alpha on the axis of the integers
-        gamma = torch.full((4,), 2 * math.log(ratio * spec.gain), dtype=torch.float64)
+    net.std.copy_(torch.linspace(0.8, 3, len(net.std)).reshape(-1, 1, 1))
+    _, _, coarse = batch(net, 2)
+    z = torch.randn(2, *spec.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
+    integers = torch.arange(-20, 21, dtype=torch.float64)
+    for ratio in (0.5, 0.9, 4.0):  # sigma / alpha on the axis of the integers
+        gamma = torch.full((2,), 2 * math.log(ratio * spec.gain), dtype=torch.float64)
         alpha, sigma = torch.sigmoid(-gamma[0]).sqrt(), torch.sigmoid(gamma[0]).sqrt()
         z_t = alpha * (spec.gain * z + spec.shift)  # what was seen: `z` itself on the axis of the integers
-        integers = torch.arange(-60, 61, dtype=torch.float64)
         score = -((integers - net.mean[..., None]) ** 2) / (2 * net.std[..., None] ** 2) - (integers - z[..., None]) ** 2 / (2 * ratio**2)
+        found = (z_t - sigma * net(z_t, gamma, coarse)) / alpha / spec.gain - spec.shift / spec.gain
         if spec.kind == "details":
-            odd = torch.cat([coarse] * 3, 1)[..., None] % 2
-            score = score.masked_fill(integers.long() % 2 != odd, -torch.inf)
-        y = spec.gain * (torch.softmax(score, -1) * integers).sum(-1) + spec.shift
-        expected = (z_t - alpha * y) / sigma
-        assert torch.allclose(net(z_t, gamma, coarse), expected, atol=4e-4)
+            blocks = score.reshape(2, 3, 3, -1, len(integers)).permute(0, 2, 3, 1, 4).reshape(-1, 3, len(integers))[::4]
+            expected = brute_details(blocks, coarse.flatten()[::4], integers)
+            found = found.reshape(2, 3, 3, -1).permute(0, 2, 3, 1).reshape(-1, 3)[::4]
+        else:
+            expected = (torch.softmax(score, -1) * integers).sum(-1)
+        assert torch.allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("index", [0, 1])

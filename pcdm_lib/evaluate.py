@@ -168,6 +168,7 @@ def code_lengths(cascade: Cascade, source: EnumeratedSource, draws: int, seed: i
 def kraft_sum(cascade: Cascade, source: EnumeratedSource, draws: int = 200, seed: int = 0, steps: int | None = None) -> tuple[float, float]:
     """Sum over all images of 2^-(code length), and its standard error. At most 1 for code lengths that could be paid.
 
+    Everything is scored in float64: give a network's weights that type first (`cascade.double()`).
     exp being convex, noise of variance v in a code length raises its term by the factor exp(v / 2); that factor is taken off.
     """
     lengths, errors = code_lengths(cascade, source, draws, seed, steps)

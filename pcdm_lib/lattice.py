@@ -106,16 +106,17 @@ def log_prob(centre: Tensor, tau: Tensor, z: Tensor, progression: Progression) -
     total = torch.ones_like(centre)
     for k in range(1, half + 1):
         for sign in (1, -1):
-            gap = distance - sign * k * spacing
+            gap = k * spacing
+            excess = gap * (gap - 2 * sign * distance)  # d_k^2 - d_nearest^2, without the cancellation
             inside = (nearest + sign * k >= 0) & (nearest + sign * k <= last)
-            total = total + torch.where(inside, torch.exp(-(gap**2 - distance**2) / 2), torch.zeros_like(total))
+            total = total + torch.where(inside, torch.exp(-excess / 2), torch.zeros_like(total))
     left_out = (nearest - half > 0).to(total.dtype) + (nearest + half < last).to(total.dtype)
     # beyond the window d_k^2 - d_nearest^2 >= k (k - 1) spacing^2, since |distance| <= spacing / 2 wherever both sides exist
     # and moving away from an end of the range only adds; a geometric series bounds the rest
     tail = torch.exp(-half * (half + 1) * spacing**2 / 2) / -torch.expm1(-(half + 1) * spacing**2)
     total = total + left_out * tail
-    gap = (centre - z.to(centre.dtype)) / tau
-    return -(gap**2 - distance**2) / 2 - torch.log(total)
+    gap = (progression.low + nearest * progression.step - z.to(centre.dtype)) / tau  # from the nearest candidate to z
+    return -gap * (gap + 2 * distance) / 2 - torch.log(total)
 
 
 def draw(centre: Tensor, tau: Tensor, progression: Progression, generator: torch.Generator | None) -> Tensor:

@@ -35,14 +35,14 @@ def style() -> None:
     })
 
 
-def _picture(image: Tensor) -> np.ndarray:
+def picture(image: Tensor) -> np.ndarray:
     """(C, H, W) uint8, or floats in 0..1, -> (H, W, 3) in 0..1 for imshow."""
     x = image.detach().cpu()
     x = x.double() / 255 if x.dtype == torch.uint8 else x.double().clamp(0, 1)
     return x.expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
-def _bare(ax: Axes, title: str = "") -> Axes:
+def bare(ax: Axes, title: str = "") -> Axes:
     """An axis for a picture: no ticks, a thin frame."""
     ax.set(xticks=[], yticks=[], title=title)
     for spine in ax.spines.values():
@@ -69,7 +69,7 @@ def show_images(images: Tensor | Sequence[Tensor], titles: Sequence[str] | None 
     for ax in axes.flat[count:]:
         ax.set_axis_off()
     for i, (ax, image) in enumerate(zip(axes.flat, images)):
-        _bare(ax, titles[i] if titles else "").imshow(_picture(image))
+        bare(ax, titles[i] if titles else "").imshow(picture(image))
     fig.suptitle(title)
     return fig
 
@@ -79,12 +79,12 @@ def show_haar_step(block: Tensor) -> Figure:
     signs = {"s": "++++", "p": "++--", "q": "+-+-", "r": "+--+"}
     values = block.flatten().tolist()
     fig, axes = plt.subplots(1, 5, figsize=(9.5, 2.9))
-    _bare(axes[0], "the block").imshow(block.reshape(2, 2), cmap="gray", vmin=-20, vmax=120)
+    bare(axes[0], "the block").imshow(block.reshape(2, 2), cmap="gray", vmin=-20, vmax=120)
     for ax, (name, row) in zip(axes[1:], signs.items()):
         weights = np.array([1 if sign == "+" else -1 for sign in row]).reshape(2, 2)
         total = int((weights.flatten() * values).sum())
         title = f"{name} = {total}\nhalved: {total / 2:g}".replace("-", "\N{MINUS SIGN}")
-        _signed(_bare(ax, title), weights, 2.5)
+        _signed(bare(ax, title), weights, 2.5)
     for ax, row in zip(axes, ["    ", *signs.values()]):
         for i, (value, sign) in enumerate(zip(values, row)):
             colour = "white" if ax is axes[0] and value < 50 else "black"
@@ -100,12 +100,12 @@ def show_wavelet(scales: Scales, title: str = "") -> Figure:
     levels = len(scales) - 1
     details = [v[0] / 2**level for level, v in zip(range(levels, 0, -1), scales.values[1:])]
     limit = _limit(details)
-    whole = _picture(scales[0][0] / 2 ** (levels + 1) + 0.5)
+    whole = picture(scales[0][0] / 2 ** (levels + 1) + 0.5)
     for bands in details:
         p, q, r = (_colours(band.mean(0), limit) for band in bands.chunk(3))
         whole = np.vstack([np.hstack([whole, q]), np.hstack([p, r])])
     fig, ax = plt.subplots(figsize=(6.6, 5.4))
-    _bare(ax, title).imshow(whole)
+    bare(ax, title).imshow(whole)
     side = len(whole)
     for level in range(levels):
         reach = side >> level
@@ -126,8 +126,8 @@ def show_pyramid(scales: Scales, title: str = "") -> Figure:
     limit = _limit(residuals)
     fig, axes = plt.subplots(1, levels + 1, figsize=(1.9 * (levels + 1) + 0.6, 2.7))
     for ax, (name, value) in zip(axes, scales.items()):
-        _bare(ax, f"{name}\n{value.shape[-2]}x{value.shape[-1]}")
-    axes[0].imshow(_picture(scales[0][0] / 2 ** (levels + 1) + 0.5))
+        bare(ax, f"{name}\n{value.shape[-2]}x{value.shape[-1]}")
+    axes[0].imshow(picture(scales[0][0] / 2 ** (levels + 1) + 0.5))
     for ax, residual in zip(axes[1:], residuals):
         _signed(ax, residual.mean(0).numpy(), limit)
     _signed_bar(fig, axes[-1], limit)

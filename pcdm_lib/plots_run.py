@@ -13,9 +13,7 @@ from torch import Tensor
 
 from pcdm_lib.cascade import Cascade, Samples
 from pcdm_lib.evaluate import TERMS, Evaluation
-
-# Okabe and Ito's palette: told apart by colour-blind readers
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+from pcdm_lib.plots import COLOURS, bare, picture
 
 
 def training_curve(rows: list[Mapping[str, Any]], label: str, target: float | None = None) -> Figure:
@@ -109,9 +107,8 @@ def samples_figure(cascade: Cascade, samples: Samples, label: str) -> Figure:
     figure, axes = plt.subplots(len(samples.growth), count, figsize=(1.05 * count + 1.2, 1.15 * len(samples.growth) + 0.9),
                                 squeeze=False, layout="constrained")
     for row, (coarse, spec) in enumerate(zip(samples.growth, cascade.specs)):
-        for ax, image in zip(axes[row], _pixels(cascade.map.brightness(row, coarse, cascade.max_value))):
-            ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            ax.set_xticks([]), ax.set_yticks([])
+        for ax, image in zip(axes[row], cascade.map.brightness(row, coarse, cascade.max_value)):
+            bare(ax).imshow(picture(image), interpolation="nearest")
         axes[row, 0].set_ylabel(f"{spec.name}\n{coarse.shape[-1]}x{coarse.shape[-2]}", fontsize=9)
     figure.suptitle("Samples grow scale by scale: each row adds the detail of one scale")
     figure.supxlabel(label, fontsize=8, color="0.35")
@@ -122,16 +119,11 @@ def image_rows(rows: Mapping[str, Tensor], title: str) -> Figure:
     """Rows of uint8 images (N, C, H, W), each with its name."""
     count = max(len(images) for images in rows.values())
     figure, axes = plt.subplots(len(rows), count, figsize=(0.85 * count + 1.2, 0.95 * len(rows) + 0.6), squeeze=False, layout="constrained")
-    for ax in axes.flat:
-        ax.set_xticks([]), ax.set_yticks([])
     for row, (name, images) in zip(axes, rows.items()):
-        for ax, image in zip(row, _pixels(images / 255.0)):
-            ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for ax, image in zip(row, images):
+            bare(ax).imshow(picture(image), interpolation="nearest")
+        for ax in row[len(images) :]:
+            ax.set_axis_off()
         row[0].set_ylabel(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
     return figure
-
-
-def _pixels(images: Tensor) -> list[np.ndarray]:
-    arrays = images.clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
-    return [a[..., 0] if a.shape[-1] == 1 else a for a in arrays]

@@ -204,7 +204,8 @@ class PreconditionedDenoiser(nn.Module):
     """eps_hat(z_t, gamma, coarse) = estimate without a network + its uncertainty * network.
 
     The estimate treats every coefficient as an independent Gaussian with its band's mean and variance (`fit`), restricted to the
-    integers that an image can have given the coarser scales (`lattice`) or on the real line (`gaussian`); the network predicts what remains in units of that estimate's own standard deviation. `none` is VDM's choice: eps_hat = z_t + network.
+    integers that an image can have given the coarser scales (`lattice`) or on the real line (`gaussian`); the network predicts what
+    remains in units of that estimate's own standard deviation. `none` is VDM's choice: eps_hat = z_t + network.
 
     Args:
         gamma_range: the noise levels that are scaled to [0, 1] for the network's embedding.

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from pcdm_lib.cascade import Bound, Cascade
 from pcdm_lib.diffusion import gamma_for_spacing
-from pcdm_lib.evaluate import Evaluation, code_lengths, evaluate, kraft_sum
+from pcdm_lib.evaluate import Evaluation, evaluate, kraft_sum
 from pcdm_lib.exact import EnumeratedSource, contract_source, exact_cascade, ising_source
-from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, Scales
+from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid, Scales
 from pcdm_lib.presets import ModelConfig, build
 from pcdm_lib.schedule import LinearSchedule, MonotoneSchedule, alpha_sigma
 
@@ -237,19 +237,19 @@ class HalvedBase(PixelDecoder):
 
 @pytest.mark.parametrize(("wrong", "bpd", "kraft", "draws"), [(PixelDecoder, 1.433, 1.41, 1500), (HalvedBase, 0.85, 7.2, 400)])
 def test_wrong_accountings_are_rejected(wrong: type[PixelDecoder], bpd: float, kraft: float, draws: int) -> None:
-    """Contract, Sect. 4, last two rows: the same checks that pass above fail here by more than 5 standard errors, at the
-    contract's numbers (0.03 bpd, 10 % of the sum).
+    """Contract, Sect. 4, last two rows: the same checks that pass above fail here by more than 5 standard errors, at the contract's
+    numbers (0.03 bpd; 10 % of the sum and 2 standard errors).
 
-    Many more draws gave 1.441 (standard error 0.003) and 1.352 (0.016), and 7.07 (0.12). Reading that reproduces them: prior and diffusion of base and details as they are (details conditioned on the clean base),
-    no lattice decoder, one decoder of independent pixels at the end with noise sigma_0; for the last row the base's |eps - eps_hat|^2
-    times 1/4, its prior as it is.
+    Many more draws gave 1.441 (standard error 0.003) and 1.352 (0.016), and 7.07 (0.12). The reading that reproduces them: prior and
+    diffusion of base and details as they are (details conditioned on the clean base), no lattice decoder, one decoder of independent
+    pixels at the end with noise sigma_0; for the last row the base's |eps - eps_hat|^2 times 1/4, its prior as it is.
     """
     right = exact_cascade(SOURCE, MAPS["wavelet"])
     cascade = wrong(right.map, right.image_shape, [right.denoiser(i) for i in range(2)], list(right.schedules), 3)
     result, (total, error) = measure(cascade, 16_384, 10), kraft_sum(cascade, SOURCE, draws)
     print(wrong.__name__, result.bpd, result.se_noise, total, error)
     assert result.bpd < ENTROPY - 5 * result.se_noise and total > 1 + 5 * error
-    assert abs(result.bpd - bpd) < 0.03 and abs(total / kraft - 1) < 0.1
+    assert abs(result.bpd - bpd) < 0.03 and abs(total - kraft) < 0.1 * kraft + 2 * error
 
 
 # ---------------------------------------------------------------- uniform noise

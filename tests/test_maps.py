@@ -343,8 +343,10 @@ def test_lattice_phase_is_whole_where_an_image_could_be(m: HierarchicalMap) -> N
     x = images((3, 16, 8))
     for spec, (z, coarse) in zip(m.specs((3, 16, 8)), m.decompose(x)):
         phase, factor = m.lattice_phase(spec, z.double(), coarse)
-        assert tuple(phase.shape[1:]) == spec.view_shape
+        assert tuple(phase.shape[1:]) == (m.phase_channels(spec), *spec.view_shape[1:])
         assert torch.equal(phase, phase.round())
+        finer = m.refine(spec.index, coarse, z)  # the same values, perhaps in another order
+        assert torch.equal(phase.flatten(1).sort().values, finer.double().flatten(1).sort().values)
         noise = 0.01 * normal(*z.shape)
         moved, _ = m.lattice_phase(spec, z.double() + noise, coarse)
         assert (moved - phase).std() / noise.std() == pytest.approx(factor, rel=0.1)

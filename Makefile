@@ -43,7 +43,7 @@ venv: $(STAMP)  ## make the environment in VENV (.venv), from PYTHON (python3)
 
 reproduce: $(STAMP)  ## run NOTEBOOK into OUT (out.ipynb), with PARAMS="-p name value ..."
 	@mkdir -p "$(dir $(OUT))"
-	"$(BIN)/python" -m papermill $(NOTEBOOK) $(OUT) $(PARAMS)
+	"$(BIN)/python" -m papermill --log-output $(NOTEBOOK) $(OUT) $(PARAMS)
 
 test: $(STAMP)  ## run the tests, and the notebooks as tests, with PYTEST_ARGS="..."
 	"$(BIN)/python" -m pytest --nbval $(PYTEST_ARGS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 from pcdm_lib import data, evaluate, presets, records, training
@@ -23,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     _sample_options(commands.add_parser("sample", help="images from a trained run, and their coarser scales"))
     options = parser.parse_args(arguments)
     try:
+        records.check_device(options.device)
         return options.run(options)
     except (ValueError, TypeError, OSError, KeyError, FloatingPointError) as error:
         print(f"{parser.prog} {options.command}: {error}", file=sys.stderr)
@@ -60,7 +63,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dirs", type=Path, nargs="+", help="a run, or several that trained different scales")
     parser.add_argument("--weights", default="ema", choices=("ema", "raw"))
     parser.add_argument("--images", type=int, default=None, help="score the first N held-out images (default: all)")
-    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=4, help="independent estimates (default: 4)")
+    parser.add_argument("--times", type=int, default=4, help="network evaluations an image, scale and repeat (default: 4)")
     parser.add_argument("--steps", type=int, default=None, help="the T-step bound instead of the continuous-time one")
     parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file")
     parser.set_defaults(run=_evaluate)
@@ -96,22 +100,30 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     images = data.load(options.dataset, root=options.data_root, heldout_limit=options.images)
     print(f"data: {images.label}", flush=True)
-    cascade, header = training.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
-    if header["data"].get("label"):
-        print(f"trained on: {header['data']['label']}, {header['step']} steps")
-    result = evaluate.evaluate(cascade, images.heldout, repeats=options.repeats, seed=options.seed, steps=options.steps,
+    cascade, headers = training.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
+    for header in headers:
+        print(f"{', '.join(header['scales'])} trained on: {header['data'].get('label', 'unnamed data')}, {header['step']} steps")
+    trained_on = headers[0]["data"]
+    same_folder = images.name == "folder" and trained_on.get("folder") == images.source["folder"]
+    if same_folder and trained_on.get("train_sha256") != images.source["train_sha256"]:
+        raise ValueError(f"{images.source['folder']} has changed since training, so held-out images may have been trained on: "
+                         "train anew, or score another folder")
+    result = evaluate.evaluate(cascade, images.heldout, repeats=options.repeats, times_per_image=options.times,
+                               seed=options.seed, steps=options.steps,
                                weights=options.weights.upper() if options.weights == "ema" else options.weights, device=options.device,
                                progress=not options.quiet)
     print(result)
     if options.out is not None:
-        records.write_json(options.out, {"data": {"label": images.label, **images.source}, "config": header["config"],
-                                         "training": {k: header[k] for k in ("step", "seconds", "seed", "data")},
-                                         "evaluation": result.to_dict(), "provenance": records.provenance(options.device)})
+        records.write_json(options.out, {"data": {"label": images.label, **images.source}, "config": headers[0]["config"],
+                                         "training": [{k: h[k] for k in ("scales", "step", "seconds", "seed", "data")} for h in headers],
+                                         "evaluation": records.finite(result.to_dict()), "provenance": records.provenance(options.device)})
     return 0
 
 
 def _sample(options: argparse.Namespace) -> int:
-    cascade, _ = training.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
+    cascade, headers = training.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
+    label = headers[0]["data"].get("label", "unnamed data")
+    print(f"trained on: {label}", flush=True)
     generator = torch.Generator(options.device).manual_seed(options.seed)
     with tqdm(total=options.steps * len(cascade.specs), desc="sampling", unit="step", disable=options.quiet) as bar:
         samples = cascade.sample(options.count, options.steps, generator, options.device, on_step=bar.update)
@@ -120,13 +132,17 @@ def _sample(options: argparse.Namespace) -> int:
         pixels = (cascade.map.brightness(index, coarse, cascade.max_value).cpu() * 255).round().to(torch.uint8)
         for number, image in enumerate(pixels):
             array = image.permute(1, 2, 0).numpy()
-            _save_png(options.out / f"sample-{number:03d}-{cascade.specs[index].name}.png", array)
+            _save_png(options.out / f"sample-{number:03d}-{cascade.specs[index].name}.png", array, f"sample of a model trained on {label}")
     print(f"{options.count} images, scale by scale, in {options.out}")
     return 0
 
 
-def _save_png(path: Path, array: np.ndarray) -> None:
-    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(path)
+def _save_png(path: Path, array: np.ndarray, description: str) -> None:
+    text = PngInfo()
+    text.add_text("Description", description)
+    buffer = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, "PNG", pnginfo=text)
+    records.write_bytes(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

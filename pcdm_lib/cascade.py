@@ -107,6 +107,8 @@ class Cascade(nn.Module):
             eps: noise of the diffusion term. eps_0: noise of the reconstruction term; `eps` again where it is None, which keeps
                 every term unbiased and makes them share a draw.
         """
+        if steps is not None and steps < 1:
+            raise ValueError(f"a model has at least one step, got steps={steps}; None is continuous time")
         spec, schedule, denoiser = self.specs[index], self.schedules[index], self.denoiser(index)
         y = spec.to_float(z, eps.dtype)
         if steps is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open", "check_parameter
 PAPER_CIFAR10 = {"wavelet": 2.35, "vdm": 2.65}
 
 
-def check_parameters(namespace: Mapping[str, Any], allowed: Mapping[str, type | tuple | None]) -> None:
+def check_parameters(namespace: MutableMapping[str, Any], allowed: Mapping[str, type | tuple | None]) -> None:
     """Refuse what papermill only warns of: an unknown parameter, a value of the wrong type, a choice that does not exist.
 
     Args:
@@ -29,7 +29,9 @@ def check_parameters(namespace: Mapping[str, Any], allowed: Mapping[str, type | 
             one-element list allows None too.
     """
     given = {k for k in namespace if not k.startswith("_") and k not in _IPYTHON}
-    unknown, missing = sorted(given - {*allowed}), sorted({*allowed} - given)
+    # the second time round, in the same kernel, the notebook's own names are there too
+    unknown = [] if namespace.get("_parameters_checked") else sorted(given - {*allowed})
+    missing = sorted({*allowed} - given)
     if unknown or missing:
         raise ValueError(f"unknown parameters {unknown}, missing {missing}: this notebook takes {', '.join(allowed)}")
     for name, rule in allowed.items():
@@ -43,6 +45,19 @@ def check_parameters(namespace: Mapping[str, Any], allowed: Mapping[str, type | 
             continue
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
             raise ValueError(f"{name}={value!r} is a {type(value).__name__}, expected {kind.__name__}{' or None' if optional else ''}")
+    namespace["_parameters_checked"] = True
+
+
+def home() -> Path:
+    """The checkout that holds this package, so that a notebook finds the same `runs/` and `data/` wherever its kernel was
+    started; the current folder for an installed copy."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+
+def data_root() -> Path:
+    """$PCDM_DATA, else `data/` at home."""
+    return Path(os.environ.get("PCDM_DATA") or home() / "data")
 
 
 def compute_line(seconds: float, steps: int, machine: str) -> str:
@@ -59,17 +74,9 @@ def write_results(path: Path | str, *, config: Config, data_label: str, data_sou
         "evaluation": evaluation.to_dict(), "reference_codecs": {k: {"bpd": v[0], "se_images": v[1]} for k, v in codecs.items()},
         "provenance": records.provenance(device), **(extra or {}),
     }
-    records.write_json(path, _finite(result))
+    result = records.finite(result)
+    records.write_json(path, result)
     return result
-
-
-def _finite(value: Any) -> Any:
-    """None where a figure does not exist (the standard error of one image): JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -17,27 +17,28 @@ from pcdm_lib.plots import COLOURS, bare, picture
 
 
 def training_curve(rows: list[Mapping[str, Any]], label: str, target: float | None = None) -> Figure:
-    """Training loss against time: each scale's share in bits per dimension of the image, and their sum."""
+    """Training loss against time: each scale's share in bits per dimension of the image, and their sum. While the schedule's endpoints
+    are fixed the loss is the diffusion term alone: prior and decoder cannot be trained."""
     figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
     minutes = np.array([r["seconds"] for r in rows]) / 60
     series = {"all scales": np.array([r["bpd"] for r in rows])}
     names = list(rows[-1]["scales"]) if rows else []
     if len(names) > 1:
         series |= {name: np.array([r["scales"][name] for r in rows]) for name in names}
-    for colour, (name, values) in zip(COLOURS, series.items()):
+    for colour, (name, values) in zip(("black", *COLOURS), series.items()):
         axes.plot(minutes, values, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(minutes, _smooth(values), color=colour, linewidth=2, label=f"{name}: {_smooth(values)[-1]:.2f}")
     if target is not None:
         axes.axhline(target, color="0.4", linestyle=":", label=f"JPEG XL, held out: {target:.2f}")
     top = np.quantile(series["all scales"], 0.9) if rows else 8
-    axes.set(xlabel="minutes of training", ylabel="bits per dimension (training batches)", ylim=(0, max(6.0, 1.3 * top)),
-             title="The bound on the training images falls scale by scale")
+    axes.set(xlabel="minutes of training", ylabel="training loss, bits per dimension", ylim=(0, max(6.0, 1.3 * top)),
+             title="Each scale learns its own part of the bound")
     axes.legend(loc="upper right", frameon=False)
     figure.supxlabel(label, fontsize=8, color="0.35")
     return figure
 
 
-def _smooth(values: np.ndarray, keep: float = 0.9) -> np.ndarray:
+def _smooth(values: np.ndarray, keep: float = 0.8) -> np.ndarray:
     """Exponential moving average, corrected for its start."""
     total, weight, out = 0.0, 0.0, []
     for value in values:
@@ -87,12 +88,12 @@ def bits_figure(result: Evaluation, codecs: Mapping[str, tuple[float, float]], l
         if value >= 0.005:  # thinner than a line is tall
             axes.bar(0, value, 0.6, bottom=bottom, color=colours[scale], hatch=hatch[term], edgecolor="white", label=f"{scale}: {term} {value:.3f}")
         bottom += value
-    axes.errorbar(0, bottom, yerr=2 * result.se_images, color="black", capsize=4)
-    axes.text(0, bottom + 0.12, f"{bottom:.2f}", ha="center", va="bottom", fontweight="bold")
+    axes.errorbar(0, bottom, yerr=2 * result.se, color="black", capsize=4)
+    axes.text(0, bottom + 2 * result.se + 0.08, f"{bottom:.2f}", ha="center", va="bottom", fontweight="bold")
     for x, (codec, (mean, error)) in enumerate(codecs.items(), start=1):
         axes.bar(x, mean, 0.6, color="0.65")
         axes.errorbar(x, mean, yerr=2 * error, color="black", capsize=4)
-        axes.text(x, mean + 0.12, f"{mean:.2f}", ha="center", va="bottom", fontweight="bold")
+        axes.text(x, mean + 2 * error + 0.08, f"{mean:.2f}", ha="center", va="bottom", fontweight="bold")
     axes.set_xticks(range(len(codecs) + 1), [f"{name}\n(bound)", *(f"{c}\n(file)" for c in codecs)])
     axes.set(ylabel="bits per dimension, ±2 standard errors", ylim=(0, 1.25 * max([bottom, *(m for m, _ in codecs.values())])),
              title="What each held-out image costs, and where our bits go")

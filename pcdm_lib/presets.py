@@ -65,6 +65,14 @@ class TrainingConfig:
     clip: float = 1.0
     flips: bool = True
 
+    def __post_init__(self) -> None:
+        rules = {"batch_size": self.batch_size >= 1, "learning_rate": self.learning_rate > 0, "beta1": 0 <= self.beta1 < 1,
+                 "beta2": 0 <= self.beta2 < 1, "weight_decay": self.weight_decay >= 0, "warmup_steps": self.warmup_steps >= 0,
+                 "lr_decay": self.lr_decay in ("none", "cosine"), "ema": 0 <= self.ema < 1, "clip": self.clip > 0}
+        for name, fine in rules.items():
+            if not fine:
+                raise ValueError(f"setting {name}={getattr(self, name)!r} makes no sense: see TrainingConfig")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -152,7 +160,8 @@ _GAMMA_MAX = {"wavelet": (5.0, 3.0), "laplacian": (5.0, 3.0), "standard": (5.0,)
 # VDM's CIFAR-10 network and optimiser, which Appendix B takes over for every scale; numbers as in the released configuration.
 _PAPER_MODEL = {"channels": (128,), "blocks": 32, "dropout": 0.1, "attention": True, "preconditioning": "none", "features": "vdm",
                 "schedule": "learned_linear", "shared_schedule": False, "gamma_min": (-13.3,), "gamma_max": (5.0,)}
-_PAPER_TRAINING = {"batch_size": 128, "learning_rate": 2e-4, "warmup_steps": 100, "lr_decay": "none", "ema": 0.9999}
+_PAPER_TRAINING = {"batch_size": 128, "learning_rate": 2e-4, "warmup_steps": 100, "lr_decay": "none", "ema": 0.9999,
+                   "flips": False}
 
 PRESETS = ("tiny", "small", "paper")
 
@@ -200,7 +209,7 @@ def build(config: ModelConfig, seed: int = 0, scales: typing.Sequence[str] | Non
             denoisers.append(None)
             continue
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 1_000_003 * spec.index)
+            torch.default_generator.manual_seed(seed + 1_000_003 * spec.index)  # the CPU's alone: networks are made there
             denoisers.append(PreconditionedDenoiser(
                 hierarchy, spec, (low, high), config.preconditioning, config.features, channels=config.channels,
                 blocks=config.blocks, dropout=config.dropout, attention=config.attention))

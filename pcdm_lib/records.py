@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there two processes in one folder are not told apart
+    fcntl = None
 
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow", "imagecodecs", "scikit-image", "PyWavelets")
 
@@ -44,8 +50,27 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_json(path: Path | str, data: Any) -> None:
-    """`data` as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
+    """`data` as indented JSON, atomically. NaN and infinities are refused: they are not JSON (`finite` makes them null)."""
     write_bytes(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+
+
+def finite(value: Any) -> Any:
+    """The same with None for every figure that does not exist, such as the standard error of one image."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name; ValueError where torch does not know it or cannot reach it."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
+    return device
 
 
 def read_json(path: Path | str) -> Any:
@@ -56,6 +81,21 @@ def read_json(path: Path | str) -> Any:
         raise ValueError(f"{path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): it was cut short or edited") from error
+
+
+@contextlib.contextmanager
+def lock(folder: Path | str) -> Iterator[None]:
+    """Hold a folder for one process; BlockingIOError where another has it. A lock ends with its process, however that ends."""
+    handle = os.open(Path(folder) / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BlockingIOError(f"another process is training in {folder}: wait for it, or give another folder") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -106,5 +146,8 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Versions, commit (None outside a checkout) and machine, for a results file."""
     device = torch.device(device)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {"commit": _commit(), "versions": versions, "device": str(device), "machine": machine}

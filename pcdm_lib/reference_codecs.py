@@ -1,6 +1,6 @@
 """What established lossless image codecs make of the same images: the yardstick beside a model's bits per dimension.
 
-Each image becomes a file of its own, headers included, as `codec.py`'s files do, and every file is decoded and
+Each image becomes a file of its own, headers included, and every file is decoded and
 compared before its size counts. More effort is not always smaller on images as small as 32x32, so WebP and
 JPEG XL try several settings on each image and keep the smallest file: a weak yardstick would flatter the model.
 """
@@ -98,7 +98,7 @@ def _sizes(name: str, arrays: np.ndarray, progress: bool) -> np.ndarray:
     return sizes
 
 
-def bits_per_dim(sizes: np.ndarray, images: torch.Tensor) -> tuple[float, float]:
+def file_bits_per_dim(sizes: np.ndarray, images: torch.Tensor) -> tuple[float, float]:
     """Mean bits per dimension of files of `sizes` bytes (N,) for images (N, C, H, W), and its standard error.
 
     The standard error is over images and NaN where there is only one.

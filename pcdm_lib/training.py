@@ -13,14 +13,16 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -30,9 +32,12 @@ from tqdm.auto import tqdm
 from pcdm_lib import records
 from pcdm_lib.cascade import Cascade
 from pcdm_lib.batches import BatchSampler, random_flip
+from pcdm_lib.evaluate import bits_per_dim
 from pcdm_lib.presets import Config, build, differences
+from pcdm_lib.schedule import Schedule
 
 FORMAT = 1
+_IDENTIFYING = ("train_sha256", "train_count")  # what a resumed run must have learned from; the rest of `data` is a record
 
 
 class TrainingDiverged(FloatingPointError):
@@ -72,12 +77,30 @@ class ScaleTrainer:
         self.dropout_state = state["dropout"]
 
 
+@dataclass
+class SharedSchedule:
+    """A learned schedule that belongs to all scales: its average over training and its own optimiser."""
+
+    schedule: Schedule
+    ema: nn.Module
+    optimiser: torch.optim.Optimizer
+
+
+def _average_of(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).requires_grad_(False).eval()
+
+
+def _seed(*parts: int) -> int:
+    """A seed for each of several streams, none of which starts like another."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
 class Trainer:
     """Trains the chosen scales of a configuration on uint8 images.
 
     Args:
         config: model and training. images: uint8 (N, C, H, W). run_dir: the run's folder.
-        data: JSON-able facts about the images; they are part of what a resumed run must agree with.
+        data: JSON-able facts about the images, kept with the run; a resumed run must agree on the training images' checksum.
         scales: names of the scales to train, all by default. device: where.
         resume: continue from the newest checkpoint of run_dir where there is one. Without it a folder that holds a run is
             refused, so that nothing is overwritten.
@@ -89,40 +112,47 @@ class Trainer:
         self.device = torch.device(device)
         self.cascade = build(config.model, seed, scales).to(self.device)
         self.cascade.check_images(images)
-        self.map_check(images)
-        self.identity = {"format": FORMAT, "config": config.to_dict(), "data": dict(data or {}), "seed": seed,
-                         "scales": list(self.cascade.networks)}
-        self.step, self.seconds, self.rate, self.budget = 0, 0.0, 0.0, {}
+        self.header = {"format": FORMAT, "config": config.to_dict(), "data": dict(data or {}), "seed": seed,
+                       "scales": list(self.cascade.networks)}
+        self.step, self.seconds, self.rate, self.budget, self.torn = 0, 0.0, 0.0, {}, False
         self._fit(images)
+        self.shared = self._shared_schedule()
         self.scales = [self._scale(i, s.name) for i, s in enumerate(self.cascade.specs) if s.name in self.cascade.networks]
         self._open(resume)
-
-    def map_check(self, images: Tensor) -> None:
-        """One image through the map, so that a wrong dtype or range is refused before anything is written."""
-        self.cascade.decompose(images[:1])
 
     # ---- set-up
 
     @torch.no_grad()
     def _fit(self, images: Tensor) -> None:
-        for (z, _), spec in zip(self.cascade.decompose(images[:4096]), self.cascade.specs):
+        spread = images[:: max(1, len(images) // 4096)]
+        for (z, _), spec in zip(self.cascade.decompose(spread), self.cascade.specs):
             if spec.name in self.cascade.networks:
                 self.cascade.networks[spec.name].fit(z)
 
     def _scale(self, index: int, name: str) -> ScaleTrainer:
         training = self.config.training
         module = nn.ModuleDict({"network": self.cascade.networks[name], "schedule": self.cascade.schedules[index]})
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, lr=training.learning_rate, betas=(training.beta1, training.beta2),
-                                      weight_decay=training.weight_decay)
-        ema = copy.deepcopy(module).requires_grad_(False)
-        ema.eval()
-        seed = self.seed * 1_000 + index
+        own = module if self.shared is None else module["network"]
+        ema = nn.ModuleDict({"network": _average_of(module["network"]),
+                             "schedule": _average_of(module["schedule"]) if self.shared is None else self.shared.ema})
+        order, noise, flips, dropout = (_seed(self.seed, index, purpose) for purpose in range(4))
         with torch.random.fork_rng(devices=self._cuda()):
-            torch.manual_seed(seed)
-            dropout = self._dropout_state()
-        return ScaleTrainer(index, name, module, ema, optimiser, BatchSampler(len(self.images), training.batch_size, seed),
-                            torch.Generator(self.device).manual_seed(seed), torch.Generator().manual_seed(seed + 1), dropout)
+            torch.manual_seed(dropout)
+            dropout_state = self._dropout_state()
+        return ScaleTrainer(index, name, module, ema, self._optimiser(own), BatchSampler(len(self.images), training.batch_size, order),
+                            torch.Generator(self.device).manual_seed(noise), torch.Generator().manual_seed(flips), dropout_state)
+
+    def _optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
+        training = self.config.training
+        return torch.optim.AdamW(module.parameters(), lr=training.learning_rate, betas=(training.beta1, training.beta2),
+                                 weight_decay=training.weight_decay)
+
+    def _shared_schedule(self) -> SharedSchedule | None:
+        """A learned schedule that all scales share has an optimiser of its own, which sees the sum of their gradients."""
+        schedule = self.cascade.schedules[0]
+        if not self.config.model.shared_schedule or not list(schedule.parameters()):
+            return None
+        return SharedSchedule(schedule, _average_of(schedule), self._optimiser(schedule))
 
     def _cuda(self) -> list[int]:
         return [self.device.index or 0] if self.device.type == "cuda" else []
@@ -134,8 +164,6 @@ class Trainer:
         torch.cuda.set_rng_state(state, self.device) if self.device.type == "cuda" else torch.set_rng_state(state)
 
     def _open(self, resume: bool) -> None:
-        for left in (self.run_dir / "checkpoints").glob(".step-*"):  # a kill while a checkpoint was being written
-            shutil.rmtree(left, ignore_errors=True)
         newest = newest_checkpoint(self.run_dir)
         if newest is not None and resume:
             self._load(newest)
@@ -144,8 +172,7 @@ class Trainer:
                 raise FileExistsError(f"{self.run_dir} holds a run already: resume it, or give another folder")
             self._check_identity(records.read_json(self.run_dir / "config.json"), self.run_dir)
         else:
-            records.write_json(self.run_dir / "config.json", self.identity | {"provenance": records.provenance(self.device)})
-        self._trim_log()
+            records.write_json(self.run_dir / "config.json", self.header | {"provenance": []})
 
     # ---- the loop
 
@@ -153,35 +180,55 @@ class Trainer:
             checkpoint_minutes: float = 2.0, on_log: Callable[[dict[str, Any]], None] | None = None) -> None:
         """Train until the run has had `minutes` of training or `steps` steps in all, earlier sessions counted in.
 
-        Ends with a checkpoint, also when interrupted by the keyboard. A step trains every chosen scale once.
+        Ends with a checkpoint, also when interrupted by the keyboard, unless that fell between the updates of two scales: then the last
+        checkpoint counts. A step trains every chosen scale once.
 
         Raises:
+            BlockingIOError: where another process trains in this folder.
+            RuntimeError: where this trainer was interrupted between the updates of two scales.
             TrainingDiverged: where loss or gradient is not finite; the state before that step is saved.
         """
         if (minutes is None) == (steps is None):
             raise ValueError("give a budget: either minutes or steps")
         if not (minutes or steps) > 0:
             raise ValueError(f"the budget must be positive, got minutes={minutes}, steps={steps}")
+        if self.torn:
+            raise RuntimeError(f"this trainer was interrupted in the middle of an update: make a new one with resume=True on {self.run_dir}")
         self.budget = {"minutes": minutes} if steps is None else {"steps": steps}
-        start, before, saved, whole = time.monotonic(), self.seconds, time.monotonic(), True
-        bar = tqdm(total=round(60 * minutes) if steps is None else steps, disable=not progress, desc=f"training {self.cascade.map.name}",
-                   unit="s" if steps is None else "step")
+        with records.lock(self.run_dir):
+            self._begin_session()
+            self._loop(progress, log_every, checkpoint_minutes, on_log)
+
+    def _begin_session(self) -> None:
+        for left in (self.run_dir / "checkpoints").glob(".step-*"):  # a kill while a checkpoint was being written
+            shutil.rmtree(left, ignore_errors=True)
+        self._trim_log()
+        header = records.read_json(self.run_dir / "config.json")
+        header["provenance"].append(records.provenance(self.device) | {"from_step": self.step})
+        records.write_json(self.run_dir / "config.json", header)
+
+    def _loop(self, progress: bool, log_every: int, checkpoint_minutes: float, on_log: Callable[[dict[str, Any]], None] | None) -> None:
+        start, before, saved = time.monotonic(), self.seconds, time.monotonic()
+        minutes, steps = self.budget.get("minutes"), self.budget.get("steps")
+        total = max(1, round(60 * minutes)) if steps is None else steps
+        bar = tqdm(total=total, initial=min(round(self.seconds) if steps is None else self.step, total), disable=not progress,
+                   desc=f"training {self.cascade.map.name}", unit="s" if steps is None else "step")
         totals: dict[str, list[float]] = {}
         self.cascade.train()
         try:
             while self._progress() < 1.0:
                 losses = self._gradients()
-                whole = False  # an interrupt from here on would leave some scales a step ahead of the others
+                self.torn = True  # an interrupt from here on would leave some scales a step ahead of the others
                 for name, figure in self._apply(losses).items():
                     totals.setdefault(name, []).append(figure)
-                whole = True
+                self.torn = False
                 self.seconds = before + time.monotonic() - start
-                done = min(round(self.seconds), bar.total) if steps is None else self.step
+                done = min(round(self.seconds), total) if steps is None else self.step
                 bar.update(done - bar.n)
                 if self.step % log_every == 0 or self._progress() >= 1.0:
                     record = self._record(totals)
                     totals = {}
-                    bar.set_postfix_str(f"{record['bpd']:.3f} bpd")
+                    bar.set_postfix_str(f"loss {record['bpd']:.3f} bpd")
                     if on_log is not None:
                         on_log(record)
                 if time.monotonic() - saved > 60 * checkpoint_minutes:
@@ -190,7 +237,7 @@ class Trainer:
         finally:
             bar.close()
             self.seconds = before + time.monotonic() - start
-            if whole:
+            if not self.torn:
                 self.save()
 
     def _progress(self) -> float:
@@ -208,9 +255,14 @@ class Trainer:
         """Loss and gradient of every scale. Changes no weight; where it fails, the random streams are put back too, so that the state
         is that of the step before."""
         before = [scale.streams() for scale in self.scales]
+        if self.shared is not None:
+            self.shared.optimiser.zero_grad(set_to_none=True)
         try:
             with torch.random.fork_rng(devices=self._cuda()):
-                return [self._gradient(scale) for scale in self.scales]
+                losses = [self._gradient(scale) for scale in self.scales]
+                if self.shared is not None:
+                    self._clip(self.shared.schedule.parameters(), "the shared schedule")
+                return losses
         except BaseException:
             for scale, streams in zip(self.scales, before):
                 scale.load_streams(streams)
@@ -227,23 +279,31 @@ class Trainer:
         scale.dropout_state = self._dropout_state()
         scale.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(scale.parameters(), training.clip))
         value = float(loss.detach())
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            raise TrainingDiverged(f"step {self.step}, scale {scale.name}: loss {value}, gradient norm {norm}. The state before this step is "
-                                   f"kept in {self.run_dir}: continue from it with a lower learning_rate or clip in a new run")
+        self._clip(scale.parameters(), f"scale {scale.name}", value)
         return value
+
+    def _clip(self, parameters: Iterable[nn.Parameter], where: str, loss: float = 0.0) -> None:
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.training.clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDiverged(f"step {self.step}, {where}: loss {loss}, gradient norm {norm}. The state before this step is kept in "
+                                   f"{self.run_dir}; train anew with a lower learning_rate or clip")
 
     @torch.no_grad()
     def _apply(self, losses: Sequence[float]) -> dict[str, float]:
         """One optimiser and EMA step of every scale; the losses as shares of the image's bits per dimension."""
         self.rate, decay, figures = self._rate(), min(self.config.training.ema, (self.step + 1) / (self.step + 10)), {}
-        for scale, loss in zip(self.scales, losses):
-            for group in scale.optimiser.param_groups:
+        averages = [(scale.optimiser, scale.ema, scale.module) for scale in self.scales]
+        if self.shared is not None:
+            averages = [(optimiser, ema["network"], module["network"]) for optimiser, ema, module in averages]
+            averages.append((self.shared.optimiser, self.shared.ema, self.shared.schedule))
+        for optimiser, ema, module in averages:
+            for group in optimiser.param_groups:
                 group["lr"] = self.rate
-            scale.optimiser.step()
-            torch._foreach_lerp_(list(scale.ema.parameters()), list(scale.module.parameters()), 1 - decay)
-            figures[scale.name] = loss * self.cascade.specs[scale.index].dims / (self.cascade.dims * math.log(2))
+            optimiser.step()
+            torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
+        for scale, loss in zip(self.scales, losses):
+            figures[scale.name] = bits_per_dim(loss * self.cascade.specs[scale.index].dims, self.cascade.dims)
         self.step += 1
         return figures
 
@@ -272,30 +332,43 @@ class Trainer:
         if path.exists():
             return path
         with records.new_folder(path) as folder:
-            (folder / "config.json").write_text(json.dumps(self.identity | {"step": self.step, "seconds": self.seconds}, indent=2))
+            (folder / "config.json").write_text(json.dumps(self.header | {"step": self.step, "seconds": self.seconds}, indent=2))
             for scale in self.scales:
                 for kind, module in (("raw", scale.module), ("ema", scale.ema)):
                     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
                     safetensors.torch.save_file(tensors, folder / f"{kind}.{scale.name}.safetensors")
-            torch.save({s.name: {"optimiser": s.optimiser.state_dict(), "streams": s.streams()} for s in self.scales}, folder / "state.pt")
+            state: dict[str, Any] = {s.name: {"optimiser": s.optimiser.state_dict(), "streams": s.streams()} for s in self.scales}
+            if self.shared is not None:
+                state["shared schedule"] = self.shared.optimiser.state_dict()
+            torch.save(state, folder / "state.pt")
         for old in _checkpoints(self.run_dir)[:-2]:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
     def _check_identity(self, found: Mapping[str, Any], where: Path) -> None:
-        lines = differences(json.loads(json.dumps(self.identity)), {k: found.get(k) for k in self.identity})
+        def identity(header: Mapping[str, Any]) -> dict[str, Any]:
+            data = header.get("data") or {}
+            return {k: header.get(k) for k in self.header} | {"data": {k: data.get(k) for k in _IDENTIFYING}}
+
+        lines = differences(identity(json.loads(json.dumps(self.header))), identity(found))
         if lines:
             raise CheckpointMismatch(f"{where} belongs to another run; give its settings or another folder:\n  " + "\n  ".join(lines))
 
     def _load(self, path: Path) -> None:
         header = records.read_json(path / "config.json")
         self._check_identity(header, path)
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path / 'state.pt'} cannot be read ({str(error).splitlines()[0] if str(error) else 'empty'}): it was cut short. "
+                             f"Remove {path} to continue from the checkpoint before it") from error
         for scale in self.scales:
             _load_weights(scale.module, path / f"raw.{scale.name}.safetensors")
             _load_weights(scale.ema, path / f"ema.{scale.name}.safetensors")
             scale.optimiser.load_state_dict(state[scale.name]["optimiser"])
             scale.load_streams(state[scale.name]["streams"])
+        if self.shared is not None:
+            self.shared.optimiser.load_state_dict(state["shared schedule"])
         self.step, self.seconds = int(header["step"]), float(header["seconds"])
 
 
@@ -345,10 +418,10 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     module.load_state_dict(tensors)
 
 
-def load_cascade(*run_dirs: Path | str, weights: str = "ema", device: torch.device | str = "cpu") -> tuple[Cascade, dict[str, Any]]:
-    """The cascade that one or more runs trained, from their newest checkpoints, and the first one's header.
+def load_cascade(*run_dirs: Path | str, weights: str = "ema", device: torch.device | str = "cpu") -> tuple[Cascade, list[dict[str, Any]]]:
+    """The cascade that one or more runs trained, from their newest checkpoints, and the header of each.
 
-    Several runs may each have trained some of the scales; together they must have all, and agree on the model.
+    Several runs may each have trained some of the scales; together they must have all, and agree on the model and on the training images.
 
     Args:
         run_dirs: folders of runs, or of checkpoints. weights: "ema" or "raw".
@@ -369,9 +442,12 @@ def load_cascade(*run_dirs: Path | str, weights: str = "ema", device: torch.devi
         folders.append(folder)
     configs = [Config.from_dict(h["config"]) for h in headers]
     for header, config in zip(headers[1:], configs[1:]):
-        lines = differences(headers[0]["config"]["model"], header["config"]["model"])
         if config.model != configs[0].model:
+            lines = differences(headers[0]["config"]["model"], header["config"]["model"])
             raise CheckpointMismatch("these runs trained different models:\n  " + "\n  ".join(lines))
+        if header["data"].get("train_sha256") != headers[0]["data"].get("train_sha256"):
+            raise CheckpointMismatch("these runs were trained on different images: " + " and ".join(
+                str(h["data"].get("label", "unnamed data")) for h in (headers[0], header)))
     cascade = build(configs[0].model)
     loaded = set()
     for header, folder in zip(headers, folders):
@@ -385,4 +461,4 @@ def load_cascade(*run_dirs: Path | str, weights: str = "ema", device: torch.devi
     missing = [n for n in cascade.map.names() if n not in loaded]
     if missing:
         raise CheckpointMismatch(f"no checkpoint for the scales {missing}: name the runs that trained them too")
-    return cascade.to(device).eval(), headers[0]
+    return cascade.to(device).eval(), headers

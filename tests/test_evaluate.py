@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pcdm_lib.cascade import Cascade
-from pcdm_lib.evaluate import TERMS, Evaluation, bits_per_dim, code_lengths, evaluate, kraft_sum, paired_difference
+from pcdm_lib.evaluate import TERMS, Evaluation, _draw_times, bits_per_dim, code_lengths, evaluate, kraft_sum, paired_difference
 from pcdm_lib.exact import contract_source, exact_cascade
 from pcdm_lib.maps import HaarWavelet
 from pcdm_lib.schedule import LinearSchedule
@@ -42,26 +42,49 @@ def record(parts: np.ndarray) -> Evaluation:
 
 
 def test_standard_errors_by_hand() -> None:
-    """se_images is the spread of the images' means, se_noise that of the repeats' means, each over sqrt(n); one gives nan."""
+    """se_images is the spread of the images' means less the noise within images, se_noise the spread of the repeats' means, each over
+    sqrt(n); one gives nan."""
     totals = np.array([[1.0, 3.0], [5.0, 7.0], [6.0, 8.0]])  # (images, repeats)
     parts = np.zeros((3, 2, 2, 3))
     parts[:, :, 1, 2] = totals
     found = record(parts)
     assert found.bpd == 5.0 and found.per_image.tolist() == [2.0, 6.0, 7.0]
-    assert found.se_images == pytest.approx(np.std([2, 6, 7], ddof=1) / math.sqrt(3))
+    assert found.se_images == pytest.approx(math.sqrt((np.var([2, 6, 7], ddof=1) - 2 / 2) / 3))
+    assert record(parts[:, :1]).se_images == pytest.approx(np.std([1, 5, 6], ddof=1) / math.sqrt(3))
     assert found.se_noise == pytest.approx(np.std([4, 6], ddof=1) / math.sqrt(2))
     assert math.isnan(record(parts[:1]).se_images) and math.isnan(record(parts[:, :1]).se_noise)
     same = record(np.ones((3, 2, 2, 3)))
     assert same.se_images == 0 and same.se_noise == 0
+    assert found.se == pytest.approx(math.hypot(found.se_images, found.se_noise))
+
+
+def test_images_and_noise_are_told_apart() -> None:
+    """Law: with a spread of 1 over images and noise of 3 in every estimate, the two errors are 1 / sqrt(n) and 3 / sqrt(n repeats)."""
+    generator, n, repeats = np.random.default_rng(0), 4000, 6
+    parts = np.zeros((n, repeats, 1, 3))
+    parts[:, :, 0, 1] = generator.normal(size=(n, 1)) + 3 * generator.normal(size=(n, repeats))
+    found = Evaluation(parts, ("base",), None, "uniform", "raw", 0)
+    assert found.se_images == pytest.approx(1 / math.sqrt(n), rel=0.1)
+    # six repeats know their spread to a third
+    assert 0.4 < found.se_noise / (3 / math.sqrt(n * repeats)) < 1.8
 
 
 def test_constant_images_have_noise_only() -> None:
-    """On copies of one image the two standard errors estimate the same noise, to a factor that stratification explains; repeats
-    make both smaller."""
-    same = images(1).expand(256, -1, -1, -1)
-    few, many = (evaluate(cascade(), same, repeats=r, times="uniform") for r in (4, 64))
-    assert many.se_images == pytest.approx(few.se_images / 4, rel=0.35)
-    assert many.se_noise == pytest.approx(many.se_images, rel=0.4)
+    """Copies of one image have no spread over images, however noisy each estimate is."""
+    result = evaluate(cascade(), images(1).expand(256, -1, -1, -1), repeats=16, times_per_image=1, times="uniform")
+    raw = result.per_image.std(ddof=1) / math.sqrt(256)
+    assert raw > 0.5 * result.se_noise > 0
+    assert result.se_images < 0.5 * raw
+
+
+def test_strata_within_an_image() -> None:
+    """Every image meets every stratum once, the whole set every finer one; so four times an image beat four repeats of one."""
+    for times in _draw_times(5, 4, "stratified", torch.Generator().manual_seed(0), "cpu", torch.float64).T:
+        assert (times * 4).long().tolist() == [0, 1, 2, 3]
+    all_times = _draw_times(5, 4, "stratified", torch.Generator().manual_seed(1), "cpu", torch.float64).flatten()
+    assert sorted((all_times * 20).long().tolist()) == list(range(20))
+    spread = [evaluate(cascade(), images(64), repeats=16 // k, times_per_image=k).parts.sum((2, 3)).var(1, ddof=1).mean() / (16 // k) for k in (1, 4)]
+    assert spread[1] < 0.7 * spread[0]
 
 
 def test_standard_error_of_the_noise_is_right() -> None:
@@ -77,7 +100,7 @@ def test_standard_error_of_the_noise_is_right() -> None:
 def test_stratified_times_reduce_the_variance() -> None:
     """Law: over 40 seeds the variance of the dataset's mean is more than halved."""
     x, model = images(64), cascade()
-    variance = [np.var([evaluate(model, x, repeats=1, seed=s, times=times).bpd for s in range(40)], ddof=1) for times in ("uniform", "stratified")]
+    variance = [np.var([evaluate(model, x, repeats=1, times_per_image=1, seed=s, times=times).bpd for s in range(40)], ddof=1) for times in ("uniform", "stratified")]
     print(variance[0] / variance[1])
     assert variance[0] > 2 * variance[1]
 

@@ -37,6 +37,16 @@ def test_parameters_that_are_refused(change, message):
         experiment.check_parameters({"minutes": 3, "seed": 0, "preset": "small", "name": "x"} | change, ALLOWED)
 
 
+def test_a_notebook_can_be_run_twice_in_one_kernel():
+    """The second time its own names are there; the values are still checked."""
+    names = {"minutes": 3, "seed": 0, "preset": "small", "name": "x"}
+    experiment.check_parameters(names, ALLOWED)
+    names["torch"] = object()
+    experiment.check_parameters(names, ALLOWED)
+    with pytest.raises(ValueError, match="seed='0'"):
+        experiment.check_parameters(names | {"seed": "0"}, ALLOWED)
+
+
 def test_results_are_json_without_nan(tmp_path):
     result = evaluate.Evaluation(np.ones((1, 1, 2, 3)), ("base", "details1"), None, "stratified", "EMA", 0)
     assert math.isnan(result.se_images)

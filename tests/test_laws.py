@@ -39,7 +39,8 @@ def measure(cascade: Cascade, n: int, repeats: int, steps: int | None = None, se
     """The bound on the contract's source; `bpd` with `se_noise` is an estimate of the expected code length."""
     images = proportional(SOURCE, n)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(99))
-    return evaluate(cascade, images[order], repeats=repeats, seed=seed, steps=steps, batch_size=4096, dtype=torch.float64)
+    return evaluate(cascade, images[order], repeats=repeats, times_per_image=1, seed=seed, steps=steps, batch_size=4096,
+                    dtype=torch.float64)
 
 
 def network(hierarchy: str, magnitude: float = 0.0, seed: int = 0, **changes) -> Cascade:
@@ -263,7 +264,7 @@ def test_uniform_noise_costs_eight_bits(hierarchy: str) -> None:
                          attention=False)
     noise = torch.randint(0, 256, (6144, 1, 4, 4), generator=torch.Generator().manual_seed(0))
     cascade = train(build(config), noise[4096:], steps=120, batch=64)
-    result = evaluate(cascade, noise[:4096], repeats=8, batch_size=1024)
+    result = evaluate(cascade, noise[:4096], repeats=8, times_per_image=1, batch_size=1024)
     print(hierarchy, result.bpd, result.se_noise, result.se_images)
     assert result.se_noise < 0.03
     assert 8.0 - 3 * result.se_noise < result.bpd < 8.4

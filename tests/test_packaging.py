@@ -220,10 +220,10 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     "arguments, command",
     [
-        (["reproduce"], '".venv/bin/python" -m papermill reproduce/cifar_wavelet.ipynb out.ipynb'),
+        (["reproduce"], '".venv/bin/python" -m papermill --log-output reproduce/cifar_wavelet.ipynb out.ipynb'),
         (
             ["reproduce", "VENV=v", "OUT=a.ipynb", "PARAMS=-p minutes 2 -p dataset photos"],
-            '"v/bin/python" -m papermill reproduce/cifar_wavelet.ipynb a.ipynb -p minutes 2 -p dataset photos',
+            '"v/bin/python" -m papermill --log-output reproduce/cifar_wavelet.ipynb a.ipynb -p minutes 2 -p dataset photos',
         ),
         (["test", "PYTEST_ARGS=-k maps"], '".venv/bin/python" -m pytest --nbval -k maps'),
         (["lab", "LAB_ARGS=--no-browser"], '".venv/bin/python" -m jupyterlab --no-browser'),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pcdm_lib import reference_codecs
 from pcdm_lib.data import load
-from pcdm_lib.reference_codecs import bits_per_dim, reference_sizes
+from pcdm_lib.reference_codecs import file_bits_per_dim, reference_sizes
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_sizes_of_photographs(photos: torch.Tensor) -> None:
     sizes = reference_sizes(photos)
     assert list(sizes) == ["PNG", "WebP", "JPEG XL"]
     assert all(s.shape == (6,) and s.dtype == np.int64 for s in sizes.values())
-    bpd = {name: bits_per_dim(s, photos)[0] for name, s in sizes.items()}
+    bpd = {name: file_bits_per_dim(s, photos)[0] for name, s in sizes.items()}
     assert 7 > bpd["PNG"] > bpd["WebP"] > bpd["JPEG XL"] > 2
 
 
@@ -100,11 +100,11 @@ def test_progress_names_the_codec(photos: torch.Tensor, capsys: pytest.CaptureFi
     assert "PNG" in captured.out + captured.err
 
 
-def test_bits_per_dim_by_hand() -> None:
+def test_file_bits_per_dim_by_hand() -> None:
     images = torch.zeros(2, 1, 4, 2, dtype=torch.uint8)  # 8 dimensions: bytes are bits per dimension
-    assert bits_per_dim(np.array([3, 5]), images) == (4.0, 1.0)  # standard deviation sqrt(2), over sqrt(2) images
-    mean, error = bits_per_dim(np.array([3]), images[:1])
+    assert file_bits_per_dim(np.array([3, 5]), images) == (4.0, 1.0)  # standard deviation sqrt(2), over sqrt(2) images
+    mean, error = file_bits_per_dim(np.array([3]), images[:1])
     assert mean == 3.0 and math.isnan(error)
     for count in (0, 1):
         with pytest.raises(ValueError, match="one size an image"):
-            bits_per_dim(np.ones(count), images[: 2 * count])
+            file_bits_per_dim(np.ones(count), images[: 2 * count])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_train_says_which_data_first(folder, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[0].startswith("data: folder images")
     config = json.loads((tmp_path / "r" / "config.json").read_text())
     assert config["config"]["training"]["batch_size"] == 4 and config["config"]["system"] == "laplacian"
-    assert config["provenance"]["versions"]["torch"] == torch.__version__
+    assert config["provenance"][0]["versions"]["torch"] == torch.__version__
 
 
 def test_evaluate_writes_what_it_prints(folder, run, tmp_path, capsys):
@@ -48,7 +49,7 @@ def test_evaluate_writes_what_it_prints(folder, run, tmp_path, capsys):
     record = json.loads(first)
     assert f"{record['evaluation']['bpd']:.4f} bpd" in capsys.readouterr().out
     assert record["evaluation"]["weights"] == "EMA" and record["evaluation"]["images"] == 4
-    assert record["data"]["label"].startswith("folder images") and record["training"]["step"] == 4
+    assert record["data"]["label"].startswith("folder images") and record["training"][0]["step"] == 4
     assert main(arguments) == 0  # same seed, same figures
     assert json.loads(out.read_text())["evaluation"] == record["evaluation"]
 
@@ -62,6 +63,28 @@ def test_evaluate_refuses_another_resolution(run, folder, tmp_path, capsys):
     assert "16x16 pixels, expected at least 32x32" in capsys.readouterr().err
 
 
+def test_figures_without_an_error_are_written_all_the_same(folder, run, tmp_path):
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", str(run), "--dataset", f"folder:{folder}", "--repeats", "1", "--images", "1", "--quiet", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["evaluation"]["se_images"] is None
+
+
+def test_evaluate_refuses_a_folder_that_has_changed(folder, run, tmp_path, capsys):
+    """New files move the split, and images that were trained on would pass as held out."""
+    copy = tmp_path / "images"
+    shutil.copytree(folder, copy)
+    assert main(["train", str(tmp_path / "r"), "--preset", "tiny", "--dataset", f"folder:{copy}", "--steps", "1", "--quiet"]) == 0
+    shutil.copy(copy / "0.png", copy / "9.png")
+    assert main(["evaluate", str(tmp_path / "r"), "--dataset", f"folder:{copy}", "--quiet"]) == 2
+    assert "has changed since training" in capsys.readouterr().err
+
+
+def test_steps_must_be_positive(folder, run, capsys):
+    for steps in ("0", "-1"):
+        assert main(["evaluate", str(run), "--dataset", f"folder:{folder}", "--steps", steps, "--quiet"]) == 2
+        assert "at least one step" in capsys.readouterr().err
+
+
 def test_sample_writes_every_scale(run, tmp_path):
     for out in ("x", "y"):
         assert main(["sample", str(run), "--out", str(tmp_path / out), "--count", "2", "--steps", "3", "--seed", "5", "--quiet"]) == 0
@@ -70,6 +93,7 @@ def test_sample_writes_every_scale(run, tmp_path):
     for name in names:
         with Image.open(tmp_path / "x" / name) as image:
             assert image.size == ((16, 16) if "base" in name else (32, 32)) and image.mode == "RGB"
+            assert image.text["Description"].startswith("sample of a model trained on folder images")
         assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "y" / name).read_bytes()
 
 
@@ -78,6 +102,8 @@ def test_sample_writes_every_scale(run, tmp_path):
     (["--set", "batch_size=x"], "batch_size='x' cannot be read as int"),
     (["--set", "batch_size"], "KEY=VALUE"),
     (["--scales", "bass"], r"unknown scales \['bass'\]"),
+    (["--set", "lr_decay=cosin"], "lr_decay='cosin' makes no sense"),
+    (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
     (["--dataset", "imagenet"], "unknown dataset 'imagenet'"),
     (["--dataset", "folder:/nowhere/at/all"], "is not a folder"),
 ])

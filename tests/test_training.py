@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pcdm_lib import presets, training
+from pcdm_lib import presets, records, training
 from pcdm_lib.training import CheckpointMismatch, Trainer, TrainingDiverged
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -51,10 +51,11 @@ def train(run_dir, images, steps, conf=None, **options):
 def test_learns(tmp_path, images):
     """One grey level an image: the preconditioning knows the spread of the levels, only training can know that they agree."""
     flat = torch.randint(40, 216, (64, 3, 1, 1), generator=torch.Generator().manual_seed(1)).to(torch.uint8).expand(-1, -1, 8, 8)
-    train(tmp_path / "run", flat.contiguous(), 100, config(dropout=0.0, learning_rate=5e-3))
+    train(tmp_path / "run", flat.contiguous(), 100, config(dropout=0.0, learning_rate=5e-3, batch_size=32))
     rows = training.read_log(tmp_path / "run")
     assert [r["step"] for r in rows] == list(range(5, 101, 5))
-    assert rows[-1]["scales"]["base"] < 0.9 * rows[0]["scales"]["base"]
+    base = [r["scales"]["base"] for r in rows]
+    assert sum(base[-5:]) < 0.93 * sum(base[:5])
     assert set(rows[0]["scales"]) == {"base", "details1"}
     assert sum(rows[0]["scales"].values()) == pytest.approx(rows[0]["bpd"])
 
@@ -166,7 +167,7 @@ def test_a_run_is_not_overwritten(tmp_path, images):
 @pytest.mark.parametrize("change, line", [
     (lambda: {"conf": config(channels="16,16")}, r"config.model.channels: expected \[16, 16\], found \[8, 8\]"),
     (lambda: {"seed": 3}, "seed: expected 3, found 0"),
-    (lambda: {"data": {"label": "other"}}, "data.label: expected 'other', found '"),
+    (lambda: {"data": {"train_sha256": "other"}}, "data.train_sha256: expected 'other', found None"),
     (lambda: {"scales": ["base"]}, r"scales: expected \['base'\], found \['base', 'details1'\]"),
 ])
 def test_another_configuration_is_refused_with_the_difference(tmp_path, images, change, line):
@@ -179,6 +180,54 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path, images, 
 def checkpoint(tmp_path, images):
     train(tmp_path / "run", images, 2)
     return training.newest_checkpoint(tmp_path / "run")
+
+
+def test_two_processes_in_one_folder_are_refused(tmp_path, images):
+    trainer = train(tmp_path / "run", images, 2)
+    with records.lock(tmp_path / "run"), pytest.raises(BlockingIOError, match="another process is training"):
+        trainer.run(steps=4, progress=False)
+    trainer.run(steps=4, progress=False)
+    assert trainer.step == 4
+
+
+def test_interrupt_between_two_updates(tmp_path, images, monkeypatch):
+    """The torn state is neither saved nor trained on; the run continues from its last checkpoint."""
+    trainer = train(tmp_path / "run", images, 3)
+    monkeypatch.setattr(trainer.scales[1].optimiser, "step", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(steps=6, progress=False)
+    with pytest.raises(RuntimeError, match="resume=True"):
+        trainer.run(steps=6, progress=False)
+    assert training.newest_checkpoint(tmp_path / "run").name == "step-00000003"
+    assert train(tmp_path / "run", images, 6, resume=True).step == 6
+
+
+def test_sessions_are_recorded(tmp_path, images):
+    train(tmp_path / "run", images, 2)
+    train(tmp_path / "run", images, 4, resume=True)
+    sessions = records.read_json(tmp_path / "run" / "config.json")["provenance"]
+    assert [s["from_step"] for s in sessions] == [0, 2] and all(s["versions"]["torch"] == torch.__version__ for s in sessions)
+
+
+def test_other_held_out_images_do_not_hinder_a_resume(tmp_path, images):
+    facts = {"train_sha256": "a", "train_count": 40}
+    train(tmp_path / "run", images, 2, data=facts | {"heldout_count": 5, "folder": "here"})
+    assert train(tmp_path / "run", images, 3, data=facts | {"heldout_count": 9, "folder": "there"}, resume=True).step == 3
+
+
+def test_scales_of_different_data_are_not_joined(tmp_path, images):
+    for scale in ("base", "details1"):
+        train(tmp_path / scale, images, 2, scales=[scale], data={"train_sha256": scale, "label": f"data of {scale}"})
+    with pytest.raises(CheckpointMismatch, match="data of base and data of details1"):
+        training.load_cascade(tmp_path / "base", tmp_path / "details1")
+
+
+@pytest.mark.parametrize("keep", [0, 1000])
+def test_damaged_state_is_refused(tmp_path, images, keep):
+    file = checkpoint(tmp_path, images) / "state.pt"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"state.pt cannot be read.*Remove .*step-00000002"):
+        Trainer(config(), images, tmp_path / "run", resume=True)
 
 
 def test_truncated_weights_are_refused(tmp_path, images):
@@ -256,6 +305,33 @@ def test_ema_is_the_running_average_of_the_weights(tmp_path, images):
         torch.testing.assert_close(value, average[name])
     cascade, _ = training.load_cascade(tmp_path / "run", weights="ema")
     torch.testing.assert_close(cascade.networks["base"].net.entry.weight, average["network.net.entry.weight"])
+
+
+def test_shared_schedule_sees_every_scale(tmp_path, images, monkeypatch):
+    """Law: the gradient of a shared learned schedule is the sum of the scales', applied once; every scale's file holds the same one."""
+    trainer = Trainer(config(schedule="learned_linear", shared_schedule=True, clip=1e9), images, tmp_path / "run")
+    trainer.run(steps=2, progress=False)
+    schedule = trainer.cascade.schedules[0]
+    parts = []
+    for scale in trainer.scales:
+        streams = scale.streams()
+        schedule.zero_grad()
+        trainer._gradient(scale)
+        parts.append(schedule.start.grad.clone())
+        scale.load_streams(streams)
+    trainer.budget = {"steps": 9}  # a learning rate that is not zero
+    before, applied = schedule.start.item(), []
+    trainer._gradients()
+    torch.testing.assert_close(schedule.start.grad, sum(parts))
+    assert all(float(p) != 0 for p in parts)
+    step = trainer.shared.optimiser.step
+    monkeypatch.setattr(trainer.shared.optimiser, "step", lambda: applied.append(1) or step())
+    trainer._apply([0.0, 0.0])
+    assert applied == [1] and schedule.start.item() != before
+    train(tmp_path / "run", images, 4, trainer.config, resume=True)
+    files = weights(tmp_path / "run")
+    for kind in ("raw", "ema"):
+        assert torch.equal(*(files[f"{kind}.{s}.safetensors", "schedule.start"] for s in ("base", "details1")))
 
 
 @pytest.mark.parametrize("changes", [{"schedule": "monotone", "learn_endpoints": True}, {"schedule": "learned_linear"},

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from pcdm_lib import data, evaluate, presets, records, training
+from pcdm_lib import checkpoints, data, evaluate, presets, records, training
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,14 +93,14 @@ def _train(options: argparse.Namespace) -> int:
     trainer = training.Trainer(config, images.train, options.run_dir, data=images.source | {"label": images.label}, seed=options.seed,
                                scales=options.scales.split(",") if options.scales else None, device=options.device, resume=options.resume)
     trainer.run(minutes=options.minutes, steps=options.steps, progress=not options.quiet)
-    print(f"{trainer.step} steps in {trainer.seconds:.0f} s of training; checkpoint {training.newest_checkpoint(options.run_dir)}")
+    print(f"{trainer.step} steps in {trainer.seconds:.0f} s of training; checkpoint {checkpoints.newest_checkpoint(options.run_dir)}")
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     images = data.load(options.dataset, root=options.data_root, heldout_limit=options.images)
     print(f"data: {images.label}", flush=True)
-    cascade, headers = training.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
+    cascade, headers = checkpoints.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
     for header in headers:
         print(f"{', '.join(header['scales'])} trained on: {header['data'].get('label', 'unnamed data')}, {header['step']} steps")
     trained_on = headers[0]["data"]
@@ -121,7 +121,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    cascade, headers = training.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
+    cascade, headers = checkpoints.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
     label = headers[0]["data"].get("label", "unnamed data")
     print(f"trained on: {label}", flush=True)
     generator = torch.Generator(options.device).manual_seed(options.seed)

@@ -72,7 +72,8 @@ class Evaluation:
 
     @property
     def se_noise(self) -> float:
-        """Standard error of the mean over these images from the Monte-Carlo noise alone, from independent repeats; nan for one."""
+        """Standard error of the mean over these images from the Monte-Carlo noise alone, from independent repeats; nan for one. From
+        four repeats it is itself known to about 40 %."""
         means = self.parts.sum(axis=(2, 3)).mean(axis=0)
         return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
 

@@ -17,20 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class Bands(NamedTuple):
-    """The four coefficient arrays of one Haar step, each (..., H/2, W/2): the sum, then the details by rows (p), by
-    columns (q) and by diagonals (r)."""
-
-    s: Tensor
-    p: Tensor
-    q: Tensor
-    r: Tensor
+from pcdm_lib.haar import (Bands, haar_step, haar_step_integers, haar_step_integers_inverse, haar_step_inverse, interleave,
+                           upsample)
 
 
 @dataclass(frozen=True)
@@ -95,63 +87,6 @@ class Scales:
 
     def __repr__(self) -> str:
         return "Scales(" + ", ".join(f"{n}: {tuple(v.shape)} {v.dtype}" for n, v in self.items()) + ")"
-
-
-# ---------------------------------------------------------------- one Haar step, on any dtype
-
-
-def _whole(x: Tensor) -> Tensor:
-    """Integers wide enough for sums of four; uint8 would wrap around."""
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"integers wanted, got {x.dtype}: haar_step and its inverse are the same on floats")
-    return x.to(torch.int32) if x.dtype.itemsize < 4 else x
-
-
-def _butterfly(x: Tensor) -> Bands:
-    top, bottom = x[..., 0::2, :], x[..., 1::2, :]
-    a, b, c, d = top[..., 0::2], top[..., 1::2], bottom[..., 0::2], bottom[..., 1::2]
-    row_sum, row_diff, low_sum, low_diff = a + b, a - b, c + d, c - d
-    return Bands(row_sum + low_sum, row_sum - low_sum, row_diff + low_diff, row_diff - low_diff)
-
-
-def _interleave(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    out = a.new_empty(*a.shape[:-2], 2 * a.shape[-2], 2 * a.shape[-1])
-    out[..., 0::2, 0::2], out[..., 0::2, 1::2], out[..., 1::2, 0::2], out[..., 1::2, 1::2] = a, b, c, d
-    return out
-
-
-def haar_step(x: Tensor) -> Bands:
-    """One orthonormal Haar step on floats, (..., H, W) -> four bands (..., H/2, W/2)."""
-    if not x.is_floating_point():
-        raise TypeError(f"haar_step wants floats, got {x.dtype}: use haar_step_integers, or convert it")
-    return Bands(*(band / 2 for band in _butterfly(x)))
-
-
-def haar_step_inverse(bands: Bands) -> Tensor:
-    """Inverse of `haar_step`, which is its transpose."""
-    s, p, q, r = bands
-    return _interleave(*(v / 2 for v in (s + p + q + r, s + p - q - r, s - p + q - r, s - p - q + r)))
-
-
-def haar_step_integers(x: Tensor) -> Bands:
-    """One unscaled Haar step on integers: exact, and the orthonormal coefficients are the result halved."""
-    return _butterfly(_whole(x))
-
-
-def haar_step_integers_inverse(bands: Bands) -> Tensor:
-    """Inverse of `haar_step_integers`. Raises ValueError where s+p+q+r is not divisible by 4 or the parities differ, that
-    is where the integers belong to no image."""
-    s, p, q, r = (_whole(band) for band in bands)
-    blocks = (s + p + q + r, s + p - q - r, s - p + q - r, s - p - q + r)
-    if any(bool((v & 3).any()) for v in blocks):
-        raise ValueError("these integers belong to no image: p = s, q = s (mod 2) and s+p+q+r = 0 (mod 4) must hold "
-                         "in every block; decode them with pcdm_lib.lattice")
-    return _interleave(*(torch.div(v, 4, rounding_mode="floor") for v in blocks))
-
-
-def upsample(x: Tensor) -> Tensor:
-    """Each entry repeated over its 2x2 block, (..., h, w) -> (..., 2h, 2w)."""
-    return x.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
 
 
 # ---------------------------------------------------------------- maps
@@ -447,7 +382,7 @@ class LaplacianPyramid(HaarWavelet):
     def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
         if spec.kind != "details":
             return centre, 1.0
-        return _interleave(*self._finer(centre, coarse)), math.sqrt(3) / 4
+        return interleave(*self._finer(centre, coarse)), math.sqrt(3) / 4
 
     def phase_channels(self, spec: ScaleSpec) -> int:
         return spec.view_shape[0]

@@ -14,7 +14,6 @@ import copy
 import json
 import math
 import pickle
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,22 +29,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pcdm_lib import records
-from pcdm_lib.cascade import Cascade
+from pcdm_lib.checkpoints import FORMAT, CheckpointMismatch, checkpoints, load_weights, newest_checkpoint, read_log
 from pcdm_lib.batches import BatchSampler, random_flip
 from pcdm_lib.evaluate import bits_per_dim
 from pcdm_lib.presets import Config, build, differences
 from pcdm_lib.schedule import Schedule
 
-FORMAT = 1
 _IDENTIFYING = ("train_sha256", "train_count")  # what a resumed run must have learned from; the rest of `data` is a record
 
 
 class TrainingDiverged(FloatingPointError):
     """Loss or gradient was not finite; the weights before that step were saved."""
-
-
-class CheckpointMismatch(ValueError):
-    """A checkpoint that belongs to another configuration, data set or version."""
 
 
 @dataclass
@@ -341,7 +335,7 @@ class Trainer:
             if self.shared is not None:
                 state["shared schedule"] = self.shared.optimiser.state_dict()
             torch.save(state, folder / "state.pt")
-        for old in _checkpoints(self.run_dir)[:-2]:
+        for old in checkpoints(self.run_dir)[:-2]:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
@@ -363,102 +357,10 @@ class Trainer:
             raise ValueError(f"{path / 'state.pt'} cannot be read ({str(error).splitlines()[0] if str(error) else 'empty'}): it was cut short. "
                              f"Remove {path} to continue from the checkpoint before it") from error
         for scale in self.scales:
-            _load_weights(scale.module, path / f"raw.{scale.name}.safetensors")
-            _load_weights(scale.ema, path / f"ema.{scale.name}.safetensors")
+            load_weights(scale.module, path / f"raw.{scale.name}.safetensors")
+            load_weights(scale.ema, path / f"ema.{scale.name}.safetensors")
             scale.optimiser.load_state_dict(state[scale.name]["optimiser"])
             scale.load_streams(state[scale.name]["streams"])
         if self.shared is not None:
             self.shared.optimiser.load_state_dict(state["shared schedule"])
         self.step, self.seconds = int(header["step"]), float(header["seconds"])
-
-
-# ---------------------------------------------------------------- reading what a run left
-
-
-def _checkpoints(run_dir: Path | str) -> list[Path]:
-    folder = Path(run_dir) / "checkpoints"
-    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)) if folder.is_dir() else []
-
-
-def newest_checkpoint(run_dir: Path | str) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
-    found = _checkpoints(run_dir)
-    return found[-1] if found else None
-
-
-def read_log(run_dir: Path | str) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; a last line that was cut short is left out."""
-    path = Path(run_dir) / "log.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
-    for number, line in enumerate(lines):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines) - 1:
-                raise ValueError(f"{path}, line {number + 1} is not JSON: the log was edited") from None
-    return rows
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: the checkpoint is not whole") from None
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} cannot be read ({error}): it was cut short or is no safetensors file") from error
-    own = module.state_dict()
-    wrong = sorted({*own} ^ {*tensors}) + [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
-    if wrong:
-        raise ValueError(f"{path} does not fit this network: {len(wrong)} tensors are missing, unexpected or of another shape, "
-                         f"the first is {wrong[0]}")
-    broken = [k for k, v in tensors.items() if not bool(torch.isfinite(v).all())]
-    if broken:
-        raise ValueError(f"{path} holds values that are not finite, in {broken[0]}")
-    module.load_state_dict(tensors)
-
-
-def load_cascade(*run_dirs: Path | str, weights: str = "ema", device: torch.device | str = "cpu") -> tuple[Cascade, list[dict[str, Any]]]:
-    """The cascade that one or more runs trained, from their newest checkpoints, and the header of each.
-
-    Several runs may each have trained some of the scales; together they must have all, and agree on the model and on the training images.
-
-    Args:
-        run_dirs: folders of runs, or of checkpoints. weights: "ema" or "raw".
-    """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
-    if not run_dirs:
-        raise ValueError("give at least one run folder")
-    headers, folders = [], []
-    for run in run_dirs:
-        folder = Path(run) if (Path(run) / "state.pt").exists() else newest_checkpoint(run)
-        if folder is None:
-            raise ValueError(f"{run} holds no checkpoint: train first, or check the path")
-        header = records.read_json(folder / "config.json")
-        if header.get("format") != FORMAT:
-            raise CheckpointMismatch(f"{folder} has format {header.get('format')}, this version reads {FORMAT}: use the version that wrote it")
-        headers.append(header)
-        folders.append(folder)
-    configs = [Config.from_dict(h["config"]) for h in headers]
-    for header, config in zip(headers[1:], configs[1:]):
-        if config.model != configs[0].model:
-            lines = differences(headers[0]["config"]["model"], header["config"]["model"])
-            raise CheckpointMismatch("these runs trained different models:\n  " + "\n  ".join(lines))
-        if header["data"].get("train_sha256") != headers[0]["data"].get("train_sha256"):
-            raise CheckpointMismatch("these runs were trained on different images: " + " and ".join(
-                str(h["data"].get("label", "unnamed data")) for h in (headers[0], header)))
-    cascade = build(configs[0].model)
-    loaded = set()
-    for header, folder in zip(headers, folders):
-        for name in header["scales"]:
-            if name in loaded:
-                raise CheckpointMismatch(f"scale {name} was trained by two of these runs: name only one of them")
-            index = cascade.map.names().index(name)
-            module = nn.ModuleDict({"network": cascade.networks[name], "schedule": cascade.schedules[index]})
-            _load_weights(module, folder / f"{weights}.{name}.safetensors")
-            loaded.add(name)
-    missing = [n for n in cascade.map.names() if n not in loaded]
-    if missing:
-        raise CheckpointMismatch(f"no checkpoint for the scales {missing}: name the runs that trained them too")
-    return cascade.to(device).eval(), headers

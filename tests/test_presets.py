@@ -123,3 +123,15 @@ def test_shared_schedules() -> None:
     with pytest.raises(ValueError, match="set shared_schedule=false"):
         build(config, scales=["details1"])
     build(preset("tiny").override({"shared_schedule": True}).model, scales=["details1"])
+
+
+def test_paper_preset_scores_and_takes_a_gradient_step() -> None:
+    """Appendix B's networks on small images: they do not depend on the resolution."""
+    cascade = build(preset("paper", "wavelet", (3, 8, 8)).model)
+    x = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert bool(torch.isfinite(cascade.eval().bound(x, torch.Generator().manual_seed(1)).total).all())
+    for index, (z, coarse) in enumerate(cascade.train().decompose(x)):
+        cascade.loss(index, z, coarse, torch.Generator().manual_seed(2)).backward()
+        gradients = [p.grad for p in cascade.denoiser(index).parameters() if p.grad is not None]
+        assert gradients and all(bool(torch.isfinite(g).all()) for g in gradients)
+        assert cascade.schedules[index].start.grad is not None  # Appendix B learns the endpoints

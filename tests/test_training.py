@@ -12,8 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pcdm_lib import presets, records, training
-from pcdm_lib.training import CheckpointMismatch, Trainer, TrainingDiverged
+from pcdm_lib import checkpoints, presets, records
+from pcdm_lib.checkpoints import CheckpointMismatch
+from pcdm_lib.training import Trainer, TrainingDiverged
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -31,7 +32,7 @@ def config(system="wavelet", **changes):
 
 
 def weights(run_dir):
-    folder = training.newest_checkpoint(run_dir)
+    folder = checkpoints.newest_checkpoint(run_dir)
     return {(f.name, k): v for f in sorted(folder.glob("*.safetensors")) for k, v in safetensors.torch.load_file(f).items()}
 
 
@@ -52,7 +53,7 @@ def test_learns(tmp_path, images):
     """One grey level an image: the preconditioning knows the spread of the levels, only training can know that they agree."""
     flat = torch.randint(40, 216, (64, 3, 1, 1), generator=torch.Generator().manual_seed(1)).to(torch.uint8).expand(-1, -1, 8, 8)
     train(tmp_path / "run", flat.contiguous(), 100, config(dropout=0.0, learning_rate=5e-3, batch_size=32))
-    rows = training.read_log(tmp_path / "run")
+    rows = checkpoints.read_log(tmp_path / "run")
     assert [r["step"] for r in rows] == list(range(5, 101, 5))
     base = [r["scales"]["base"] for r in rows]
     assert sum(base[-5:]) < 0.93 * sum(base[:5])
@@ -74,7 +75,7 @@ def test_interrupted_run_continues_bit_for_bit(tmp_path, images, monkeypatch):
     monkeypatch.setattr(first.cascade, "loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         first.run(steps=20, progress=False)
-    assert training.newest_checkpoint(tmp_path / "cut").name == "step-00000011"
+    assert checkpoints.newest_checkpoint(tmp_path / "cut").name == "step-00000011"
     train(tmp_path / "cut", images, 20, resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
@@ -89,12 +90,12 @@ def test_scales_trained_apart_are_those_trained_together(tmp_path, images, scale
 def test_scales_trained_apart_make_a_cascade(tmp_path, images):
     for scale in ("base", "details1"):
         train(tmp_path / scale, images, 4, scales=[scale])
-    cascade, _ = training.load_cascade(tmp_path / "base", tmp_path / "details1")
+    cascade, _ = checkpoints.load_cascade(tmp_path / "base", tmp_path / "details1")
     assert bool((cascade.bound(images, torch.Generator().manual_seed(0)).total > 0).all())
     with pytest.raises(CheckpointMismatch, match="details1"):
-        training.load_cascade(tmp_path / "base")
+        checkpoints.load_cascade(tmp_path / "base")
     with pytest.raises(CheckpointMismatch, match="two of these runs"):
-        training.load_cascade(tmp_path / "base", tmp_path / "base")
+        checkpoints.load_cascade(tmp_path / "base", tmp_path / "base")
 
 
 CHILD = """
@@ -121,18 +122,18 @@ def test_resume_after_kill_9_is_bit_for_bit(tmp_path):
     victim = child(tmp_path / "killed", steps, 0)  # a checkpoint every step
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
-        newest = training.newest_checkpoint(tmp_path / "killed")
+        newest = checkpoints.newest_checkpoint(tmp_path / "killed")
         if newest is not None and int(newest.name[5:]) >= 10:
             break
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait(timeout=10) == -signal.SIGKILL
-    reached = int(training.newest_checkpoint(tmp_path / "killed").name[5:])
+    reached = int(checkpoints.newest_checkpoint(tmp_path / "killed").name[5:])
     assert 10 <= reached < steps
     assert child(tmp_path / "killed", steps, 60).wait(timeout=120) == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))  # what the kill left is cleared away
-    assert [r["step"] for r in training.read_log(tmp_path / "killed")] == list(range(10, steps + 1, 10))
+    assert [r["step"] for r in checkpoints.read_log(tmp_path / "killed")] == list(range(10, steps + 1, 10))
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -145,7 +146,7 @@ def test_nan_guard_keeps_the_last_good_state(tmp_path, images, monkeypatch, inde
     with pytest.raises(TrainingDiverged, match=f"step 7, scale {trainer.cascade.specs[index].name}"):
         trainer.run(steps=20, progress=False)
     monkeypatch.undo()
-    assert training.newest_checkpoint(tmp_path / "bad").name == "step-00000007"
+    assert checkpoints.newest_checkpoint(tmp_path / "bad").name == "step-00000007"
     # cosine decay depends on the budget, so the comparison runs both to 20 steps from here
     train(tmp_path / "bad", images, 20, resume=True)
     train(tmp_path / "whole", images, 20)
@@ -179,7 +180,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path, images, 
 
 def checkpoint(tmp_path, images):
     train(tmp_path / "run", images, 2)
-    return training.newest_checkpoint(tmp_path / "run")
+    return checkpoints.newest_checkpoint(tmp_path / "run")
 
 
 def test_two_processes_in_one_folder_are_refused(tmp_path, images):
@@ -198,7 +199,7 @@ def test_interrupt_between_two_updates(tmp_path, images, monkeypatch):
         trainer.run(steps=6, progress=False)
     with pytest.raises(RuntimeError, match="resume=True"):
         trainer.run(steps=6, progress=False)
-    assert training.newest_checkpoint(tmp_path / "run").name == "step-00000003"
+    assert checkpoints.newest_checkpoint(tmp_path / "run").name == "step-00000003"
     assert train(tmp_path / "run", images, 6, resume=True).step == 6
 
 
@@ -219,7 +220,7 @@ def test_scales_of_different_data_are_not_joined(tmp_path, images):
     for scale in ("base", "details1"):
         train(tmp_path / scale, images, 2, scales=[scale], data={"train_sha256": scale, "label": f"data of {scale}"})
     with pytest.raises(CheckpointMismatch, match="data of base and data of details1"):
-        training.load_cascade(tmp_path / "base", tmp_path / "details1")
+        checkpoints.load_cascade(tmp_path / "base", tmp_path / "details1")
 
 
 @pytest.mark.parametrize("keep", [0, 1000])
@@ -234,13 +235,13 @@ def test_truncated_weights_are_refused(tmp_path, images):
     file = checkpoint(tmp_path, images) / "ema.base.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"ema.base.safetensors cannot be read"):
-        training.load_cascade(tmp_path / "run")
+        checkpoints.load_cascade(tmp_path / "run")
 
 
 def test_missing_weights_are_refused(tmp_path, images):
     (checkpoint(tmp_path, images) / "ema.details1.safetensors").unlink()
     with pytest.raises(ValueError, match="ema.details1.safetensors is missing"):
-        training.load_cascade(tmp_path / "run")
+        checkpoints.load_cascade(tmp_path / "run")
 
 
 def test_missing_and_broken_tensors_are_refused(tmp_path, images):
@@ -249,10 +250,10 @@ def test_missing_and_broken_tensors_are_refused(tmp_path, images):
     name = "network.net.entry.weight"
     safetensors.torch.save_file({k: v for k, v in tensors.items() if k != name}, file)
     with pytest.raises(ValueError, match=f"does not fit this network.*{name}"):
-        training.load_cascade(tmp_path / "run")
+        checkpoints.load_cascade(tmp_path / "run")
     safetensors.torch.save_file(tensors | {name: tensors[name] * float("nan")}, file)
     with pytest.raises(ValueError, match=f"not finite, in {name}"):
-        training.load_cascade(tmp_path / "run")
+        checkpoints.load_cascade(tmp_path / "run")
 
 
 def test_other_format_and_broken_header_are_refused(tmp_path, images):
@@ -260,10 +261,10 @@ def test_other_format_and_broken_header_are_refused(tmp_path, images):
     data = json.loads(header.read_text())
     header.write_text(json.dumps(data | {"format": 99}))
     with pytest.raises(CheckpointMismatch, match="format 99"):
-        training.load_cascade(tmp_path / "run")
+        checkpoints.load_cascade(tmp_path / "run")
     header.write_text(json.dumps(data)[:50])
     with pytest.raises(ValueError, match="config.json is not valid JSON"):
-        training.load_cascade(tmp_path / "run")
+        checkpoints.load_cascade(tmp_path / "run")
 
 
 def test_bad_arguments(tmp_path, images):
@@ -278,9 +279,9 @@ def test_bad_arguments(tmp_path, images):
     with pytest.raises(ValueError, match="takes integer images"):
         Trainer(config(), images[..., :4], tmp_path / "other")
     with pytest.raises(ValueError, match="no checkpoint"):
-        training.load_cascade(tmp_path / "nothing")
+        checkpoints.load_cascade(tmp_path / "nothing")
     with pytest.raises(ValueError, match="'ema' or 'raw'"):
-        training.load_cascade(tmp_path / "run", weights="best")
+        checkpoints.load_cascade(tmp_path / "run", weights="best")
     assert not (tmp_path / "other").exists()
 
 
@@ -303,7 +304,7 @@ def test_ema_is_the_running_average_of_the_weights(tmp_path, images):
         average = {k: keep * average[k] + (1 - keep) * v for k, v in trainer.scales[0].module.named_parameters()}
     for name, value in trainer.scales[0].ema.named_parameters():
         torch.testing.assert_close(value, average[name])
-    cascade, _ = training.load_cascade(tmp_path / "run", weights="ema")
+    cascade, _ = checkpoints.load_cascade(tmp_path / "run", weights="ema")
     torch.testing.assert_close(cascade.networks["base"].net.entry.weight, average["network.net.entry.weight"])
 
 
@@ -339,7 +340,7 @@ def test_shared_schedule_sees_every_scale(tmp_path, images, monkeypatch):
 def test_learned_schedules_move_and_keep_their_order(tmp_path, images, changes):
     trainer = train(tmp_path / "run", images, 10, config(**changes))
     fresh = presets.build(trainer.config.model)
-    moved = [float((a - b).abs().max()) for a, b in zip(trainer.cascade.schedules.parameters(), fresh.schedules.parameters())]
+    moved = [(a - b).abs().max().item() for a, b in zip(trainer.cascade.schedules.parameters(), fresh.schedules.parameters())]
     assert moved and min(moved) > 0
     t = torch.linspace(0, 1, 50)
     for schedule in trainer.cascade.schedules:

@@ -20,7 +20,6 @@ so the probabilities of all allowed integers never sum to more than 1 and none o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -145,11 +144,6 @@ def to_integer_axis(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor) 
     return (z_0.double() / alpha - spec.shift) / spec.gain, sigma / (alpha * spec.gain)
 
 
-def bands_in_order(spec: ScaleSpec, centre: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """(name, centre of that band) in decoding order."""
-    yield from spec.split(centre).items()
-
-
 def scale_log_prob(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor, z: Tensor, coarse: Tensor | None) -> Tensor:
     """log P(z | z_0, coarser) in nats, one number an image (N,): the reconstruction term of the bound with its sign turned.
 
@@ -164,7 +158,7 @@ def scale_log_prob(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor, z
     centre, tau = to_integer_axis(spec, z_0, alpha, sigma)
     truth, decoded = spec.split(z), {}
     total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    for band, band_centre in bands_in_order(spec, centre):
+    for band, band_centre in spec.split(centre).items():  # in decoding order
         progression = allowed(spec, band, coarse, decoded, band_centre)
         check_member(truth[band], progression, f"{spec.name}, band {band}")
         total = total + log_prob(band_centre, tau, truth[band], progression).sum(dim=(1, 2, 3))
@@ -177,7 +171,7 @@ def scale_draw(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor, coars
     """Integers (N, bands*C, h, w) drawn band after band from P(z | z_0, coarser): always a scale of some image."""
     centre, tau = to_integer_axis(spec, z_0, alpha, sigma)
     decoded: dict[str, Tensor] = {}
-    for band, band_centre in bands_in_order(spec, centre):
+    for band, band_centre in spec.split(centre).items():  # in decoding order
         progression = allowed(spec, band, coarse, decoded, band_centre)
         decoded[band] = draw(band_centre, tau, progression, generator)
     return torch.cat(list(decoded.values()), dim=1)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pcdm_lib.diffusion import (Denoiser, Terms, diffusion_term, prior_term, reconstruction_term, sample_scale, step_term)
-from pcdm_lib.maps import HierarchicalMap, Scales
+from pcdm_lib.maps import HierarchicalMap
+from pcdm_lib.scales import Scales
 from pcdm_lib.schedule import Schedule, stratified_times
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pcdm_lib.lattice import scale_draw, scale_log_prob
-from pcdm_lib.maps import ScaleSpec
+from pcdm_lib.scales import ScaleSpec
 from pcdm_lib.schedule import Schedule, alpha_sigma
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pcdm_lib.cascade import Cascade
 from pcdm_lib.diffusion import gamma_for_spacing
-from pcdm_lib.maps import HierarchicalMap, Identity, ScaleSpec
+from pcdm_lib.maps import HierarchicalMap, Identity
+from pcdm_lib.scales import ScaleSpec
 from pcdm_lib.schedule import LinearSchedule, Schedule, alpha_sigma
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pcdm_lib.maps import ScaleSpec
+from pcdm_lib.scales import ScaleSpec
 
 # A window that reaches 9 standard deviations leaves out less than 1e-17 of the mass.
 _REACH = 9.0

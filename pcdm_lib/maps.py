@@ -15,84 +15,17 @@ The integers of one Haar step on a block (a b / c d) are s = a+b+c+d, p = a+b-c-
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 from pcdm_lib.haar import (Bands, haar_step, haar_step_integers, haar_step_integers_inverse, haar_step_inverse, interleave,
                            upsample)
+from pcdm_lib.scales import Scales, ScaleSpec
 
 
-@dataclass(frozen=True)
-class ScaleSpec:
-    """What one scale of a map is, for one shape of image.
-
-    `shape` is the shape of its coordinates, band-major: all channels of the first band, then of the next.
-    An integer coordinate z stands for the orthonormal coordinate `gain * z + shift` of the image scaled to [-1, 1].
-    """
-
-    name: str
-    index: int
-    kind: str  # "pixels" | "sum" | "details": which lattice its integers live on (lattice.py)
-    level: int  # halvings of the image's side; for "details" the level of the step that made them
-    bands: tuple[str, ...]
-    shape: tuple[int, int, int]
-    view_shape: tuple[int, int, int]
-    condition_shape: tuple[int, int, int] | None
-    max_value: int
-    gain: float
-    shift: float
-
-    @property
-    def dims(self) -> int:
-        """Number of coordinates, which for a volume-preserving map is the number of degrees of freedom."""
-        return math.prod(self.shape)
-
-    def to_float(self, z: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Integer coordinates -> orthonormal coordinates of the image scaled to [-1, 1]."""
-        return z.to(dtype) * self.gain + self.shift
-
-    def split(self, z: Tensor) -> dict[str, Tensor]:
-        """(N, bands*C, h, w) -> one (N, C, h, w) array a band, by name."""
-        return dict(zip(self.bands, z.chunk(len(self.bands), dim=1)))
-
-
-class Scales:
-    """The named arrays of all scales, coarsest first; `scales[0]` is the base, `scales["details1"]` goes by name."""
-
-    def __init__(self, names: tuple[str, ...], values: tuple[Tensor, ...] | list[Tensor]):
-        if len(names) != len(values):
-            raise ValueError(f"{len(names)} names for {len(values)} arrays: give one array a scale")
-        self.names = tuple(names)
-        self.values = tuple(values)
-
-    def __getitem__(self, key: int | str) -> Tensor:
-        return self.values[self.names.index(key) if isinstance(key, str) else key]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.values)
-
-    def items(self) -> Iterator[tuple[str, Tensor]]:
-        """Pairs (name, array), coarsest first."""
-        return zip(self.names, self.values)
-
-    def apply(self, fn: Callable[[Tensor], Tensor]) -> Scales:
-        """The same names with `fn` of every array."""
-        return Scales(self.names, [fn(v) for v in self.values])
-
-    def __repr__(self) -> str:
-        return "Scales(" + ", ".join(f"{n}: {tuple(v.shape)} {v.dtype}" for n, v in self.items()) + ")"
-
-
-# ---------------------------------------------------------------- maps
-
-
-class HierarchicalMap:
+class HierarchicalMap(ABC):
     """What every map shares: checks at the door, and the integer path written once over `_split_integers`.
 
     Args:
@@ -173,17 +106,17 @@ class HierarchicalMap:
 
     # ---- to be given by each map
 
+    @abstractmethod
     def refine(self, index: int, coarse: Tensor | None, z: Tensor) -> Tensor:
         """The integers rebuilt from scales 0..index, given those from 0..index-1 and the coordinates of scale `index`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def condition_image(self, spec: ScaleSpec, coarse: Tensor) -> Tensor:
         """Conditioning image of Eqs. 43-44: `coarse` as mean brightness in [-1, 1] at the resolution of the scale's view."""
-        raise NotImplementedError
 
+    @abstractmethod
     def brightness(self, index: int, coarse: Tensor, max_value: int = 255) -> Tensor:
         """The integers rebuilt from scales 0..index as an image in [0, 1], for looking at."""
-        raise NotImplementedError
 
     def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
         """Where the values of the finer image that a scale's (noisy) integers stand for lie between whole numbers, at the view's
@@ -202,17 +135,21 @@ class HierarchicalMap:
         """Transpose of `to_view`: what a network predicts -> orthonormal coordinates."""
         return view
 
+    @abstractmethod
     def _specs(self, image_shape: tuple[int, int, int], max_value: int) -> tuple[ScaleSpec, ...]:
-        raise NotImplementedError
+        """`specs` after its checks."""
 
+    @abstractmethod
     def _analyse(self, x: Tensor) -> list[Tensor]:
-        raise NotImplementedError
+        """`analyse` after its checks, one array a scale."""
 
+    @abstractmethod
     def _synthesise(self, scales: Scales) -> Tensor:
-        raise NotImplementedError
+        """`synthesise` after its checks."""
 
+    @abstractmethod
     def _split_integers(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        raise NotImplementedError
+        """`decompose` of int32 images, after its checks."""
 
     # ---- checks at the door
 

@@ -10,6 +10,7 @@ is trained to make the variance small, and learned endpoints by the bound itself
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def alpha_sigma(gamma: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sqrt(torch.sigmoid(-gamma)), torch.sqrt(torch.sigmoid(gamma))
 
 
-class Schedule(nn.Module):
+class Schedule(nn.Module, ABC):
     """Base: endpoints, value, derivative and inverse over a `shape` that subclasses give.
 
     Args:
@@ -55,9 +56,9 @@ class Schedule(nn.Module):
     def span(self) -> Tensor:
         return torch.exp(self.log_span)
 
+    @abstractmethod
     def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(shape(t), d shape / dt): from 0 to 1, increasing."""
-        raise NotImplementedError
 
     def forward(self, t: Tensor) -> Tensor:
         """gamma(t), of the shape of t."""

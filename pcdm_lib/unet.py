@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pcdm_lib.maps import HierarchicalMap, ScaleSpec
+from pcdm_lib.maps import HierarchicalMap
+from pcdm_lib.scales import ScaleSpec
 
 PRECONDITIONINGS = ("none", "gaussian", "lattice")
 FEATURES = ("none", "vdm", "lattice")

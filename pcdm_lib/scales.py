@@ -1,0 +1,74 @@
+"""What a scale of a map is, and the named arrays of all scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ScaleSpec:
+    """What one scale of a map is, for one shape of image.
+
+    `shape` is the shape of its coordinates, band-major: all channels of the first band, then of the next.
+    An integer coordinate z stands for the orthonormal coordinate `gain * z + shift` of the image scaled to [-1, 1].
+    """
+
+    name: str
+    index: int
+    kind: str  # "pixels" | "sum" | "details": which lattice its integers live on (lattice.py)
+    level: int  # halvings of the image's side; for "details" the level of the step that made them
+    bands: tuple[str, ...]
+    shape: tuple[int, int, int]
+    view_shape: tuple[int, int, int]
+    condition_shape: tuple[int, int, int] | None
+    max_value: int
+    gain: float
+    shift: float
+
+    @property
+    def dims(self) -> int:
+        """Number of coordinates, which for a volume-preserving map is the number of degrees of freedom."""
+        return math.prod(self.shape)
+
+    def to_float(self, z: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Integer coordinates -> orthonormal coordinates of the image scaled to [-1, 1]."""
+        return z.to(dtype) * self.gain + self.shift
+
+    def split(self, z: Tensor) -> dict[str, Tensor]:
+        """(N, bands*C, h, w) -> one (N, C, h, w) array a band, by name."""
+        return dict(zip(self.bands, z.chunk(len(self.bands), dim=1)))
+
+
+class Scales:
+    """The named arrays of all scales, coarsest first; `scales[0]` is the base, `scales["details1"]` goes by name."""
+
+    def __init__(self, names: tuple[str, ...], values: tuple[Tensor, ...] | list[Tensor]):
+        if len(names) != len(values):
+            raise ValueError(f"{len(names)} names for {len(values)} arrays: give one array a scale")
+        self.names = tuple(names)
+        self.values = tuple(values)
+
+    def __getitem__(self, key: int | str) -> Tensor:
+        return self.values[self.names.index(key) if isinstance(key, str) else key]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.values)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Pairs (name, array), coarsest first."""
+        return zip(self.names, self.values)
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> Scales:
+        """The same names with `fn` of every array."""
+        return Scales(self.names, [fn(v) for v in self.values])
+
+    def __repr__(self) -> str:
+        return "Scales(" + ", ".join(f"{n}: {tuple(v.shape)} {v.dtype}" for n, v in self.items()) + ")"

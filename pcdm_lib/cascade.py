@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pcdm_lib.diffusion import (Denoiser, Terms, diffusion_term, prior_term, reconstruction_term, sample_scale, step_term)
+from pcdm_lib.diffusion import (Denoiser, Terms, add_noise, diffusion_term, prior_term, reconstruction_term, sample_scale, step_term)
 from pcdm_lib.maps import HierarchicalMap
 from pcdm_lib.scales import Scales
 from pcdm_lib.schedule import Schedule, stratified_times
@@ -156,6 +156,23 @@ class Cascade(nn.Module):
         if schedule.learned_endpoints:
             return self.scale_terms(index, z, coarse, t, eps).total.mean() / spec.dims
         return diffusion_term(self.denoiser(index), schedule, spec.to_float(z, dtype), coarse, t, eps).mean() / spec.dims
+
+    @torch.no_grad()
+    def noise_profile(self, index: int, z: Tensor, coarse: Tensor | None, generator: torch.Generator, bins: int,
+                      dtype: torch.dtype = torch.float32) -> Tensor:
+        """Mean squared error of eps_hat in each of `bins` equal intervals of gamma, (bins,): what `FittedSchedule.fit` takes.
+
+        One forward pass: the images (N, ...) are dealt over the intervals in turn, so N must be at least `bins`.
+        """
+        if len(z) < bins:
+            raise ValueError(f"{bins} intervals need at least as many images, got {len(z)}")
+        spec, schedule = self.specs[index], self.schedules[index]
+        interval = torch.arange(len(z), device=z.device) % bins
+        within = torch.rand(len(z), generator=generator, device=z.device, dtype=dtype)
+        gamma = schedule.start + schedule.span * (interval + within) / bins
+        eps = torch.randn(z.shape, generator=generator, device=z.device, dtype=dtype)
+        error = (eps - self.denoiser(index)(add_noise(spec.to_float(z, dtype), gamma, eps), gamma, coarse)).square().flatten(1).mean(dim=1)
+        return torch.zeros(bins, device=z.device, dtype=dtype).index_add_(0, interval, error) / torch.bincount(interval, minlength=bins)
 
     @torch.no_grad()
     def sample(self, n: int, steps: int, generator: torch.Generator, device: torch.device | str = "cpu",

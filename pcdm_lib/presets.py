@@ -18,6 +18,7 @@ import torch
 from pcdm_lib.cascade import Cascade
 from pcdm_lib.diffusion import gamma_for_spacing
 from pcdm_lib.maps import make_map
+from pcdm_lib.optimisers import OPTIMISERS
 from pcdm_lib.schedule import make_schedule
 from pcdm_lib.unet import PreconditionedDenoiser
 
@@ -29,7 +30,8 @@ class ModelConfig:
     """The map, the networks and the noise levels of a cascade.
 
     `gamma_min` and `gamma_max` hold one number for all scales or one a scale, coarsest first. Where `gamma_min` is empty, it is
-    set scale by scale so that the noise at t = 0 is `sigma_ratio` of one unit on the axis of the scale's integers.
+    set scale by scale so that the noise at t = 0 is `sigma_ratio` of one unit on the axis of the scale's integers. `base_channels` and
+    `base_blocks` are the coarsest scale's network where it is to differ from the others'; empty and 0 where it is not.
     """
 
     map: str = "wavelet"
@@ -38,6 +40,8 @@ class ModelConfig:
     max_value: int = 255
     channels: tuple[int, ...] = (48, 64)
     blocks: int = 2
+    base_channels: tuple[int, ...] = ()
+    base_blocks: int = 0
     dropout: float = 0.0
     attention: bool = True
     preconditioning: str = "lattice"
@@ -52,9 +56,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """AdamW and what goes with it. `lr_decay` is "none" or "cosine" (to zero over the budget)."""
+    """The optimiser and what goes with it. `lr_decay` is "none" or "cosine" (to zero over the budget); `optimiser` is "adamw", or "muon" for
+    the kernels of the hidden convolutions, at `muon_rate`, and AdamW for the rest (optimisers.py)."""
 
     batch_size: int = 16
+    optimiser: str = "adamw"
+    muon_rate: float = 0.02
     learning_rate: float = 5e-3
     beta1: float = 0.9
     beta2: float = 0.99
@@ -68,7 +75,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         rules = {"batch_size": self.batch_size >= 1, "learning_rate": self.learning_rate > 0, "beta1": 0 <= self.beta1 < 1,
                  "beta2": 0 <= self.beta2 < 1, "weight_decay": self.weight_decay >= 0, "warmup_steps": self.warmup_steps >= 0,
-                 "lr_decay": self.lr_decay in ("none", "cosine"), "ema": 0 <= self.ema < 1, "clip": self.clip > 0}
+                 "lr_decay": self.lr_decay in ("none", "cosine"), "ema": 0 <= self.ema < 1, "clip": self.clip > 0, "optimiser": self.optimiser in OPTIMISERS, "muon_rate": self.muon_rate > 0}
         for name, fine in rules.items():
             if not fine:
                 raise ValueError(f"setting {name}={getattr(self, name)!r} makes no sense: see TrainingConfig")
@@ -198,6 +205,8 @@ def build(config: ModelConfig, seed: int = 0, scales: typing.Sequence[str] | Non
         raise ValueError(f"unknown scales {unknown}: this cascade has {names}")
     if config.shared_schedule and (config.schedule != "linear") and scales is not None and len(scales) < len(names):
         raise ValueError("a learned schedule that all scales share cannot be trained scale by scale: set shared_schedule=false")
+    if config.shared_schedule and config.schedule == "fitted":
+        raise ValueError("a fitted schedule follows the loss of one scale: set shared_schedule=false, or another schedule")
     lows = config.gamma_min or tuple(gamma_for_spacing(s, config.sigma_ratio) for s in specs)
     lows, highs = (_spread(v, len(specs), n) for v, n in ((lows, "gamma_min"), (config.gamma_max, "gamma_max")))
     if config.shared_schedule:
@@ -211,8 +220,10 @@ def build(config: ModelConfig, seed: int = 0, scales: typing.Sequence[str] | Non
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed + 1_000_003 * spec.index)  # the CPU's alone: networks are made there
             denoisers.append(PreconditionedDenoiser(
-                hierarchy, spec, (low, high), config.preconditioning, config.features, channels=config.channels,
-                blocks=config.blocks, dropout=config.dropout, attention=config.attention))
+                hierarchy, spec, (low, high), config.preconditioning, config.features,
+                channels=(config.base_channels if spec.index == 0 else ()) or config.channels,
+                blocks=(config.base_blocks if spec.index == 0 else 0) or config.blocks,
+                dropout=config.dropout, attention=config.attention))
     return Cascade(hierarchy, config.image_shape, denoisers, schedules[0] if config.shared_schedule else schedules, config.max_value)
 
 

@@ -115,17 +115,54 @@ class MonotoneSchedule(Schedule):
         return (value - ends[0]) / span, slope / span
 
 
-SCHEDULES = ("linear", "learned_linear", "monotone")
+class FittedSchedule(Schedule):
+    """gamma piecewise linear in t, with times where the loss is: `fit` takes the loss measured at equally spaced gammas.
+
+    The loss that is left is about level over t then, which is what the learned shape of VDM aims at, from a few forward passes instead of
+    a gradient. Starts linear. Between fits it is fixed, so it brings no bias: importance sampling of the noise levels.
+    """
+
+    FLOOR = 0.1  # share of the times that stays uniform over gamma, so that no noise level goes unseen
+
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, bins: int = 32):
+        super().__init__(gamma_min, gamma_max)
+        self.bins = bins
+        self.register_buffer("nodes", torch.linspace(0.0, 1.0, bins + 1))  # the times at which gamma is k / bins of its way
+
+    @torch.no_grad()
+    def fit(self, loss: Tensor) -> None:
+        """Set the shape from the mean squared error in each of `bins` equal intervals of gamma, (bins,), none negative."""
+        if loss.shape != (self.bins,) or not bool(torch.isfinite(loss).all()) or bool((loss < 0).any()):
+            raise ValueError(f"fit takes {self.bins} finite errors, none negative, got {loss}")
+        loss = loss.double().clamp(min=1e-12)
+        density = (1 - self.FLOOR) * loss / loss.mean() + self.FLOOR
+        nodes = F.pad(density.cumsum(0) / density.sum(), (1, 0))
+        nodes[-1] = 1.0
+        self.nodes.copy_(nodes)
+
+    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        nodes = self.nodes.to(t.dtype)
+        bin_ = (torch.searchsorted(nodes, t.contiguous(), right=True) - 1).clamp(0, self.bins - 1)
+        width = nodes[bin_ + 1] - nodes[bin_]
+        return (bin_ + (t - nodes[bin_]) / width) / self.bins, 1 / (self.bins * width)
+
+
+SCHEDULES = ("linear", "learned_linear", "monotone", "fitted")
 
 
 def make_schedule(kind: str, gamma_min: float, gamma_max: float, learn_endpoints: bool = False) -> Schedule:
-    """`linear` (fixed), `learned_linear` (both endpoints learned) or `monotone` (learned shape, endpoints as asked)."""
+    """`linear` (fixed), `learned_linear` (both endpoints learned), `monotone` (learned shape, endpoints as asked) or `fitted` (fixed
+    endpoints, shape from the measured loss)."""
     if kind == "linear":
         if learn_endpoints:
             raise ValueError("a linear schedule with learned endpoints is called 'learned_linear'")
         return LinearSchedule(gamma_min, gamma_max)
     if kind == "learned_linear":
         return LinearSchedule(gamma_min, gamma_max, learn_endpoints=True)
+    if kind == "fitted":
+        if learn_endpoints:
+            raise ValueError("a fitted schedule has fixed endpoints: use 'monotone' to learn them")
+        return FittedSchedule(gamma_min, gamma_max)
     if kind == "monotone":
         return MonotoneSchedule(gamma_min, gamma_max, learn_endpoints)
     raise ValueError(f"unknown schedule {kind!r}: one of {', '.join(SCHEDULES)}")

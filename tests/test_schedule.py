@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from pcdm_lib.schedule import LinearSchedule, MonotoneSchedule, Schedule, alpha_sigma, make_schedule, stratified_times
+from pcdm_lib.schedule import FittedSchedule, LinearSchedule, MonotoneSchedule, Schedule, alpha_sigma, make_schedule, stratified_times
 
 
 def shuffled(seed: int = 0, gamma_min: float = -9.0, gamma_max: float = 4.0, learn_endpoints: bool = False) -> MonotoneSchedule:
@@ -22,8 +22,15 @@ def shuffled(seed: int = 0, gamma_min: float = -9.0, gamma_max: float = 4.0, lea
     return schedule
 
 
+def fitted() -> FittedSchedule:
+    """A fitted schedule over a loss with a peak, a tail and an interval without any loss, in float64."""
+    schedule = FittedSchedule(-9.0, 4.0, bins=6).double()
+    schedule.fit(torch.tensor([0.0, 0.3, 1.0, 0.5, 0.1, 0.01]))
+    return schedule
+
+
 ALL = [LinearSchedule(-9.0, 4.0).double(), LinearSchedule(-9.0, 4.0, learn_endpoints=True).double(), MonotoneSchedule(-9.0, 4.0).double(),
-       shuffled(0), shuffled(1, learn_endpoints=True)]
+       shuffled(0), shuffled(1, learn_endpoints=True), FittedSchedule(-9.0, 4.0).double(), fitted()]
 
 
 @pytest.mark.parametrize("schedule", ALL)
@@ -48,9 +55,30 @@ def test_monotone_starts_near_linear_and_can_leave_it() -> None:
     assert (shuffled()(t) - line).abs().max().item() > 1.0
 
 
+def test_a_fitted_schedule_levels_the_loss() -> None:
+    """Times fall in proportion to the loss, but for the share that stays uniform: 1/p weights make a peaked loss almost level, and
+    the estimate of its mean stays what it was."""
+    gamma = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096  # of its way from gamma_min to gamma_max
+    loss = torch.exp(-(((gamma - 0.4) / 0.08) ** 2))
+    schedule = FittedSchedule(0.0, 1.0, bins=32).double()
+    schedule.fit(loss.reshape(32, -1).mean(dim=1))
+    t = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    weighted = torch.exp(-(((schedule(t) - 0.4) / 0.08) ** 2)) * schedule.derivative(t)
+    assert weighted.mean().item() == pytest.approx(loss.mean().item(), rel=1e-4)
+    assert weighted.std() / weighted.mean() < 0.5 < 1.5 < loss.std() / loss.mean()
+    assert schedule.inverse(torch.tensor([0.9], dtype=torch.float64)).item() < 1.0 - 0.05 * FittedSchedule.FLOOR  # not unseen
+
+
+@pytest.mark.parametrize("loss", [torch.ones(5), torch.full((32,), math.nan), -torch.ones(32)])
+def test_a_fit_takes_finite_errors(loss: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="fit takes 32 finite errors"):
+        FittedSchedule().fit(loss)
+
+
 @pytest.mark.parametrize(("kind", "endpoints", "learned"), [
     ("linear", False, set()), ("learned_linear", False, {"start", "log_span"}),
     ("monotone", False, {"slope", "inner", "centre", "outer"}),
+    ("fitted", False, set()),
     ("monotone", True, {"start", "log_span", "slope", "inner", "centre", "outer"})])
 def test_what_is_learned(kind: str, endpoints: bool, learned: set[str]) -> None:
     """Only what the name says is a parameter; the rest is a buffer, so it is saved and moved all the same."""
@@ -79,6 +107,8 @@ def test_wrong_kinds() -> None:
         make_schedule("cosine", -1.0, 1.0)
     with pytest.raises(ValueError, match="learned_linear"):
         make_schedule("linear", -1.0, 1.0, learn_endpoints=True)
+    with pytest.raises(ValueError, match="fitted schedule has fixed endpoints"):
+        make_schedule("fitted", -1.0, 1.0, learn_endpoints=True)
     with pytest.raises(ValueError, match="n=0"):
         stratified_times(0)
 

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="budget of one measurement (default: 1); at least three rounds are run")
     parser.add_argument("--threads", type=int, default=None, help="torch's threads on the host (default: torch's choice)")
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="processor: what this process was given, for one thread on a shared machine")
-    parser.add_argument("--updates", type=int, default=10, help="how many updates `paper` times (default: 10)")
+    parser.add_argument("--updates", type=int, default=None, help="how many updates `paper` times at once (default: 1 on a CPU, 10 on a GPU)")
     parser.add_argument("--dataset", default="auto", help="auto, photos, cifar10, folder:PATH (default: auto)")
     parser.add_argument("--data-root", default=None, help="data folder (default: $PCDM_DATA, else ./data)")
     parser.add_argument("--seed", type=int, default=0)
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped; the report holds the parts that were done", file=sys.stderr)
         return 130
     finally:
         torch.set_num_threads(threads)
@@ -69,8 +69,9 @@ def _run(options: argparse.Namespace) -> int:
     parts = _names(",".join(PARTS) if options.parts == "all" else options.parts or default, PARTS, "part")
     presets = _names(options.presets or ("tiny,small,paper" if gpu else "tiny,small"), PRESETS, "preset")
     systems = _names(options.systems, SYSTEMS, "system")
-    if not options.seconds > 0 or options.updates < 1 or (options.threads is not None and options.threads < 1):
-        raise ValueError(f"seconds, updates and threads must be positive, got {options.seconds}, {options.updates} and {options.threads}")
+    updates = (10 if gpu else 1) if options.updates is None else options.updates
+    if not options.seconds > 0 or updates < 1 or (options.threads is not None and options.threads < 1):
+        raise ValueError(f"seconds, updates and threads must be positive, got {options.seconds}, {updates} and {options.threads}")
     out = options.out or home() / "runs" / "benchmarks" / f"{device.type}-{datetime.now():%Y%m%d-%H%M%S}.json"
     if out.suffix != ".json":
         raise ValueError(f"--out {out} must end in .json: the table goes beside it, under the same name with .md")
@@ -79,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.clock == "processor" and (gpu or torch.get_num_threads() > 1):
         raise ValueError("--clock processor adds up the time of all threads, so it goes with --device cpu --threads 1")
     images = data.load(options.dataset, root=options.data_root or data_root(), download=False)
-    settings = Settings(device, options.seconds, presets, systems, images.train, images.heldout, options.seed, options.updates, options.clock)
+    settings = Settings(device, options.seconds, presets, systems, images.train, images.heldout, options.seed, updates, options.clock)
     facts = {"arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}, "parts": list(parts), "presets": list(presets),
              "systems": list(systems), "seconds": options.seconds, "seed": options.seed, "clock": options.clock, "threads": torch.get_num_threads(),
              "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), "data": images.label}
@@ -88,8 +89,10 @@ def _run(options: argparse.Namespace) -> int:
     for name in parts:
         print(f"{name} ...", file=sys.stderr, flush=True)
         start = time.perf_counter()
-        done[name] = PARTS[name](settings), time.perf_counter() - start
-    print(report.write(out, facts, str(device), done))
+        section = PARTS[name](settings)
+        done[name] = section, time.perf_counter() - start
+        text = report.write(out, facts, str(device), done)  # after every part, so that a failure of a later one costs no more than that
+    print(text)
     print(f"written: {out} and {out.with_suffix('.md')}")
     return 0
 

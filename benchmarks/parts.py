@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.steps import Autocast, LibraryStep, PlainStep, fitted
+from benchmarks.steps import Autocast, LibraryStep, PlainStep, tf32
 from benchmarks.timing import CLOCKS, Clock, Ratio, Stages, interleave, measure, quartiles, ratios
 from pcdm_lib import evaluate
 from pcdm_lib.cascade import Cascade
@@ -41,7 +41,8 @@ class Settings:
     """What all parts share.
 
     Attributes:
-        seconds: budget of one measurement. presets: those that `throughput` measures; the other parts measure the last one.
+        seconds: budget of one measurement.
+        presets: those that `throughput` measures; the other parts measure the last one.
         updates: how many `paper` times.
         images: uint8 (N, C, H, W) to train on and to score.
     """
@@ -276,22 +277,19 @@ def variants(settings: Settings) -> Section:
     if settings.clock_kind == "wall":  # processor time adds up over threads
         actions["scales side by side"] = step(threads=make_map(config.model.map, config.model.levels).num_scales)
     if settings.device.type == "cuda":
-        actions["TF32"] = _with_tf32(step())
+        actions |= {"TF32 nowhere": _precise(step(), "float32"), "TF32 everywhere": _precise(step(), "tf32")}
     found = ratios(interleave(actions, settings.seconds, settings.clock), "default")
-    return Section("One choice at a time", f"Wavelet, preset `{config.preset}`, {torch.get_num_threads()} threads. Default: float32, contiguous, AdamW as "
-                   "torch chooses, EMA by foreach, scales in turn. *Default again* is the same thing twice: how far it lies from 1 is what "
-                   "noise does. Side by side: one thread a scale, torch's threads divided among them.",
+    return Section("One choice at a time", f"Wavelet, preset `{config.preset}`, {torch.get_num_threads()} threads. Default: float32 (on CUDA with torch's "
+                   "default, TF32 in convolutions), contiguous, AdamW as torch chooses, EMA by foreach, scales in turn. *Default again* is the "
+                   "same thing twice: how far it lies from 1 is what noise does. Side by side: one thread a scale, torch's threads divided among them.",
                    [_ratio_row(name, r, "default") for name, r in found.items()])
 
 
-def _with_tf32(step: Callable[[], object]) -> Callable[[], object]:
-    def run() -> None:
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        try:
-            step()
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+def _precise(action: Callable[[], Any], kind: str) -> Callable[[], Any]:
+    """The same with TF32 everywhere on CUDA (`tf32`) or nowhere (any other kind); torch's own default is convolutions only."""
+    def run() -> Any:
+        with tf32(kind == "tf32"):
+            return action()
 
     return run
 
@@ -339,13 +337,14 @@ def evaluation(settings: Settings) -> Section:
 def bf16_difference(cascade: Cascade, images: Tensor, device: torch.device, seed: int = 0, repeats: int = 4) -> dict[str, float]:
     """bpd under bf16 autocast of the U-Nets less that in float32, for the same images, times and noise, with its standard error.
 
-    Decoder, preconditioning and terms stay as they are. `se_noise` is the Monte-Carlo standard error of the float32 figure, which the
-    difference is to be held against.
+    Decoder, preconditioning and terms stay as they are; float32 is without TF32. `Monte-Carlo error` is the standard error of the float32
+    figure from the noise, which the difference is to be held against.
     """
     half = copy.deepcopy(cascade)
     for network in half.networks.values():
         network.net = Autocast(network.net)
-    full, low = (evaluate.evaluate(c, images, repeats=repeats, times_per_image=1, seed=seed, device=device) for c in (cascade, half))
+    with tf32(False):
+        full, low = (evaluate.evaluate(c, images, repeats=repeats, times_per_image=1, seed=seed, device=device) for c in (cascade, half))
     difference, error = evaluate.paired_difference(low, full)
     return {"float32 bpd": full.bpd, "bf16 bpd": low.bpd, "difference": difference, "its standard error": error, "Monte-Carlo error": full.se_noise}
 
@@ -368,33 +367,35 @@ def bf16(settings: Settings) -> Section:
 
 def peak(settings: Settings) -> Section:
     """Floating-point operations of a step over its time, against the best of large matrix products."""
-    limits = {dtype: _matmul_peak(settings, dtype) for dtype in _dtypes(settings.device)}
-    rows = [{"what": f"matrix product, {dtype}", "GFLOP": None, "GFLOP/s": limit / 1e9, "share of peak": 1.0} for dtype, limit in limits.items()]
+    limits = {kind: _matmul_peak(settings, kind) for kind in _precisions(settings.device)}
+    rows = [{"what": f"matrix product, {kind}", "GFLOP": None, "GFLOP/s": limit / 1e9, "share of peak": 1.0} for kind, limit in limits.items()]
     for system in settings.two:
         config = settings.config(system)
-        for dtype in ("float32", "bfloat16"):
-            step = LibraryStep(config, settings.images, settings.device, seed=settings.seed, wrap=Autocast if dtype == "bfloat16" else None)
+        for kind, limit in limits.items():
+            step = _precise(LibraryStep(config, settings.images, settings.device, seed=settings.seed, wrap=_wrap(kind)), kind)
             with FlopCounterMode(display=False) as counter:
                 step()
             flops = counter.get_total_flops()
             seconds = quartiles(measure(step, settings.seconds, settings.clock))[1]
-            rows.append({"what": f"training step, {config.preset} {system}, {dtype}", "GFLOP": flops / 1e9, "GFLOP/s": flops / seconds / 1e9,
-                         "share of peak": flops / seconds / limits[dtype]})
+            rows.append({"what": f"training step, {config.preset} {system}, {kind}", "GFLOP": flops / 1e9, "GFLOP/s": flops / seconds / 1e9,
+                         "share of peak": flops / seconds / limit})
     return Section("Share of the matrix-product peak", "Operations of convolutions, matrix products and attention that torch's FlopCounterMode counts, "
                    "over the time of the whole step. Peak: the median of large square products on this device, so convolutions by other "
                    "algorithms may pass it.", rows)
 
 
-def _dtypes(device: torch.device) -> tuple[str, ...]:
-    return ("float32", "tf32", "bfloat16") if device.type == "cuda" else ("float32", "bfloat16")
+def _precisions(device: torch.device) -> tuple[str, ...]:
+    return ("float32", "tf32", "bf16") if device.type == "cuda" else ("float32", "bf16")
+
+
+def _wrap(kind: str) -> type[Autocast] | None:
+    return Autocast if kind == "bf16" else None
 
 
 def _matmul_peak(settings: Settings, kind: str) -> float:
     side = 8192 if settings.device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
-    a, b = (torch.randn(side, side, device=settings.device, dtype=dtype) for _ in range(2))
-    product = functools.partial(torch.matmul, a, b)
-    times = measure(_with_tf32(product) if kind == "tf32" else product, settings.seconds, settings.clock)
+    a, b = (torch.randn(side, side, device=settings.device, dtype=torch.bfloat16 if kind == "bf16" else torch.float32) for _ in range(2))
+    times = measure(_precise(functools.partial(torch.matmul, a, b), kind), settings.seconds, settings.clock)
     return 2 * side**3 / quartiles(times)[1]
 
 
@@ -404,15 +405,11 @@ def paper(settings: Settings) -> Section:
     for system in settings.two:
         config = settings.config(system, "paper")
         full = preset("paper", system).training.batch_size
-        actions = {"float32": lambda step: step, "bf16 autocast": lambda step: step}
-        if settings.device.type == "cuda":
-            actions["TF32"] = _with_tf32
-        for name, adapt in actions.items():
-            step = adapt(LibraryStep(config, settings.images, settings.device, seed=settings.seed, wrap=Autocast if name.startswith("bf16") else None))
-            step()
-            measured = interleave({name: lambda: [step() for _ in range(settings.updates)]}, 1e-9, settings.clock)[name]
+        for kind in _precisions(settings.device):
+            step = _precise(LibraryStep(config, settings.images, settings.device, seed=settings.seed, wrap=_wrap(kind)), kind)
+            measured = measure(lambda: [step() for _ in range(settings.updates)], settings.seconds, settings.clock)
             update = quartiles(measured)[1] / settings.updates * full / config.training.batch_size
-            rows.append({"system": system, "precision": name, "batch measured": config.training.batch_size, "updates measured": settings.updates,
+            rows.append({"system": system, "precision": kind, "batch measured": config.training.batch_size, "updates measured": settings.updates,
                          "seconds an update": update, "minutes for 1,000": 1000 * update / 60,
                          "days for 2,000,000": PAPER_UPDATES * update / 86400})
     return Section("The paper's CIFAR-10 preset", "All scales trained on this one device. 1,000 and 2,000,000 updates are extrapolated from those "

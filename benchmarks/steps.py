@@ -6,9 +6,10 @@ what one would write first: a VDM (arXiv 2107.00630) on float images with indepe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,6 +35,18 @@ class Autocast(nn.Module):
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.dtype):
             return self.net(x, level).float()
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """TF32 in products and convolutions on CUDA, everywhere or nowhere; nothing on a CPU."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def fitted(config: Config, images: Tensor, seed: int, device: torch.device) -> Cascade:

@@ -28,18 +28,21 @@ from pcdm_lib.presets import PRESETS, SYSTEMS
 def main(arguments: list[str] | None = None) -> int:
     """Run the parts asked for; the exit status: 0, or 2 with one line on stderr for bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="", help=f"all, or names separated by commas: {', '.join(PARTS)} (default: all but paper on a CPU)")
-    parser.add_argument("--presets", default="", help="for `throughput`; the other parts take the last one (default: tiny,small; paper too on a GPU)")
+    parser.add_argument("--parts", default="", help=f"all, or names with commas: {', '.join(PARTS)} (default: all, on a CPU without paper)")
+    parser.add_argument("--presets", default="",
+                        help="for `throughput`; the other parts take the last one (default: tiny,small; paper too on a GPU)")
     parser.add_argument("--systems", default="wavelet,vdm,laplacian,standard", help="the longer parts take the first two")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--seconds", type=float, default=1.0, help="budget of one measurement (default: 1); at least three rounds are run")
     parser.add_argument("--threads", type=int, default=None, help="torch's threads on the host (default: torch's choice)")
-    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="processor: what this process was given, for one thread on a shared machine")
+    parser.add_argument("--clock", default="wall", choices=CLOCKS,
+                        help="processor: the time that this process was given, for one thread on a shared machine")
     parser.add_argument("--updates", type=int, default=None, help="how many updates `paper` times at once (default: 1 on a CPU, 10 on a GPU)")
     parser.add_argument("--dataset", default="auto", help="auto, photos, cifar10, folder:PATH (default: auto)")
     parser.add_argument("--data-root", default=None, help="data folder (default: $PCDM_DATA, else ./data)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="JSON file; Markdown goes beside it (default: runs/benchmarks/DEVICE-TIME.json)")
+    parser.add_argument("--out", type=Path, default=None,
+                        help="JSON file; Markdown goes beside it (default: runs/benchmarks/DEVICE-TIME.json)")
     options = parser.parse_args(arguments)
     threads = torch.get_num_threads()
     try:
@@ -81,9 +84,10 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError("--clock processor adds up the time of all threads, so it goes with --device cpu --threads 1")
     images = data.load(options.dataset, root=options.data_root or data_root(), download=False)
     settings = Settings(device, options.seconds, presets, systems, images.train, images.heldout, options.seed, updates, options.clock)
-    facts = {"arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}, "parts": list(parts), "presets": list(presets),
-             "systems": list(systems), "seconds": options.seconds, "seed": options.seed, "clock": options.clock, "threads": torch.get_num_threads(),
-             "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), "data": images.label}
+    facts = {"arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}, "parts": list(parts),
+             "presets": list(presets), "systems": list(systems), "seconds": options.seconds, "seed": options.seed, "clock": options.clock,
+             "threads": torch.get_num_threads(), "data": images.label,
+             "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
     print(f"data: {images.label}", flush=True)
     done = {}
     for name in parts:

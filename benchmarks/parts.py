@@ -107,9 +107,10 @@ def throughput(settings: Settings) -> Section:
             part = settings.heldout[: max(batch, 64) if name != "paper" or settings.device.type != "cpu" else 2]
             score = functools.partial(evaluate.evaluate, trainer.cascade, part, repeats=1, times_per_image=1, device=settings.device)
             times = measure(score, settings.seconds, settings.clock)
-            rows.append({"preset": name, "system": system, "parameters": sum(p.numel() for p in trainer.cascade.networks.parameters()),
-                         "batch": batch, "training images/s": batch / middle, "quartiles": f"{batch / high:.4g} to {batch / low:.4g}",
-                         "steps": len(steps), "evaluation images/s": len(part) / quartiles(times)[1]})
+            parameters = sum(p.numel() for p in trainer.cascade.networks.parameters())
+            rows.append({"preset": name, "system": system, "parameters": parameters, "batch": batch, "training images/s": batch / middle,
+                         "quartiles": f"{batch / high:.4g} to {batch / low:.4g}", "steps": len(steps),
+                         "evaluation images/s": len(part) / quartiles(times)[1]})
     return Section("Images a second", "Training: `Trainer.run`, all scales. Evaluation: the whole bound with one noise level an image and scale; "
                    "the default of `evaluate` takes 16.", rows)
 
@@ -226,8 +227,8 @@ def scaling(settings: Settings) -> Section:
         rows.append({"grows": what, "to": value, "parameters": point["parameters"], "step seconds": point["seconds"],
                      "images/s": config.training.batch_size / point["seconds"], "peak MiB": point["peak"] / 2**20,
                      "MiB before the first step": point["before"] / 2**20, "memory by": point["method"]})
-    return Section("Cost of a training step, and peak memory", f"Preset `{base.preset}`, wavelet, in turn with one thing changed. Each point is a "
-                   "process of its own, since a process's peak never falls. Peak and before: the whole process on a CPU (PyTorch itself "
+    return Section("Cost of a training step, and peak memory", f"Preset `{base.preset}`, wavelet, in turn with one thing changed. Each "
+                   "point is a process of its own, since a process's peak never falls. Peak and before: the whole process on a CPU (PyTorch itself "
                    "included), PyTorch's allocations on CUDA.", rows)
 
 
@@ -243,7 +244,8 @@ def growing(base: Config) -> list[tuple[str, Any, dict[str, Any]]]:
 def _child(settings: Settings, config: Config) -> dict[str, Any]:
     request = {"config": config.to_dict(), "device": str(settings.device), "seconds": settings.seconds, "seed": settings.seed,
                "threads": torch.get_num_threads(), "clock": settings.clock_kind}
-    done = subprocess.run([sys.executable, "-m", "benchmarks.point"], input=json.dumps(request), capture_output=True, text=True, cwd=home())
+    done = subprocess.run([sys.executable, "-m", "benchmarks.point"], input=json.dumps(request), capture_output=True, text=True,
+                          cwd=home())
     if done.returncode:
         raise RuntimeError(f"measuring {config.model} in a child process failed (exit {done.returncode}):\n{done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout)
@@ -260,8 +262,8 @@ def training(settings: Settings) -> Section:
     actions = {"plain PyTorch": PlainStep(config, settings.images, settings.device, seed=settings.seed), "library, plain VDM": step(like),
                "library, preset": step(config)}
     found = ratios(interleave(actions, settings.seconds, settings.clock), "plain PyTorch")
-    return Section("Training step against plain PyTorch", f"VDM, preset `{config.preset}`, batch {config.training.batch_size}. Plain: float images, "
-                   "independent times, AdamW without foreach, EMA in a loop. The library's second variant has the plain one's inputs and "
+    return Section("Training step against plain PyTorch", f"VDM, preset `{config.preset}`, batch {config.training.batch_size}. Plain: float "
+                   "images, independent times, AdamW without foreach, EMA in a loop. The library's second variant has the plain one's inputs and "
                    "outputs; the third the preset's lattice features and preconditioning.",
                    [_ratio_row(name, r, "plain PyTorch") for name, r in found.items()])
 
@@ -279,9 +281,10 @@ def variants(settings: Settings) -> Section:
     if settings.device.type == "cuda":
         actions |= {"TF32 nowhere": _precise(step(), "float32"), "TF32 everywhere": _precise(step(), "tf32")}
     found = ratios(interleave(actions, settings.seconds, settings.clock), "default")
-    return Section("One choice at a time", f"Wavelet, preset `{config.preset}`, {torch.get_num_threads()} threads. Default: float32 (on CUDA with torch's "
-                   "default, TF32 in convolutions), contiguous, AdamW as torch chooses, EMA by foreach, scales in turn. *Default again* is the "
-                   "same thing twice: how far it lies from 1 is what noise does. Side by side: one thread a scale, torch's threads divided among them.",
+    return Section("One choice at a time", f"Wavelet, preset `{config.preset}`, {torch.get_num_threads()} threads. Default: float32 (on CUDA "
+                   "with torch's default, TF32 in convolutions), contiguous, AdamW as torch chooses, EMA by foreach, scales in turn. *Default "
+                   "again* is the same thing twice: how far it lies from 1 is what noise does. Side by side: one thread a scale, torch's threads "
+                   "divided among them.",
                    [_ratio_row(name, r, "default") for name, r in found.items()])
 
 
@@ -308,11 +311,12 @@ def compiled(settings: Settings) -> Section:
         fast()
     except Exception as error:  # whatever the compiler says: it is the finding
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return Section(title, note, [{"variant": "compiled", "seconds": None, "ratio to default": None, "quartiles": f"failed: {lines[0][:160]}",
-                                      "rounds": 0, "first step, s": time.perf_counter() - start}])
+        return Section(title, note, [{"variant": "compiled", "seconds": None, "ratio to default": None,
+                                      "quartiles": f"failed: {lines[0][:160]}", "rounds": 0, "first step, s": time.perf_counter() - start}])
     first = time.perf_counter() - start
     found = ratios(interleave({"default": step(), "compiled": fast}, settings.seconds, settings.clock), "default")
-    return Section(title, note, [_ratio_row(name, r, "default") | {"first step, s": first if name == "compiled" else None} for name, r in found.items()])
+    return Section(title, note, [_ratio_row(name, r, "default") | {"first step, s": first if name == "compiled" else None}
+                                 for name, r in found.items()])
 
 
 # ---------------------------------------------------------------- evaluation
@@ -329,9 +333,9 @@ def evaluation(settings: Settings) -> Section:
         gain, factor = evaluate.estimator_gain(trainer.cascade, images, group=group, seed=settings.seed, device=settings.device)
         rows.append({"preset": config.preset, "system": system, "training steps": len(steps), "images": len(images),
                      "variance ratio": gain, "from": gain / factor, "to": gain * factor})
-    return Section("Stratified noise levels against independent ones", "Ratio of the Monte-Carlo variances of the mean bound: how many times as many "
-                   "network evaluations independent uniform times need for the same standard error. Two standard errors either way; raw weights after a few "
-                   "steps of training, and the ratio grows with training.", rows)
+    return Section("Stratified noise levels against independent ones", "Ratio of the Monte-Carlo variances of the mean bound: how many times "
+                   "as many network evaluations independent uniform times need for the same standard error. Two standard errors either way; "
+                   "raw weights after a few steps of training.", rows)
 
 
 def bf16_difference(cascade: Cascade, images: Tensor, device: torch.device, seed: int = 0, repeats: int = 4) -> dict[str, float]:
@@ -346,7 +350,8 @@ def bf16_difference(cascade: Cascade, images: Tensor, device: torch.device, seed
     with tf32(False):
         full, low = (evaluate.evaluate(c, images, repeats=repeats, times_per_image=1, seed=seed, device=device) for c in (cascade, half))
     difference, error = evaluate.paired_difference(low, full)
-    return {"float32 bpd": full.bpd, "bf16 bpd": low.bpd, "difference": difference, "its standard error": error, "Monte-Carlo error": full.se_noise}
+    return {"float32 bpd": full.bpd, "bf16 bpd": low.bpd, "difference": difference, "its standard error": error,
+            "Monte-Carlo error": full.se_noise}
 
 
 def bf16(settings: Settings) -> Section:
@@ -357,9 +362,9 @@ def bf16(settings: Settings) -> Section:
         steps, trainer = _trained(settings, config)
         found = bf16_difference(trainer.cascade, settings.heldout[:128], settings.device, settings.seed)
         rows.append({"preset": config.preset, "system": system, "training steps": len(steps)} | found)
-    return Section("bf16 and the bound", "bf16 autocast of the U-Nets less float32, the same images, times and noise; raw weights after a few steps. A "
-                   "difference well inside the Monte-Carlo error does no harm to a figure; one that many of its own standard errors make certain is "
-                   "a bias all the same.", rows)
+    return Section("bf16 and the bound", "bf16 autocast of the U-Nets less float32 without TF32, the same images, times and noise; raw weights "
+                   "after a few steps. A difference well inside the Monte-Carlo error does no harm to a figure; one that is many of its own "
+                   "standard errors is a bias all the same.", rows)
 
 
 # ---------------------------------------------------------------- the device's peak, the paper's budget
@@ -379,8 +384,8 @@ def peak(settings: Settings) -> Section:
             seconds = quartiles(measure(step, settings.seconds, settings.clock))[1]
             rows.append({"what": f"training step, {config.preset} {system}, {kind}", "GFLOP": flops / 1e9, "GFLOP/s": flops / seconds / 1e9,
                          "share of peak": flops / seconds / limit})
-    return Section("Share of the matrix-product peak", "Operations of convolutions, matrix products and attention that torch's FlopCounterMode counts, "
-                   "over the time of the whole step. Peak: the median of large square products on this device, so convolutions by other "
+    return Section("Share of the matrix-product peak", "Operations of convolutions, matrix products and attention that torch's FlopCounterMode "
+                   "counts, over the time of the whole step. Peak: the median of large square products on this device, so convolutions by other "
                    "algorithms may pass it.", rows)
 
 
@@ -394,7 +399,8 @@ def _wrap(kind: str) -> type[Autocast] | None:
 
 def _matmul_peak(settings: Settings, kind: str) -> float:
     side = 8192 if settings.device.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=settings.device, dtype=torch.bfloat16 if kind == "bf16" else torch.float32) for _ in range(2))
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=settings.device, dtype=dtype) for _ in range(2))
     times = measure(_precise(functools.partial(torch.matmul, a, b), kind), settings.seconds, settings.clock)
     return 2 * side**3 / quartiles(times)[1]
 

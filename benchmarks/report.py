@@ -27,8 +27,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = ["# Benchmarks", "",
              f"Machine: {origin['machine']}. Threads: {settings['threads']}. Device: {origin['device']}. Commit: {origin['commit']}. Python "
              f"{versions['python']}, PyTorch {versions['torch']}.", "",
-             f"Data: {settings['data']}. {settings['seconds']:g} s a measurement, {settings['clock']} time, seed {settings['seed']}. Times are this machine's at that hour; "
-             "ratios are medians over rounds in which the compared things took turns.", ""]
+             f"Data: {settings['data']}. {settings['seconds']:g} s a measurement, {settings['clock']} time, seed {settings['seed']}. Times "
+             "are this machine's at that hour; ratios are medians over rounds in which the compared things took turns.", ""]
     for section in report["parts"].values():
         head = list(section["rows"][0])
         lines += [f"## {section['title']}", "", section["note"], "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]

@@ -22,7 +22,8 @@ from pcdm_lib.cascade import Cascade
 from pcdm_lib.presets import Config, build
 from pcdm_lib.unet import UNet
 
-OPTIMISERS: dict[str, dict[str, bool]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}, "default": {}}
+OPTIMISERS: dict[str, dict[str, bool]] = {
+    "loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}, "default": {}}
 
 
 class Autocast(nn.Module):
@@ -73,8 +74,9 @@ class LibraryStep:
         stages: where to write down what took how long; needs scales in turn.
     """
 
-    def __init__(self, config: Config, images: Tensor, device: torch.device, *, seed: int = 0, optimiser: str = "default", foreach_ema: bool = True,
-                 channels_last: bool = False, wrap: Callable[[nn.Module], nn.Module] | None = None, threads: int = 1, stages: Stages | None = None):
+    def __init__(self, config: Config, images: Tensor, device: torch.device, *, seed: int = 0, optimiser: str = "default",
+                 foreach_ema: bool = True, channels_last: bool = False, wrap: Callable[[nn.Module], nn.Module] | None = None,
+                 threads: int = 1, stages: Stages | None = None):
         if stages is not None and threads > 1:
             raise ValueError("stages of a step can be told apart only where scales are trained in turn: threads=1")
         self.config, self.images, self.device, self.stages = config, images, device, stages
@@ -152,7 +154,8 @@ class PlainStep:
     """A straightforward PyTorch training step of VDM on the same network: float images, Fourier features of z_t, independent uniform
     times, eps predicted, squared error, AdamW parameter by parameter, EMA in a Python loop."""
 
-    def __init__(self, config: Config, images: Tensor, device: torch.device, *, seed: int = 0, gamma_min: float = -13.3, gamma_max: float = 5.0):
+    def __init__(self, config: Config, images: Tensor, device: torch.device, *, seed: int = 0, gamma_min: float = -13.3,
+                 gamma_max: float = 5.0):
         model, training = config.model, config.training
         channels = model.image_shape[0]
         torch_state = torch.random.get_rng_state()

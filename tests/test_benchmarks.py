@@ -192,7 +192,7 @@ def test_child_failure_is_told(settings, monkeypatch):
 
 
 def test_variants_have_the_default_twice(settings, monkeypatch):
-    monkeypatch.setattr(parts, "interleave", lambda actions, seconds, clock: {name: [1.0, float(action() is not None)] for name, action in actions.items()})
+    monkeypatch.setattr(parts, "interleave", lambda actions, *_: {name: [1.0 if action() else 0.0] for name, action in actions.items()})
     names = [row["variant"] for row in parts.variants(settings).rows]
     assert names[:2] == ["default", "default again"] and "scales side by side" in names and "TF32" not in names
 

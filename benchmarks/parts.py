@@ -228,8 +228,8 @@ def scaling(settings: Settings) -> Section:
                      "images/s": config.training.batch_size / point["seconds"], "peak MiB": point["peak"] / 2**20,
                      "MiB before the first step": point["before"] / 2**20, "memory by": point["method"]})
     return Section("Cost of a training step, and peak memory", f"Preset `{base.preset}`, wavelet, in turn with one thing changed. Each "
-                   "point is a process of its own, since a process's peak never falls. Peak and before: the whole process on a CPU (PyTorch itself "
-                   "included), PyTorch's allocations on CUDA.", rows)
+                   "point is a process of its own, since a process's peak never falls. Peak and before: the whole process on a CPU (PyTorch "
+                   "itself included), PyTorch's allocations on CUDA.", rows)
 
 
 def growing(base: Config) -> list[tuple[str, Any, dict[str, Any]]]:

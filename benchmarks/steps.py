@@ -1,7 +1,7 @@
 """A training step in variants: the library's, assembled from its public parts, and a plain one to compare with.
 
-`LibraryStep` does what `Trainer` does in a step (tests compare the two losses) and lets one thing at a time be changed. `PlainStep` is
-what one would write first: a VDM (arXiv 2107.00630) on float images with independent times.
+`LibraryStep` does what `Trainer` does in a step (tests compare the two losses), less the guard against NaN, and lets one thing at a time
+be changed. `PlainStep` is what one would write first: a VDM (arXiv 2107.00630) on float images with independent times.
 """
 
 from __future__ import annotations

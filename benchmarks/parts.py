@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.steps import Autocast, LibraryStep, PlainStep, tf32
-from benchmarks.timing import CLOCKS, Clock, Ratio, Stages, interleave, measure, quartiles, ratios
+from benchmarks.timing import CLOCKS, MIN_ROUNDS, Clock, Ratio, Stages, interleave, measure, quartiles, ratios
 from pcdm_lib import evaluate
 from pcdm_lib.cascade import Cascade
 from pcdm_lib.experiment import home
@@ -116,15 +116,20 @@ def throughput(settings: Settings) -> Section:
 
 
 def _train(settings: Settings, config: Config, seconds: float) -> tuple[list[float], Trainer]:
-    """Seconds of each step of a real run, the first one left out unless it is the only one, and the trainer."""
+    """Seconds of each step of a real run, at least MIN_ROUNDS after one that is not counted, and the trainer."""
+    now = CLOCKS[settings.clock_kind]  # every log entry has waited for its losses
+
+    def session(**budget: float) -> list[float]:
+        stamps: list[float] = []
+        trainer.run(**budget, progress=False, log_every=1, checkpoint_minutes=math.inf, on_log=lambda _: stamps.append(now()))
+        return [after - before for before, after in zip(stamps, stamps[1:])]
+
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, settings.images, Path(folder) / "run", seed=settings.seed, device=settings.device)
-        now = CLOCKS[settings.clock_kind]  # every log entry has waited for its losses
-        stamps: list[float] = [now()]
-        trainer.run(minutes=seconds / 60, progress=False, log_every=1, checkpoint_minutes=math.inf,
-                    on_log=lambda _: stamps.append(now()))
-    steps = [after - before for before, after in zip(stamps, stamps[1:])]
-    return steps[1:] or steps, trainer
+        steps = session(steps=MIN_ROUNDS + 1)
+        if trainer.seconds < seconds:
+            steps += session(minutes=seconds / 60)
+    return steps, trainer
 
 
 @functools.lru_cache(maxsize=4)
@@ -327,11 +332,11 @@ def evaluation(settings: Settings) -> Section:
     rows = []
     for system in settings.two:
         config = settings.config(system)
-        steps, trainer = _trained(settings, config)
+        _, trainer = _trained(settings, config)
         group = min(64, len(settings.heldout))
         images = settings.heldout[: 2 * group]
         gain, factor = evaluate.estimator_gain(trainer.cascade, images, group=group, seed=settings.seed, device=settings.device)
-        rows.append({"preset": config.preset, "system": system, "training steps": len(steps), "images": len(images),
+        rows.append({"preset": config.preset, "system": system, "training steps": trainer.step, "images": len(images),
                      "variance ratio": gain, "from": gain / factor, "to": gain * factor})
     return Section("Stratified noise levels against independent ones", "Ratio of the Monte-Carlo variances of the mean bound: how many times "
                    "as many network evaluations independent uniform times need for the same standard error. Two standard errors either way; "
@@ -359,9 +364,9 @@ def bf16(settings: Settings) -> Section:
     rows = []
     for system in settings.two:
         config = settings.config(system)
-        steps, trainer = _trained(settings, config)
+        _, trainer = _trained(settings, config)
         found = bf16_difference(trainer.cascade, settings.heldout[:128], settings.device, settings.seed)
-        rows.append({"preset": config.preset, "system": system, "training steps": len(steps)} | found)
+        rows.append({"preset": config.preset, "system": system, "training steps": trainer.step} | found)
     return Section("bf16 and the bound", "bf16 autocast of the U-Nets less float32 without TF32, the same images, times and noise; raw weights "
                    "after a few steps. A difference well inside the Monte-Carlo error does no harm to a figure; one that is many of its own "
                    "standard errors is a bias all the same.", rows)

@@ -63,7 +63,7 @@ constraints:  ## write constraints.txt anew from what pip picks today (HOLD="nam
 
 clean:  ## remove what builds and tests leave; runs, data and out.ipynb stay
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis
-	find $(wildcard pcdm_lib tests notebooks reproduce) -depth \
+	find $(wildcard pcdm_lib benchmarks tests notebooks reproduce) -depth \
 	    \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 distclean: clean  ## and remove the environment

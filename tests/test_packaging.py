@@ -35,7 +35,7 @@ IMPORT_NAMES = {
     "IPython": "ipython",
     "ot": "pot",
 }
-SCRIPTS = ("pcdm_lib", "tests", "notebooks", "reproduce")
+SCRIPTS = ("pcdm_lib", "tests", "benchmarks", "notebooks", "reproduce")
 
 
 def requirements(lines: list[str]) -> dict[str, SpecifierSet]:

@@ -1,7 +1,7 @@
 """AdamW, and Muon for the kernels of the hidden convolutions, stepped as one optimiser.
 
 Muon (K. Jordan et al., 2024; `torch.optim.Muon`) replaces a matrix's momentum by the orthogonal matrix nearest to it, so that all of its
-directions move alike. A kernel (out, in, h, w) is the matrix (out, in h w). Biases, norms, everything that embeds the noise level, and the
+directions move alike. A kernel (out, in, h, w) is the matrix (out, h w in). Biases, norms, everything that embeds the noise level, and the
 convolutions at the network's entry and exit stay with AdamW.
 """
 
@@ -15,6 +15,11 @@ from torch import Tensor, nn
 
 OPTIMISERS = ("adamw", "muon")
 _ENDS = ("entry", "exit")
+
+
+def _matrix(kernel: Tensor) -> Tensor:
+    """(out, in, h, w) -> (out, h w in): a view of a channels-last kernel. Muon does not care in which order the columns stand."""
+    return kernel.permute(0, 2, 3, 1).flatten(1)
 
 
 class CombinedOptimiser:
@@ -46,7 +51,7 @@ class CombinedOptimiser:
     def step(self) -> None:
         self._check_memory()
         for parameter, view in self.views:
-            view.grad = None if parameter.grad is None else parameter.grad.flatten(1)
+            view.grad = None if parameter.grad is None else _matrix(parameter.grad)
         for part in self.parts.values():
             part.step()
 
@@ -84,7 +89,7 @@ def make_optimiser(module: nn.Module, kind: str, learning_rate: float, muon_rate
             raise ValueError("nothing to train: the module has no parameters")
         optimiser: torch.optim.Optimizer | CombinedOptimiser = adamw
     else:
-        views = [(kernel, nn.Parameter(kernel.detach().flatten(1))) for kernel in kernels]
+        views = [(kernel, nn.Parameter(_matrix(kernel.detach()))) for kernel in kernels]
         parts: dict[str, torch.optim.Optimizer] = {"muon": torch.optim.Muon([v for _, v in views], lr=muon_rate, weight_decay=0.0)}
         optimiser = CombinedOptimiser(parts | ({"adamw": adamw} if adamw is not None else {}), views)
     for group in optimiser.param_groups:

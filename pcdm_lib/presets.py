@@ -46,6 +46,7 @@ class ModelConfig:
     attention: bool = True
     preconditioning: str = "lattice"
     features: str = "lattice"
+    inputs: str = "plain"
     schedule: str = "linear"
     learn_endpoints: bool = False
     shared_schedule: bool = False
@@ -220,7 +221,7 @@ def build(config: ModelConfig, seed: int = 0, scales: typing.Sequence[str] | Non
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed + 1_000_003 * spec.index)  # the CPU's alone: networks are made there
             denoisers.append(PreconditionedDenoiser(
-                hierarchy, spec, (low, high), config.preconditioning, config.features,
+                hierarchy, spec, (low, high), config.preconditioning, config.features, config.inputs,
                 channels=(config.base_channels if spec.index == 0 else ()) or config.channels,
                 blocks=(config.base_blocks if spec.index == 0 else 0) or config.blocks,
                 dropout=config.dropout, attention=config.attention))

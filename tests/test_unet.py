@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, StandardCascade
 from pcdm_lib.presets import build, preset
-from pcdm_lib.unet import FEATURES, PRECONDITIONINGS, PreconditionedDenoiser, UNet, lattice_posterior
+from pcdm_lib.unet import (FEATURES, PRECONDITIONINGS, PreconditionedDenoiser, UNet, Whitening, differences,
+                           lattice_posterior)
 
 MAPS = [Identity(), HaarWavelet(2), LaplacianPyramid(2), StandardCascade(2)]
 SMALL = {"channels": (8,), "blocks": 1, "dropout": 0.0, "attention": False}
@@ -55,6 +56,7 @@ def test_unet_shapes_and_zero_start(channels: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("width", [4, 8, 16, 32, 48, 64])
 def test_the_noise_level_is_heard(width: int) -> None:
     """Law: at any width the output depends on the level, also on a 1x1 grid (a normalisation of single channels would hide it)."""
+    torch.manual_seed(0)
     for side in (1, 4):
         net = shake(UNet(1, 1, (width,), blocks=1, dropout=0.0, attention=False), 0.2)
         x = torch.ones(2, 1, side, side)
@@ -234,7 +236,60 @@ def test_lattice_waves_are_the_same_for_all_clean_images(hierarchy: Hierarchical
     assert float(sine.abs().max()) < 1e-6 and float((cosine - 1).abs().max()) < 1e-6
 
 
+# ---------------------------------------------------------------- whitened inputs
+
+
+def smooth_images(n: int, seed: int = 0) -> Tensor:
+    """Random walks in both directions with colours alike, uint8 (n, 3, 16, 16)."""
+    generator = torch.Generator().manual_seed(seed)
+    walk = torch.randn(n, 1, 16, 16, generator=generator).cumsum(2).cumsum(3) * 3 + torch.randn(n, 3, 1, 1, generator=generator) * 4
+    return (walk + 128).round().clamp(0, 255).to(torch.uint8)
+
+
+def test_differences() -> None:
+    x = torch.tensor([[[[1.0, 4.0], [3.0, 9.0]]]])
+    assert differences(x).tolist() == [[[[0.0, 3.0], [0.0, 6.0]], [[0.0, 0.0], [2.0, 5.0]]]]
+
+
+def test_whitening() -> None:
+    """The colours of each band end up uncorrelated and of unit variance, also under white noise of a given variance."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.einsum("cd,ndhw->nchw", torch.tensor([[3.0, 0, 0], [2.9, 0.3, 0], [3.1, 0, 0.1]]),
+                         torch.randn(500, 3, 8, 8, generator=generator)) + 7
+    whitening = Whitening(3, 3)
+    whitening.fit(mixed, floor=1e-6)
+    for deviation in (0.0, 0.5, 20.0):
+        noisy = mixed + deviation * torch.randn(mixed.shape, generator=generator)
+        white = whitening(noisy, deviation**2).movedim(1, 0).flatten(1)
+        assert torch.allclose(torch.cov(white), torch.eye(3), atol=0.05) and float(white.mean(1).abs().max()) < 0.05
+    flat = Whitening(2, 1)  # two bands of one colour; a constant one stays finite
+    flat.fit(torch.cat([mixed[:, :1], torch.full_like(mixed[:, :1], 5.0)], dim=1), floor=0.25)
+    assert flat.variance[1].item() == 0.25 and flat(torch.full((1, 2, 4, 4), 5.0))[0, 1].abs().max().item() < 1e-6
+
+
+@pytest.mark.parametrize("hierarchy", [Identity(), HaarWavelet(1), LaplacianPyramid(1), StandardCascade(1)])
+def test_whitened_inputs_have_unit_size_at_every_noise_level(hierarchy: HierarchicalMap) -> None:
+    """Scale, coarser image and differences: every channel of about unit variance (some less: three bands on four pixels, constant blocks,
+    a floor of a quarter of a grey level), where plain inputs differ by the range of an image over its contrast."""
+    pairs = hierarchy.decompose(smooth_images(64), 255)
+    for index, (z, coarse) in enumerate(pairs):
+        net = denoiser(hierarchy, index, inputs="whitened")
+        net.fit(z, coarse)
+        for gamma in (-10.0, -4.0, 4.0):
+            tau = torch.tensor(math.exp(gamma / 2) / net.spec.gain)
+            centre = z + tau * torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+            for channels in net._inputs(centre, centre, tau, coarse):
+                variance = channels.var(dim=(0, 2, 3))
+                assert 0.2 < float(variance.min()) and float(variance.max()) < 1.6
+        assert shake(net)(*[v[:2] if v is not None else None for v in (net.spec.to_float(z, torch.float32), torch.zeros(64), coarse)]).isfinite().all()
+        if index:
+            with pytest.raises(ValueError, match="fit needs the coarser integers"):
+                net.fit(z)
+
+
 def test_unknown_choices() -> None:
-    for wrong in ({"preconditioning": "edm"}, {"features": "fourier"}):
-        with pytest.raises(ValueError, match="preconditioning must be one of"):
+    for wrong in ({"preconditioning": "edm"}, {"features": "fourier"}, {"inputs": "sharpened"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be one of .*, got '{next(iter(wrong.values()))}'"):
             denoiser(Identity(), 0, **wrong)
+    with pytest.raises(ValueError, match="set inputs=plain"):
+        denoiser(Identity(), 0, preconditioning="none", inputs="whitened")

@@ -1,0 +1,93 @@
+"""AdamW alone, and with Muon on the hidden kernels: what moves how, and what is kept."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pcdm_lib.optimisers import CombinedOptimiser, make_optimiser
+from pcdm_lib.unet import UNet
+
+SETTINGS = {"learning_rate": 1e-3, "muon_rate": 0.02, "betas": (0.9, 0.99), "weight_decay": 0.01}
+
+
+def network() -> UNet:
+    torch.manual_seed(0)
+    return UNet(3, 3, channels=(8, 8), blocks=1, dropout=0.0).to(memory_format=torch.channels_last)
+
+
+def set_gradients(module: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in module.parameters():
+        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+
+
+def test_who_moves_what() -> None:
+    """Each parameter belongs to one optimiser; hidden kernels to Muon; entry, exit, biases, norms, noise level to AdamW."""
+    net = network()
+    optimiser = make_optimiser(net, "muon", **SETTINGS)
+    muon = {view.data_ptr() for view in optimiser.parts["muon"].param_groups[0]["params"]}
+    adamw = {p.data_ptr() for p in optimiser.parts["adamw"].param_groups[0]["params"]}
+    names = {name for name, p in net.named_parameters() if p.data_ptr() in muon}
+    assert not muon & adamw and muon | adamw == {p.data_ptr() for p in net.parameters()}
+    assert {"down.0.conv_in.weight", "middle_attention.qkv.weight", "down.1.weight", "up.2.weight"} <= names
+    assert names == {n for n, p in net.named_parameters() if p.ndim == 4 and n not in ("entry.weight", "exit.weight")}
+
+
+def test_a_muon_step_is_orthogonal() -> None:
+    """Law: the first step of a kernel is rate * sqrt(max(1, out / in)) times a matrix whose singular values are near 1."""
+    net = network()
+    before = copy.deepcopy(net)
+    optimiser = make_optimiser(net, "muon", **SETTINGS)
+    set_gradients(net, 1)
+    optimiser.step()
+    kernel, old = net.down[0].conv_in.weight, before.down[0].conv_in.weight
+    singular = torch.linalg.svdvals((old - kernel).detach().flatten(1)) / 0.02
+    assert float(singular.min()) > 0.5 and float(singular.max()) < 1.4  # Newton and Schulz come that near in five steps
+    step = (before.entry.weight - net.entry.weight).detach().abs()
+    assert float(step.max()) < 1.2e-3  # AdamW's first step is its rate in every weight, and its decay
+    assert all(not torch.equal(p, q) for p, q in zip(net.parameters(), before.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_state_continues_bit_for_bit(kind: str) -> None:
+    """Three steps, or two, a copy through state_dict and one: the same weights."""
+    first = network()
+    optimiser = make_optimiser(first, kind, **SETTINGS)
+    for seed in (1, 2):
+        set_gradients(first, seed)
+        optimiser.step()
+    second = network()
+    second.load_state_dict(first.state_dict())
+    other = make_optimiser(second, kind, **SETTINGS)
+    other.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+    for net, chosen in ((first, optimiser), (second, other)):
+        set_gradients(net, 3)
+        chosen.step()
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters()))
+    other.zero_grad()
+    assert all(p.grad is None for p in second.parameters())
+    assert all(group["initial_lr"] == group["lr"] for group in other.param_groups)
+
+
+def test_one_optimiser_where_one_is_enough() -> None:
+    """AdamW alone without Muon, and for modules without hidden kernels."""
+    assert isinstance(make_optimiser(network(), "adamw", **SETTINGS), torch.optim.AdamW)
+    assert isinstance(make_optimiser(nn.Linear(2, 2), "muon", **SETTINGS), torch.optim.AdamW)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="unknown optimiser 'sgd'"):
+        make_optimiser(network(), "sgd", **SETTINGS)
+    with pytest.raises(ValueError, match="nothing to train"):
+        make_optimiser(nn.Identity(), "adamw", **SETTINGS)
+    net = network()
+    optimiser = make_optimiser(net, "muon", **SETTINGS)
+    assert isinstance(optimiser, CombinedOptimiser)
+    net.double()  # new memory: the views would be updated in vain
+    set_gradients(net, 0)
+    with pytest.raises(RuntimeError, match="make the optimiser last"):
+        optimiser.step()

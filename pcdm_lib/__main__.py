@@ -66,6 +66,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--steps", type=int)
     parser.add_argument("--scales", default=None, help="train only these, by name, separated by commas")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--checkpoint-minutes", type=float, default=2.0, help="time between checkpoints (default: %(default)g); 0: every step")
     several = parser.add_argument_group("several processes", "start them by torchrun: torchrun --standalone --nproc-per-node 2 -m pcdm_lib train ...")
     several.add_argument("--groups", default="together", choices=distributed.GROUPS,
                          help="all processes train every scale (default), or each trains one scale")
@@ -109,8 +110,8 @@ def _train(options: argparse.Namespace) -> int:
             _train_here(options, changes, device)
         except RuntimeError:
             if distributed.size() > 1:
-                print(f"{_process()}the job ends here, perhaps because another process was lost: see torchrun's table of failures below. It "
-                      f"continues from the last checkpoint of {options.run_dir} by the same command with --resume", file=sys.stderr, flush=True)
+                print(f"{_process()}ends here, perhaps because another process was lost: torchrun's table of failures names it. The same "
+                      f"command with --resume continues from the last checkpoint of {options.run_dir}", file=sys.stderr, flush=True)
                 time.sleep(2)  # torchrun blames whoever it finds dead first: let that be the process that was lost
             raise
     return 0
@@ -126,9 +127,11 @@ def _train_here(options: argparse.Namespace, changes: dict[str, str], device: to
     trainer = training.Trainer(config, images.train, options.run_dir, data=images.source | {"label": images.label}, seed=options.seed,
                                scales=options.scales.split(",") if options.scales else None, device=device, resume=options.resume,
                                groups=options.groups, shard=options.shard)
-    trainer.run(minutes=options.minutes, steps=options.steps, progress=not options.quiet)
+    together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
+    if speaks and together:
+        print(f"training{together}, groups: {options.groups}; should the job end early, the same command with --resume continues it", flush=True)
+    trainer.run(minutes=options.minutes, steps=options.steps, progress=not options.quiet, checkpoint_minutes=options.checkpoint_minutes)
     if speaks:
-        together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
         print(f"{trainer.step} steps{together} in {trainer.seconds:.0f} s of training; "
               f"checkpoint {checkpoints.newest_checkpoint(options.run_dir)}")
 

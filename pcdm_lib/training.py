@@ -57,11 +57,12 @@ class TrainingDiverged(FloatingPointError):
 
 
 class ScaleLoss(nn.Module):
-    """A scale's loss as the forward of a module that holds the scale's parameters: what DistributedDataParallel can wrap."""
+    """A scale's loss as the forward of a module that holds the scale's parameters: what DistributedDataParallel can wrap. It holds no
+    buffers: they do not change in training, so nobody need send them round."""
 
-    def __init__(self, module: nn.Module, loss: Callable[..., Tensor]):
+    def __init__(self, parameters: Iterable[nn.Parameter], loss: Callable[[Tensor, Tensor | None], Tensor]):
         super().__init__()
-        self.module, self.loss = module, loss
+        self.trained, self.loss = nn.ParameterList(parameters), loss
 
     def forward(self, z: Tensor, coarse: Tensor | None) -> Tensor:
         return self.loss(z, coarse)
@@ -214,16 +215,16 @@ class Trainer:
             load_weights(ema, checkpoint / f"ema.{name}.safetensors")
         order, noise, flips = (_seed(self.seed, index, purpose) for purpose in range(3))
         sampler, generator = BatchSampler(len(self.images), training.batch_size, order), torch.Generator(self.device).manual_seed(noise)
-        loss: nn.Module = ScaleLoss(own, lambda z, coarse: self.cascade.loss(index, z, coarse, generator, torch.float32,
-                                                                              (group.place, group.size)))
         replicated: list[nn.Parameter] = []
         if self.shard:
             for network in (module["network"], ema["network"]):
                 blocks = [m for m in network.modules() if isinstance(m, (ResidualBlock, Attention))]
                 distributed.shard(network, blocks, group, self.device)
             replicated = list(own["schedule"].parameters()) if own is module else []
-        elif group.size > 1:
-            loss = DistributedDataParallel(loss, process_group=group.handle, broadcast_buffers=False)
+        part = (group.place, group.size)
+        loss: nn.Module = ScaleLoss(own.parameters(), lambda z, coarse: self.cascade.loss(index, z, coarse, generator, torch.float32, part))
+        if group.size > 1 and not self.shard:
+            loss = DistributedDataParallel(loss, process_group=group.handle)
         if group.size > 1:
             module["schedule"].batch_mean = group.mean
         return ScaleTrainer(index, name, module, ema, self._sharded_optimiser(own) if self.shard else self._optimiser(own), sampler,

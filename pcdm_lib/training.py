@@ -618,7 +618,7 @@ class Trainer:
             streams = state[scale.name]["streams"]
             dropout = streams["dropout"].reshape(-1, streams["dropout"].shape[-1])  # one row a process, or the vector of one
             place = scale.group.place
-            own = dropout[place] if place < len(dropout) else self._fresh_dropout(scale.index, place)
+            own = dropout[place].clone() if place < len(dropout) else self._fresh_dropout(scale.index, place)
             scale.load_streams(streams | {"dropout": own})
         if self.shared is not None:
             self.shared.optimiser.load_state_dict(state["shared schedule"])

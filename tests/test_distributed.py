@@ -23,7 +23,7 @@ from pcdm_lib.__main__ import main
 from pcdm_lib.training import Trainer, TrainingDiverged
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-STEPS, CUT = 6, 3
+STEPS, CUT = 4, 2
 SETTINGS = {
     "plain": {},
     "monotone": {"schedule": "monotone", "learn_endpoints": True},
@@ -33,7 +33,7 @@ SETTINGS = {
 }
 WAYS = {"together": {}, "scales": {"groups": "scales"}, "shard": {"shard": True}, "shard, scales": {"shard": True, "groups": "scales"}}
 CASES = [("plain", "together"), ("monotone", "together"), ("learned", "together"), ("shared", "together"), ("plain", "scales"),
-         ("shared", "scales"), ("pyramid", "scales"), ("plain", "shard"), ("monotone", "shard"), ("shared", "shard"), ("plain", "shard, scales")]
+         ("shared", "scales"), ("pyramid", "scales"), ("monotone", "shard"), ("shared", "shard, scales")]
 
 
 def config(system="wavelet", **changes):
@@ -58,8 +58,8 @@ def weights(run_dir):
     return {(f.name, k): v for f in sorted(folder.glob("*.safetensors")) for k, v in safetensors.torch.load_file(f).items()}
 
 
-def assert_close_weights(found, expected, start=None):
-    """Within float error, and where `start` is given, much closer than what training has moved them."""
+def assert_close_weights(found, expected):
+    """Within float error."""
     first, second = weights(found), weights(expected)
     assert first.keys() == second.keys() and first
     for key in first:
@@ -82,7 +82,7 @@ def worker(folder):
         train(folder / "dropout", {"dropout": 0.1})
         train(folder / "dropout, cut", {"dropout": 0.1}, CUT)
         train(folder / "dropout, cut", {"dropout": 0.1}, resume=True)
-        for way in ("together", "scales", "shard"):
+        for way in ("together", "scales"):
             outcomes[f"nan {way}"] = diverge(folder / f"nan {way}", **WAYS[way])
         outcomes["refused"] = refused(folder)
     records.write_json(folder / f"outcomes-{os.environ['RANK']}.json", outcomes)
@@ -152,7 +152,7 @@ def test_two_processes_train_as_one(job, settings, way):
     found, expected = job / f"{settings}, {way}", job / f"one process, {settings}"
     assert_close_weights(found, expected)
     rows, wanted = checkpoints.read_log(found), checkpoints.read_log(expected)
-    assert [r["step"] for r in rows] == [r["step"] for r in wanted] == [2, 4, 6]
+    assert [r["step"] for r in rows] == [r["step"] for r in wanted] == [2, 4]
     for row, want in zip(rows, wanted):
         assert row["scales"] == pytest.approx(want["scales"], rel=1e-4) and row["bpd"] == pytest.approx(want["bpd"], rel=1e-4)
     session = records.read_json(found / "config.json")["provenance"][0]
@@ -181,15 +181,15 @@ def test_sharded_checkpoint_resumes_in_one_process(job):
     assert_close_weights(job / "half a run, shard", job / "one process, plain")
 
 
-@pytest.mark.parametrize("way", ["shard", "scales"])
-def test_checkpoint_loads(job, way):
-    cascade, headers = checkpoints.load_cascade(job / f"plain, {way}")
-    one, _ = checkpoints.load_cascade(job / "one process, plain")
+@pytest.mark.parametrize("settings, way", [("plain", "scales"), ("monotone", "shard")])
+def test_checkpoint_loads(job, settings, way):
+    cascade, headers = checkpoints.load_cascade(job / f"{settings}, {way}")
+    one, _ = checkpoints.load_cascade(job / f"one process, {settings}")
     scores = [c.bound(images(), torch.Generator().manual_seed(0)).total for c in (cascade, one)]
     torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-2)
     assert headers[0]["scales"] == ["base", "details1"]
-    assert sorted(f.name for f in checkpoints.newest_checkpoint(job / f"plain, {way}").iterdir()) == sorted(
-        f.name for f in checkpoints.newest_checkpoint(job / "one process, plain").iterdir())
+    files = [sorted(f.name for f in checkpoints.newest_checkpoint(job / r).iterdir()) for r in (f"{settings}, {way}", f"one process, {settings}")]
+    assert files[0] == files[1]
 
 
 def test_dropout_is_resumed_bit_for_bit_in_as_many_processes(job):
@@ -201,7 +201,7 @@ def test_dropout_is_resumed_bit_for_bit_in_as_many_processes(job):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("way", ["together", "scales", "shard"])
+@pytest.mark.parametrize("way", ["together", "scales"])
 def test_divergence_of_one_process_ends_all_with_the_last_good_state(job, way):
     said = [json.loads((job / f"outcomes-{r}.json").read_text())[f"nan {way}"] for r in (0, 1)]
     assert "another process" in said[0] and "scale details1: loss inf" in said[1]

@@ -1,4 +1,4 @@
-"""Several processes under torchrun: joining the group, agreeing on facts, dividing ranks among scales, sharding, starting it from Python.
+"""Several processes under torchrun: joining the group, agreeing on facts, dividing ranks among scales, starting it from Python.
 
 torchrun starts the processes and ends the others when one fails; here is what one process does with it. Without torchrun every function
 behaves as one process alone. Facts travel as small CPU tensors (gloo), so that agreeing on them never waits for a GPU.
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,10 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import Tensor
 
 from pcdm_lib.checkpoints import read_log
 
@@ -250,52 +247,6 @@ def make_groups(ranks: Sequence[tuple[int, ...]], batch_size: int) -> list[Group
         return [Group() for _ in ranks]
     made = {members: Group(members, dist.new_group(members, timeout=_state["timeout"])) for members in dict.fromkeys(ranks)}
     return [made[members] for members in ranks]
-
-
-# ---------------------------------------------------------------- sharding (FSDP2)
-
-
-def shard(network: nn.Module, blocks: Iterable[nn.Module], group: Group, device: torch.device) -> None:
-    """Divide a network's parameters among the processes of a group, block by block, so that at most one block is whole at a time."""
-    mesh = DeviceMesh.from_group(group.handle, device.type)
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, put together from its shards where it is divided (then every process of the group must call)."""
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
-
-
-def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor divided as `model` is, where that is divided and of the same shape."""
-    if isinstance(model, DTensor) and model.shape == tensor.shape:
-        return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements)
-    return tensor
-
-
-def local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """This process's part of each tensor: its own memory, not a copy. Under no_grad only."""
-    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
-
-
-def clip_sharded(parameters: Iterable[nn.Parameter], limit: float, group: Group) -> Tensor:
-    """`clip_grad_norm_` for parameters of which some are divided among the group; returns the norm of the whole gradient."""
-    with torch.no_grad():
-        grads = [p.grad for p in parameters if p.grad is not None]
-        parts = local(g for g in grads if isinstance(g, DTensor))
-        plain = [g for g in grads if not isinstance(g, DTensor)]
-        square = _square(parts)
-        group.add([square])
-        norm = torch.sqrt(square + _square(plain).to(square.device))
-        torch._foreach_mul_(parts + plain, (limit / (norm + 1e-6)).clamp(max=1.0))
-        return norm
-
-
-def _square(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(list(tensors))).square().sum() if tensors else torch.zeros(())
 
 
 # ---------------------------------------------------------------- starting torchrun from Python

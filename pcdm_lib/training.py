@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import json
 import math
 import os
@@ -140,6 +141,7 @@ class Trainer:
         self.device = torch.device(device)
         if shard and not torch.distributed.is_initialized():
             raise ValueError("sharding divides a network among processes: start them by torchrun")
+        self._sharding = importlib.import_module("pcdm_lib.sharding") if shard else None  # takes torch seconds to import
         self.cascade = build(config.model, seed, scales)
         self.cascade.check_images(images)
         self.side_by_side, self._pool = self._choose_side_by_side(side_by_side), None
@@ -219,7 +221,7 @@ class Trainer:
         if self.shard:
             for network in (module["network"], ema["network"]):
                 blocks = [m for m in network.modules() if isinstance(m, (ResidualBlock, Attention))]
-                distributed.shard(network, blocks, group, self.device)
+                self._sharding.shard(network, blocks, group, self.device)
             replicated = list(own["schedule"].parameters()) if own is module else []
         part = (group.place, group.size)
         loss: nn.Module = ScaleLoss(own.parameters(), lambda z, coarse: self.cascade.loss(index, z, coarse, generator, torch.float32, part))
@@ -227,28 +229,15 @@ class Trainer:
             loss = DistributedDataParallel(loss, process_group=group.handle)
         if group.size > 1:
             module["schedule"].batch_mean = group.mean
-        return ScaleTrainer(index, name, module, ema, self._sharded_optimiser(own) if self.shard else self._optimiser(own), sampler,
-                            generator, torch.Generator().manual_seed(flips), self._fresh_dropout(index, group.place), group, loss, replicated)
+        return ScaleTrainer(index, name, module, ema, self._sharding.own_group(self._optimiser(own)) if self.shard else self._optimiser(own),
+                            sampler, generator, torch.Generator().manual_seed(flips), self._fresh_dropout(index, group.place), group, loss,
+                            replicated)
 
     def _fresh_dropout(self, index: int, place: int) -> Tensor:
         """Where the dropout stream of a scale starts: another place for every process of its group."""
         with torch.random.fork_rng(devices=self._cuda()):
             torch.manual_seed(_seed(self.seed, index, 3, *([place] if place else [])))
             return self._dropout_state()
-
-    def _sharded_optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser with what is not sharded in a parameter group of its own, at the end: one kernel cannot take both kinds."""
-        optimiser = self._optimiser(module)
-        if not isinstance(optimiser, torch.optim.AdamW):
-            raise ValueError(f"sharding works with AdamW, which treats every weight alone, not with {type(optimiser).__name__}: "
-                             "choose AdamW, or train without shard")
-        (group,) = optimiser.param_groups
-        divided = [p for p in group["params"] if isinstance(p, torch.distributed.tensor.DTensor)]
-        rest = group["params"][len(divided) :]  # the module's order: first its network, then its schedule
-        group["params"] = divided
-        if rest:
-            optimiser.add_param_group({k: v for k, v in group.items() if k != "params"} | {"params": rest})
-        return optimiser
 
     def _optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
         training = self.config.training
@@ -339,9 +328,9 @@ class Trainer:
             started.wait()
 
         with ThreadPoolExecutor(count, initializer=begin) as pool:
-            wait([pool.submit(int) for _ in range(count)])
-            torch.set_num_threads(threads)  # what threads made later start from was changed too
             try:
+                wait([pool.submit(int) for _ in range(count)])
+                torch.set_num_threads(threads)  # what threads made later start from was changed too
                 yield pool
             finally:
                 self._pool = None
@@ -469,7 +458,7 @@ class Trainer:
         loss.backward()
         self._average([p.grad for p in scale.replicated], group, group.size)
         if self.shard:
-            return loss.detach(), distributed.clip_sharded(scale.parameters(), training.clip, group)
+            return loss.detach(), self._sharding.clip(scale.parameters(), training.clip, group)
         return loss.detach(), nn.utils.clip_grad_norm_(scale.parameters(), training.clip)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
@@ -508,7 +497,8 @@ class Trainer:
         for group in optimiser.param_groups:
             group["lr"] = self.rate
         optimiser.step()
-        torch._foreach_lerp_(distributed.local(ema.parameters()), distributed.local(module.parameters()), 1 - decay)
+        local = self._sharding.local if self.shard else list
+        torch._foreach_lerp_(local(ema.parameters()), local(module.parameters()), 1 - decay)
 
     # ---- log
 
@@ -574,7 +564,7 @@ class Trainer:
     def _write_scale(self, scale: ScaleTrainer, folder: Path) -> None:
         """One scale's files, by its group's leader; the others of the group hand over their shards and dropout streams."""
         for kind, module in (("raw", scale.module), ("ema", scale.ema)):
-            tensors = {k: distributed.whole(v) for k, v in module.state_dict().items()}
+            tensors = {k: self._sharding.whole(v) if self.shard else v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
             broken = [k for k, v in tensors.items() if not bool(torch.isfinite(v).all())]
             if broken:
                 self.torn = True
@@ -582,12 +572,7 @@ class Trainer:
                                      "The last checkpoint is kept in")
             if scale.group.leads:
                 safetensors.torch.save_file(tensors, folder / f"{kind}.{scale.name}.safetensors")
-        optimiser = scale.optimiser.state_dict()
-        optimiser["state"] = {i: {k: distributed.whole(v) if isinstance(v, Tensor) else v for k, v in values.items()}
-                              for i, values in optimiser["state"].items()}
-        if self.shard:  # one group, as it is without sharding
-            first, *rest = optimiser["param_groups"]
-            optimiser["param_groups"] = [first | {"params": first["params"] + [i for group in rest for i in group["params"]]}]
+        optimiser = self._sharding.optimiser_state(scale.optimiser) if self.shard else scale.optimiser.state_dict()
         dropout = torch.stack(scale.group.everywhere(scale.dropout_state))
         if scale.group.leads:
             torch.save({"optimiser": optimiser, "streams": scale.streams() | {"dropout": dropout}}, folder / f"state.{scale.name}.pt")
@@ -614,7 +599,8 @@ class Trainer:
                              f"Remove {path} to continue from the checkpoint before it") from error
         self.step, self.seconds = int(header["step"]), float(header["seconds"])
         for scale in self.scales:
-            self._load_optimiser(scale, state[scale.name]["optimiser"])
+            load = self._sharding.load_optimiser_state if self.shard else torch.optim.Optimizer.load_state_dict
+            load(scale.optimiser, state[scale.name]["optimiser"])
             streams = state[scale.name]["streams"]
             dropout = streams["dropout"].reshape(-1, streams["dropout"].shape[-1])  # one row a process, or the vector of one
             place = scale.group.place
@@ -622,12 +608,3 @@ class Trainer:
             scale.load_streams(streams | {"dropout": own})
         if self.shared is not None:
             self.shared.optimiser.load_state_dict(state["shared schedule"])
-
-    def _load_optimiser(self, scale: ScaleTrainer, state: dict[str, Any]) -> None:
-        if self.shard:
-            (saved,) = state["param_groups"]
-            own = scale.optimiser.state_dict()["param_groups"]
-            state = {"state": {i: {k: distributed.like(v, p) for k, v in state["state"].get(i, {}).items()}
-                               for i, p in enumerate(scale.parameters())},
-                     "param_groups": [saved | {"params": group["params"]} for group in own]}
-        scale.optimiser.load_state_dict(state)

@@ -24,6 +24,7 @@ from pcdm_lib.training import Trainer, TrainingDiverged
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS, CUT = 4, 2
+STEPS_SHELL = 40  # of the runs that are ended before
 SETTINGS = {
     "plain": {},
     "monotone": {"schedule": "monotone", "learn_endpoints": True},
@@ -233,15 +234,15 @@ def folder(tmp_path_factory):
     return path
 
 
-def arguments(run_dir, folder, steps):
-    return ["train", str(run_dir), "--preset", "tiny", "--dataset", f"folder:{folder}", "--set", "batch_size=2", "--steps", str(steps),
+def arguments(run_dir, folder):
+    return ["train", str(run_dir), "--preset", "tiny", "--dataset", f"folder:{folder}", "--set", "batch_size=2", "--steps", str(STEPS_SHELL),
             "--checkpoint-minutes", "0", "--timeout", "40", "--quiet"]
 
 
 @pytest.fixture(scope="module")
 def unbroken(folder, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("unbroken") / "run"
-    assert main(arguments(run_dir, folder, 30)) == 0
+    assert main(arguments(run_dir, folder)) == 0
     return run_dir
 
 
@@ -263,7 +264,7 @@ def wait_until(condition, seconds, job=None):
         time.sleep(0.02)
 
 
-def started(job, run_dir, step=2):
+def started(job, run_dir, step):
     """Wait for a checkpoint; the processes' ids by rank."""
     wait_until(lambda: len(checkpoints.checkpoints(run_dir)) and int(checkpoints.newest_checkpoint(run_dir).name[5:]) >= step, 120, job)
     return [p["pid"] for p in records.read_json(run_dir / "config.json")["provenance"][-1]["processes"]]
@@ -273,50 +274,37 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason=
 
 
 @needs_proc
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_job_and_it_resumes(victim, folder, unbroken, tmp_path):
-    """kill -9 of either process: torchrun ends within the timeout and names it, nothing is left alive, and the run continues, in two
-    processes or in one, to the weights of the run that was not killed."""
+@pytest.mark.parametrize("victim, then", [(0, "interrupted"), (1, "torchrun killed")])
+def test_a_killed_process_ends_the_job_and_it_resumes(victim, then, folder, unbroken, tmp_path):
+    """kill -9 of either process: torchrun ends within the timeout and names it, and nothing is left alive. The run continues in two
+    processes. An interrupt, or the loss of torchrun itself, which would otherwise leave its processes alone, ends them after a step and a
+    checkpoint. Finished in one process, the run has the weights of the one that nothing happened to."""
     run_dir = tmp_path / "run"
-    with distributed.launch(arguments(run_dir, folder, 30), processes=2) as job:
-        os.kill(started(job, run_dir)[victim], signal.SIGKILL)
-        assert job.wait(timeout=40) != 0
-        wait_until(lambda: not alive(run_dir), 5)
+    with distributed.launch(arguments(run_dir, folder), processes=2) as job:
+        os.kill(started(job, run_dir, 2)[victim], signal.SIGKILL)
+        assert job.wait(timeout=60) != 0
+        wait_until(lambda: not alive(run_dir), 10)
         said = job.output()
     assert f"rank      : {victim} (local_rank: {victim})\n  exitcode  : -9" in said and "SIGKILL" in said, said
-    assert "--resume continues" in said
+    assert "the same command with --resume continues it" in said
     reached = int(checkpoints.newest_checkpoint(run_dir).name[5:])
-    assert 2 <= reached < 30
-    if victim == 0:
-        with distributed.launch([*arguments(run_dir, folder, 30), "--resume"], processes=2) as job:
-            assert job.wait(timeout=120) == 0, job.output()
-            assert "30 steps in 2 processes" in job.output()
-    else:
-        assert main([*arguments(run_dir, folder, 30), "--resume"]) == 0
-    assert_close_weights(run_dir, unbroken)
-    assert [r["step"] for r in checkpoints.read_log(run_dir)] == [10, 20, 30]
-    assert not list((run_dir / "checkpoints").glob(".*"))
-
-
-@needs_proc
-@pytest.mark.parametrize("how", ["stop", "torchrun killed"])
-def test_all_processes_stop_with_a_checkpoint(how, folder, tmp_path):
-    """An interrupt, or the loss of torchrun itself, which would otherwise leave its processes alone: they save one step and end."""
-    run_dir = tmp_path / "run"
-    with distributed.launch([*arguments(run_dir, folder, 100_000), "--groups", "scales"], processes=2) as job:
-        started(job, run_dir)
-        if how == "stop":
+    assert 2 <= reached < STEPS_SHELL
+    with distributed.launch([*arguments(run_dir, folder), "--resume", "--groups", "scales"], processes=2) as job:
+        started(job, run_dir, reached + 1)
+        if then == "interrupted":
             job.stop()
         else:
             job.process.kill()
         wait_until(lambda: not alive(run_dir), 30)
         assert job.wait(1) != 0
         said = job.output()
-    assert "process 0: stopped; a training run continues with --resume" in said and "Traceback" not in said.split("torch/distributed")[0], said
+    assert "process 0: stopped; a training run continues with --resume" in said, said
     newest = checkpoints.newest_checkpoint(run_dir)
-    header = records.read_json(newest / "config.json")
-    assert header["step"] == int(newest.name[5:]) and header["scales"] == ["base", "details1"]
-    checkpoints.load_cascade(run_dir)
+    assert reached < int(newest.name[5:]) < STEPS_SHELL and records.read_json(newest / "config.json")["scales"] == ["base", "details1"]
+    assert main([*arguments(run_dir, folder), "--resume"]) == 0
+    assert_close_weights(run_dir, unbroken)
+    assert [r["step"] for r in checkpoints.read_log(run_dir)] == list(range(10, STEPS_SHELL + 1, 10))
+    assert not list((run_dir / "checkpoints").glob(".*"))
 
 
 # ---------------------------------------------------------------- one process
@@ -367,7 +355,7 @@ def test_parts_of_a_batch_make_the_loss_of_the_whole(schedule):
         parts = [cascade.loss(index, z[rows], None if coarse is None else coarse[rows], torch.Generator().manual_seed(1), part=(k, 4))
                  for k, rows in enumerate(torch.arange(8).chunk(4))]
         torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-5, atol=0)
-        assert len({float(p) for p in parts}) == 4
+        assert len({p.item() for p in parts}) == 4
 
 
 @pytest.mark.parametrize("name", ["tiny", "small"])

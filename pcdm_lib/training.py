@@ -139,6 +139,7 @@ class Trainer:
                  groups: str = "together", shard: bool = False, side_by_side: bool | None = None):
         self.config, self.images, self.run_dir, self.seed, self.shard = config, images, Path(run_dir), seed, shard
         self.device = torch.device(device)
+        self.waits = self.device.type != "cuda"  # whether each step's loss is looked at: on a GPU that would leave it idle
         if shard and not torch.distributed.is_initialized():
             raise ValueError("sharding divides a network among processes: start them by torchrun")
         self._sharding = importlib.import_module("pcdm_lib.sharding") if shard else None  # takes torch seconds to import
@@ -153,8 +154,8 @@ class Trainer:
         self.cascade.to(self.device)
         self._fit(images)
         self.shared = self._shared_schedule()
-        newest = distributed.from_first(lambda: self._open(resume))
         self._check_alike()
+        newest = distributed.from_first(lambda: self._open(resume))
         self.scales = [self._scale(i, s.name, mine[s.name], newest) for i, s in enumerate(self.cascade.specs) if s.name in mine]
         if newest is not None:
             self._load(newest)
@@ -194,7 +195,7 @@ class Trainer:
         """Every process must have the settings and images of process 0."""
         own = json.loads(json.dumps(self._identity(self.header)))
         lines = differences(distributed.from_first(lambda: own), own)
-        if sum(distributed.total([float(bool(lines))])):
+        if distributed.total([float(bool(lines))])[0]:
             raise CheckpointMismatch(f"the processes of this job differ; process {distributed.rank()} and process 0:\n  "
                                      + "\n  ".join(lines or ["(no difference here: see the other processes' messages)"]))
 
@@ -296,7 +297,8 @@ class Trainer:
             raise RuntimeError(f"this trainer was interrupted in the middle of an update: make a new one with resume=True on {self.run_dir}")
         self.budget = {"minutes": minutes} if steps is None else {"steps": steps}
         with contextlib.ExitStack() as stack:
-            described = distributed.everywhere({"rank": distributed.rank(), "host": platform.node(), "pid": os.getpid()})
+            described = distributed.everywhere({"rank": distributed.rank(), "host": platform.node(), "pid": os.getpid(),
+                                                "scales": [scale.name for scale in self.scales]})
 
             def begin() -> None:
                 stack.enter_context(records.lock(self.run_dir))
@@ -312,9 +314,8 @@ class Trainer:
             shutil.rmtree(left, ignore_errors=True)
         self._trim_log()
         header = records.read_json(self.run_dir / "config.json")
-        session = records.provenance(self.device) | {"from_step": self.step, "processes": described}
-        session |= {"groups": {s.name: s.group.size for s in self.scales}, "shard": self.shard, "side_by_side": self.side_by_side}
-        header["provenance"].append(session)
+        header["provenance"].append(records.provenance(self.device) | {
+            "from_step": self.step, "processes": described, "shard": self.shard, "side_by_side": self.side_by_side})
         records.write_json(self.run_dir / "config.json", header)
 
     @contextlib.contextmanager
@@ -402,7 +403,7 @@ class Trainer:
                 where = [f"scale {scale.name}" for scale in self.scales]
                 if self.shared is not None:
                     norms, where = (*norms, self._shared_norm()), [*where, "the shared schedule"]
-                if self.device.type == "cuda":  # no waiting for the device: a norm that is not finite shows as a loss when they are logged
+                if not self.waits:  # a norm that is not finite shows as a loss when they are logged
                     fine = torch.isfinite(torch.stack([n.to(self.device, torch.float32) for n in norms])).all()
                     self._agree("")
                     return [torch.where(fine, loss, math.nan) for loss in losses]
@@ -507,7 +508,7 @@ class Trainer:
         groups = {scale.name: scale.group.size for scale in self.scales}
         own = [float(sum(totals[name]) / len(totals[name])) / groups[name] if name in groups else 0.0 for name in names]
         means = dict(zip(names, distributed.total(own)))
-        if not all(map(math.isfinite, means.values())):  # on a CPU the step itself would have said so
+        if not all(map(math.isfinite, means.values())):  # where steps are waited for they have said so themselves
             self.torn = True
             raise self._diverged(f"one of the last steps before {self.step}: loss or gradient is not finite, mean losses {means}",
                                  "The last checkpoint is kept in")
@@ -543,7 +544,7 @@ class Trainer:
             if distributed.rank() == 0:
                 (folder / "config.json").write_text(json.dumps(self.header | {"step": self.step, "seconds": self.seconds}, indent=2))
                 parts = {name: folder / f"state.{name}.pt" for name in self.header["scales"]}
-                state = {name: torch.load(part, weights_only=True) for name, part in parts.items()}
+                state = {name: torch.load(part, map_location="cpu", weights_only=True) for name, part in parts.items()}
                 if self.shared is not None:
                     state["shared schedule"] = self.shared.optimiser.state_dict()
                 torch.save(state, folder / "state.pt")

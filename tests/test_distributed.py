@@ -24,7 +24,7 @@ from pcdm_lib.training import Trainer, TrainingDiverged
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS, CUT = 4, 2
-STEPS_SHELL = 40  # of the runs that are ended before
+STEPS_SHELL = 30  # of the runs that are ended before
 SETTINGS = {
     "plain": {},
     "monotone": {"schedule": "monotone", "learn_endpoints": True},
@@ -158,6 +158,7 @@ def test_two_processes_train_as_one(job, settings, way):
         assert row["scales"] == pytest.approx(want["scales"], rel=1e-4) and row["bpd"] == pytest.approx(want["bpd"], rel=1e-4)
     session = records.read_json(found / "config.json")["provenance"][0]
     assert [p["rank"] for p in session["processes"]] == [0, 1]
+    assert [p["scales"] for p in session["processes"]] == ([[n] for n in want["scales"]] if "scales" in way else [[*want["scales"]]] * 2)
 
 
 def test_runs_differ_by_more_than_the_tolerance(job):
@@ -234,9 +235,9 @@ def folder(tmp_path_factory):
     return path
 
 
-def arguments(run_dir, folder):
+def arguments(run_dir, folder, checkpoint_minutes=60):
     return ["train", str(run_dir), "--preset", "tiny", "--dataset", f"folder:{folder}", "--set", "batch_size=2", "--steps", str(STEPS_SHELL),
-            "--checkpoint-minutes", "0", "--timeout", "40", "--quiet"]
+            "--checkpoint-minutes", str(checkpoint_minutes), "--timeout", "40", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +281,7 @@ def test_a_killed_process_ends_the_job_and_it_resumes(victim, then, folder, unbr
     processes. An interrupt, or the loss of torchrun itself, which would otherwise leave its processes alone, ends them after a step and a
     checkpoint. Finished in one process, the run has the weights of the one that nothing happened to."""
     run_dir = tmp_path / "run"
-    with distributed.launch(arguments(run_dir, folder), processes=2) as job:
+    with distributed.launch(arguments(run_dir, folder, 0), processes=2) as job:
         os.kill(started(job, run_dir, 2)[victim], signal.SIGKILL)
         assert job.wait(timeout=60) != 0
         wait_until(lambda: not alive(run_dir), 10)
@@ -289,7 +290,7 @@ def test_a_killed_process_ends_the_job_and_it_resumes(victim, then, folder, unbr
     assert "the same command with --resume continues it" in said
     reached = int(checkpoints.newest_checkpoint(run_dir).name[5:])
     assert 2 <= reached < STEPS_SHELL
-    with distributed.launch([*arguments(run_dir, folder), "--resume", "--groups", "scales"], processes=2) as job:
+    with distributed.launch([*arguments(run_dir, folder, 0), "--resume", "--groups", "scales"], processes=2) as job:
         started(job, run_dir, reached + 1)
         if then == "interrupted":
             job.stop()

@@ -431,3 +431,19 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, images):
     with pytest.raises(TrainingDiverged, match="scale details1: the weights are not finite.*last checkpoint is kept"):
         trainer.save()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_without_waiting_for_each_step(tmp_path, images, monkeypatch):
+    """As on a GPU: the same weights; a loss that is not finite is seen when losses are logged, and the last checkpoint counts."""
+    train(tmp_path / "whole", images, 10)
+    trainer = Trainer(config(), images, tmp_path / "run")
+    trainer.waits = False
+    trainer.run(steps=10, progress=False, log_every=5)
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    loss = trainer.cascade.loss
+    monkeypatch.setattr(trainer.cascade, "loss", lambda i, *rest: loss(i, *rest) * (float("nan") if trainer.step == 12 and i == 1 else 1))
+    with pytest.raises(TrainingDiverged, match="last steps before 15.*'details1': nan.*last checkpoint is kept"):
+        trainer.run(steps=20, progress=False, log_every=5)
+    assert checkpoints.newest_checkpoint(tmp_path / "run").name == "step-00000010"
+    with pytest.raises(RuntimeError, match="resume=True"):
+        trainer.run(steps=20, progress=False)

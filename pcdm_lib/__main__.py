@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from pcdm_lib import checkpoints, data, evaluate, presets, records, training
+from pcdm_lib import checkpoints, data, distributed, evaluate, presets, records, training
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status: 0, or 2 with one line on stderr for bad input."""
+    """Run one command; the exit status: 0, 2 with one line on stderr for bad input, 1 where another process of the job failed."""
     parser = argparse.ArgumentParser(prog="python -m pcdm_lib", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _train_options(commands.add_parser("train", help="train a cascade, or some of its scales"))
@@ -28,11 +30,20 @@ def main(arguments: list[str] | None = None) -> int:
         records.check_device(options.device)
         return options.run(options)
     except (ValueError, TypeError, OSError, KeyError, FloatingPointError) as error:
-        print(f"{parser.prog} {options.command}: {error}", file=sys.stderr)
+        print(f"{parser.prog} {options.command}: {_process()}{error}", file=sys.stderr)
         return 2
+    except distributed.ProcessFailed as error:
+        print(f"{parser.prog} {options.command}: {_process()}{error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("stopped; a training run continues with --resume", file=sys.stderr)
+        print(f"{_process()}stopped; a training run continues with --resume", file=sys.stderr)
         return 130
+
+
+def _process() -> str:
+    """Who speaks, where torchrun started several."""
+    rank = os.environ.get("RANK")
+    return "" if rank is None else f"process {rank}: "
 
 
 def _common(parser: argparse.ArgumentParser, *, dataset: bool) -> None:
@@ -55,6 +66,13 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--steps", type=int)
     parser.add_argument("--scales", default=None, help="train only these, by name, separated by commas")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--checkpoint-minutes", type=float, default=2.0, help="time between checkpoints (default: %(default)g); 0: every step")
+    several = parser.add_argument_group("several processes", "start them by torchrun: torchrun --standalone --nproc-per-node 2 -m pcdm_lib train ...")
+    several.add_argument("--groups", default="together", choices=distributed.GROUPS,
+                         help="all processes train every scale (default), or each trains one scale")
+    several.add_argument("--shard", action="store_true", help="divide weights, averages and optimiser state among the processes (FSDP2)")
+    several.add_argument("--timeout", type=float, default=distributed.TIMEOUT, metavar="SECONDS",
+                         help="how long a process waits for the others before it fails (default: %(default)g)")
     parser.set_defaults(run=_train)
 
 
@@ -87,14 +105,35 @@ def _train(options: argparse.Namespace) -> int:
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, got {item!r}")
         changes[key] = value
-    images = data.load(options.dataset, root=options.data_root)
-    print(f"data: {images.label}", flush=True)
+    with distributed.processes(options.device, options.timeout) as device:
+        try:
+            _train_here(options, changes, device)
+        except RuntimeError:
+            if distributed.size() > 1:
+                print(f"{_process()}ends here, perhaps because another process was lost: torchrun's table of failures names it. The same "
+                      f"command with --resume continues from the last checkpoint of {options.run_dir}", file=sys.stderr, flush=True)
+                time.sleep(2)  # torchrun blames whoever it finds dead first: let that be the process that was lost
+            raise
+    return 0
+
+
+def _train_here(options: argparse.Namespace, changes: dict[str, str], device: torch.device) -> None:
+    speaks = distributed.rank() == 0
+    # what has to be downloaded or unpacked is so once, not by all processes at once
+    images = distributed.in_turn(lambda: data.load(options.dataset, root=options.data_root))
+    if speaks:
+        print(f"data: {images.label}", flush=True)
     config = presets.preset(options.preset, options.system, tuple(images.train.shape[1:])).override(changes)
     trainer = training.Trainer(config, images.train, options.run_dir, data=images.source | {"label": images.label}, seed=options.seed,
-                               scales=options.scales.split(",") if options.scales else None, device=options.device, resume=options.resume)
-    trainer.run(minutes=options.minutes, steps=options.steps, progress=not options.quiet)
-    print(f"{trainer.step} steps in {trainer.seconds:.0f} s of training; checkpoint {checkpoints.newest_checkpoint(options.run_dir)}")
-    return 0
+                               scales=options.scales.split(",") if options.scales else None, device=device, resume=options.resume,
+                               groups=options.groups, shard=options.shard)
+    together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
+    if speaks and together:
+        print(f"training{together}, groups: {options.groups}; should the job end early, the same command with --resume continues it", flush=True)
+    trainer.run(minutes=options.minutes, steps=options.steps, progress=not options.quiet, checkpoint_minutes=options.checkpoint_minutes)
+    if speaks:
+        print(f"{trainer.step} steps{together} in {trainer.seconds:.0f} s of training; "
+              f"checkpoint {checkpoints.newest_checkpoint(options.run_dir)}")
 
 
 def _evaluate(options: argparse.Namespace) -> int:

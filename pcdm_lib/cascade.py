@@ -144,15 +144,22 @@ class Cascade(nn.Module):
         columns = (torch.stack(column, dim=1) for column in zip(*rows))
         return Bound(tuple(self.specs[i].name for i in chosen), *columns)
 
-    def loss(self, index: int, z: Tensor, coarse: Tensor | None, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    def loss(self, index: int, z: Tensor, coarse: Tensor | None, generator: torch.Generator, dtype: torch.dtype = torch.float32,
+             part: tuple[int, int] = (0, 1)) -> Tensor:
         """Training loss of one scale: its part of the bound in nats a dimension of the scale, averaged over the batch.
 
         Terms that no parameter of this scale can change (prior and reconstruction while the endpoints are fixed) are left out.
+
+        Args:
+            part: (k, n) where z is the k-th of n equal parts of a batch that is trained in n processes: times and noise are drawn for
+                the whole batch, so the mean of the n losses is the loss of the whole.
         """
         spec, schedule = self.specs[index], self.schedules[index]
-        order = torch.randperm(len(z), generator=generator, device=z.device)
-        t = stratified_times(len(z), generator, z.device, dtype)[order]
-        eps = torch.randn(z.shape, generator=generator, device=z.device, dtype=dtype)
+        place, parts = part
+        rows, count = slice(place * len(z), (place + 1) * len(z)), parts * len(z)
+        order = torch.randperm(count, generator=generator, device=z.device)
+        t = stratified_times(count, generator, z.device, dtype)[order][rows]
+        eps = torch.randn((count, *z.shape[1:]), generator=generator, device=z.device, dtype=dtype)[rows]
         if schedule.learned_endpoints:
             return self.scale_terms(index, z, coarse, t, eps).total.mean() / spec.dims
         return diffusion_term(self.denoiser(index), schedule, spec.to_float(z, dtype), coarse, t, eps).mean() / spec.dims

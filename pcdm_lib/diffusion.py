@@ -74,12 +74,12 @@ def diffusion_term(denoiser: Denoiser, schedule: Schedule, y: Tensor, coarse: Te
     if schedule.learned_shape and shape.requires_grad:
         terms: list[Tensor] = []
         for v in (shape, slope):
-            v.register_hook(lambda grad: grad * 2 * terms[0] / terms[0].mean().clamp(min=1e-12))
+            v.register_hook(lambda grad: grad * 2 * terms[0] / terms[1].clamp(min=1e-12))
     gamma = schedule.start + schedule.span * shape
     squared = _per_image((eps - denoiser(add_noise(y, gamma, eps), gamma, coarse)) ** 2)
     term = schedule.span * slope * squared / 2
     if schedule.learned_shape and shape.requires_grad:
-        terms.append(term.detach())
+        terms += [term.detach(), schedule.batch_mean(term.detach())]
     return term
 
 

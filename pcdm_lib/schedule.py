@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class Schedule(nn.Module, ABC):
     """
 
     learned_shape = False
+    # of a figure an image; training in several processes puts the mean over all of them here
+    batch_mean: Callable[[Tensor], Tensor] = staticmethod(torch.mean)
 
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, learn_endpoints: bool = False):
         super().__init__()

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -345,3 +347,103 @@ def test_learned_schedules_move_and_keep_their_order(tmp_path, images, changes):
     t = torch.linspace(0, 1, 50)
     for schedule in trainer.cascade.schedules:
         assert bool((schedule(t).diff() > 0).all())
+
+
+@pytest.mark.parametrize("system", ["wavelet", "laplacian"])
+def test_side_by_side_is_in_turn_bit_for_bit(tmp_path, images, system, monkeypatch):
+    """With one torch thread a scale both ways. Also: the scales' threads are there during a run and gone after it."""
+    train(tmp_path / "turn", images, 6, config(system, dropout=0.0), side_by_side=False)
+    trainer = Trainer(config(system, dropout=0.0), images, tmp_path / "side", side_by_side=True)
+    seen, gradient, threads = set(), trainer._gradient, torch.get_num_threads()
+    monkeypatch.setattr(trainer, "_gradient", lambda scale: seen.add((threading.get_ident(), torch.get_num_threads())) or gradient(scale))
+    trainer.run(steps=6, progress=False, log_every=5)
+    assert_same_weights(tmp_path / "turn", tmp_path / "side")
+    assert threading.get_ident() not in {ident for ident, _ in seen} and {count for _, count in seen} == {1}
+    assert torch.get_num_threads() == threads and not [t for t in threading.enumerate() if t.ident in {ident for ident, _ in seen}]
+    assert checkpoints.read_log(tmp_path / "turn")[0]["scales"] == checkpoints.read_log(tmp_path / "side")[0]["scales"]
+
+
+@pytest.mark.parametrize("trouble", [KeyboardInterrupt, TrainingDiverged, MemoryError])
+@pytest.mark.parametrize("index", [0, 1])
+def test_side_by_side_puts_the_streams_back(tmp_path, images, monkeypatch, trouble, index):
+    """Trouble in one scale's thread waits for the other's, whose random streams are put back too."""
+    train(tmp_path / "whole", images, 8, config(dropout=0.0))
+    trainer = Trainer(config(dropout=0.0), images, tmp_path / "cut", side_by_side=True)
+    loss = trainer.cascade.loss
+
+    def broken(i, *rest):
+        if trainer.step == 4 and i == index:
+            if trouble is TrainingDiverged:
+                return loss(i, *rest) * float("nan")
+            raise trouble
+        time.sleep(0.05 if trainer.step == 4 else 0)  # the other scale is still at work when this one fails
+        return loss(i, *rest)
+
+    monkeypatch.setattr(trainer.cascade, "loss", broken)
+    with pytest.raises(trouble):
+        trainer.run(steps=8, progress=False)
+    monkeypatch.undo()
+    assert checkpoints.newest_checkpoint(tmp_path / "cut").name == "step-00000004"
+    trainer.run(steps=8, progress=False)  # the same trainer goes on where it was
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_side_by_side_interrupted_between_two_updates_is_torn(tmp_path, images, monkeypatch):
+    trainer = train(tmp_path / "run", images, 3, config(dropout=0.0), side_by_side=True)
+    monkeypatch.setattr(trainer.scales[1].optimiser, "step", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(steps=6, progress=False)
+    with pytest.raises(RuntimeError, match="resume=True"):
+        trainer.run(steps=6, progress=False)
+    assert checkpoints.newest_checkpoint(tmp_path / "run").name == "step-00000003"
+
+
+def test_second_interrupt_while_threads_end_is_torn(tmp_path, images, monkeypatch):
+    """Nobody knows then how far the other scale's streams have come: its state is not saved."""
+    trainer = train(tmp_path / "run", images, 3, config(dropout=0.0), side_by_side=True)
+    monkeypatch.setattr(trainer.cascade, "loss", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("pcdm_lib.training.wait", lambda jobs: (_ for _ in ()).throw(KeyboardInterrupt) if trainer._pool else wait(jobs))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(steps=6, progress=False)
+    assert trainer.torn
+
+
+def test_side_by_side_where_it_applies(tmp_path, images, monkeypatch):
+    def chosen(name, system="wavelet", wanted=None, threads=2, **changes):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        return Trainer(config(system, **{"dropout": 0.0, **changes}), images, tmp_path / name, side_by_side=wanted).side_by_side
+
+    assert chosen("balanced") and not chosen("one thread", threads=1) and chosen("asked", wanted=True, threads=1)
+    assert not chosen("pyramid", "laplacian")  # its details cost four times its base
+    assert not chosen("vdm", "vdm") and not chosen("dropout", dropout=0.1)
+    assert not chosen("shared", schedule="learned_linear", shared_schedule=True)
+    for system, changes in (("vdm", {}), ("wavelet", {"dropout": 0.1}), ("wavelet", {"schedule": "learned_linear", "shared_schedule": True})):
+        with pytest.raises(ValueError, match="side_by_side takes two scales or more"):
+            chosen("refused", system, True, **changes)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, images):
+    """The last guard, also where losses are looked at only every few steps."""
+    trainer = train(tmp_path / "run", images, 3)
+    with torch.no_grad():
+        next(iter(trainer.scales[1].module.parameters())).fill_(float("nan"))
+    trainer.step += 1
+    with pytest.raises(TrainingDiverged, match="scale details1: the weights are not finite.*last checkpoint is kept"):
+        trainer.save()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_without_waiting_for_each_step(tmp_path, images, monkeypatch):
+    """As on a GPU: the same weights; a loss that is not finite is seen when losses are logged, and the last checkpoint counts."""
+    train(tmp_path / "whole", images, 10)
+    trainer = Trainer(config(), images, tmp_path / "run")
+    trainer.waits = False
+    trainer.run(steps=10, progress=False, log_every=5)
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    loss = trainer.cascade.loss
+    monkeypatch.setattr(trainer.cascade, "loss", lambda i, *rest: loss(i, *rest) * (float("nan") if trainer.step == 12 and i == 1 else 1))
+    with pytest.raises(TrainingDiverged, match="last steps before 15.*'details1': nan.*last checkpoint is kept"):
+        trainer.run(steps=20, progress=False, log_every=5)
+    assert checkpoints.newest_checkpoint(tmp_path / "run").name == "step-00000010"
+    with pytest.raises(RuntimeError, match="resume=True"):
+        trainer.run(steps=20, progress=False)

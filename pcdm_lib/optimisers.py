@@ -63,6 +63,9 @@ class CombinedOptimiser:
             part.load_state_dict(state[name])
 
 
+Optimiser = torch.optim.Optimizer | CombinedOptimiser
+
+
 def _kernels(module: nn.Module) -> Iterator[Tensor]:
     """The kernels of the convolutions between a network's entry and its exit."""
     for name, child in module.named_modules():
@@ -71,7 +74,7 @@ def _kernels(module: nn.Module) -> Iterator[Tensor]:
 
 
 def make_optimiser(module: nn.Module, kind: str, learning_rate: float, muon_rate: float, betas: tuple[float, float],
-                   weight_decay: float) -> torch.optim.Optimizer | CombinedOptimiser:
+                   weight_decay: float) -> Optimiser:
     """The optimiser of a module's parameters; every group keeps its rate as `initial_lr`, for a schedule to multiply.
 
     Args:
@@ -87,7 +90,7 @@ def make_optimiser(module: nn.Module, kind: str, learning_rate: float, muon_rate
     if not kernels:
         if adamw is None:
             raise ValueError("nothing to train: the module has no parameters")
-        optimiser: torch.optim.Optimizer | CombinedOptimiser = adamw
+        optimiser: Optimiser = adamw
     else:
         views = [(kernel, nn.Parameter(_matrix(kernel.detach()))) for kernel in kernels]
         parts: dict[str, torch.optim.Optimizer] = {"muon": torch.optim.Muon([v for _, v in views], lr=muon_rate, weight_decay=0.0)}

@@ -19,6 +19,7 @@ from pcdm_lib.distributed import Group
 
 def shard(network: nn.Module, blocks: Iterable[nn.Module], group: Group, device: torch.device) -> None:
     """Divide a network's parameters among the processes of a group, block by block, so that at most one block is whole at a time."""
+    network.to(memory_format=torch.contiguous_format)  # shards are cut from plain rows
     mesh = DeviceMesh.from_group(group.handle, device.type)
     for block in blocks:
         fully_shard(block, mesh=mesh)

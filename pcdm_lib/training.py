@@ -1,4 +1,4 @@
-"""The training loop: AdamW, warm-up, EMA, clipping, a NaN guard, checkpoints, resume, a log.
+"""The training loop: optimiser, warm-up, EMA, clipping, a NaN guard, checkpoints, resume, a log.
 
 Each scale has its own optimiser and its own random stream, so scales trained apart get the same weights as scales trained
 together. A run lives in a folder:
@@ -45,8 +45,9 @@ from pcdm_lib.checkpoints import FORMAT, CheckpointMismatch, checkpoints, load_w
 from pcdm_lib.batches import BatchSampler, random_flip
 from pcdm_lib.distributed import Group
 from pcdm_lib.evaluate import bits_per_dim
+from pcdm_lib.optimisers import Optimiser, make_optimiser
 from pcdm_lib.presets import Config, build, differences
-from pcdm_lib.schedule import Schedule
+from pcdm_lib.schedule import FittedSchedule, Schedule
 from pcdm_lib.unet import Attention, ResidualBlock
 
 _IDENTIFYING = ("train_sha256", "train_count")  # what a resumed run must have learned from; the rest of `data` is a record
@@ -77,7 +78,8 @@ class ScaleTrainer:
     name: str
     module: nn.ModuleDict
     ema: nn.ModuleDict
-    optimiser: torch.optim.Optimizer
+    optimiser: Optimiser
+    trained: list[nn.Parameter]  # what the optimiser changes
     sampler: BatchSampler
     generator: torch.Generator  # noise and times, on the device
     flips: torch.Generator
@@ -85,9 +87,6 @@ class ScaleTrainer:
     group: Group
     loss: nn.Module  # ScaleLoss, wrapped where the scale is trained in several processes
     replicated: list[nn.Parameter]  # whose gradient nobody else averages over the group: a schedule beside a sharded network
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def streams(self) -> dict[str, Any]:
         """Where the random streams stand; cheap enough for every step."""
@@ -107,7 +106,7 @@ class SharedSchedule:
 
     schedule: Schedule
     ema: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimiser: Optimiser
 
 
 def _average_of(module: nn.Module) -> nn.Module:
@@ -202,9 +201,9 @@ class Trainer:
     @torch.no_grad()
     def _fit(self, images: Tensor) -> None:
         spread = images[:: max(1, len(images) // 4096)]
-        for (z, _), spec in zip(self.cascade.decompose(spread), self.cascade.specs):
+        for (z, coarse), spec in zip(self.cascade.decompose(spread), self.cascade.specs):
             if spec.name in self.cascade.networks:
-                self.cascade.networks[spec.name].fit(z)
+                self.cascade.networks[spec.name].fit(z, coarse)
 
     def _scale(self, index: int, name: str, group: Group, checkpoint: Path | None) -> ScaleTrainer:
         """A scale ready to train, with the weights of a checkpoint where there is one."""
@@ -230,9 +229,11 @@ class Trainer:
             loss = DistributedDataParallel(loss, process_group=group.handle)
         if group.size > 1:
             module["schedule"].batch_mean = group.mean
-        return ScaleTrainer(index, name, module, ema, self._sharding.own_group(self._optimiser(own)) if self.shard else self._optimiser(own),
-                            sampler, generator, torch.Generator().manual_seed(flips), self._fresh_dropout(index, group.place), group, loss,
-                            replicated)
+        optimiser = self._optimiser(own)
+        if self.shard:
+            optimiser = self._sharding.own_group(optimiser)
+        return ScaleTrainer(index, name, module, ema, optimiser, list(own.parameters()), sampler, generator,
+                            torch.Generator().manual_seed(flips), self._fresh_dropout(index, group.place), group, loss, replicated)
 
     def _fresh_dropout(self, index: int, place: int) -> Tensor:
         """Where the dropout stream of a scale starts: another place for every process of its group."""
@@ -240,10 +241,12 @@ class Trainer:
             torch.manual_seed(_seed(self.seed, index, 3, *([place] if place else [])))
             return self._dropout_state()
 
-    def _optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
+    def _optimiser(self, module: nn.Module) -> Optimiser:
         training = self.config.training
-        return torch.optim.AdamW(module.parameters(), lr=training.learning_rate, betas=(training.beta1, training.beta2),
-                                 weight_decay=training.weight_decay)
+        if self.shard and training.optimiser != "adamw":
+            raise ValueError(f"sharding takes AdamW, whose state divides; {training.optimiser} needs whole matrices: set optimiser=adamw")
+        return make_optimiser(module, training.optimiser, training.learning_rate, training.muon_rate, (training.beta1, training.beta2),
+                              training.weight_decay)
 
     def _shared_schedule(self) -> SharedSchedule | None:
         """A learned schedule that all scales share has an optimiser of its own, which sees the sum of their gradients."""
@@ -348,6 +351,7 @@ class Trainer:
         try:
             while self._progress() < 1.0:
                 self._clock, self._save_due = before + time.monotonic() - start, time.monotonic() - saved > 60 * checkpoint_minutes
+                self._fit_schedules()
                 losses = self._gradients()
                 self.torn = True  # an interrupt from here on would leave some scales a step ahead of the others
                 for name, figure in self._apply(losses).items():
@@ -389,6 +393,26 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / max(training.warmup_steps, 1))
         decay = 0.5 * (1 + math.cos(math.pi * min(self._progress(), 1.0))) if training.lr_decay == "cosine" else 1.0
         return training.learning_rate * warm * decay
+
+    def _fit_schedules(self) -> None:
+        """Where schedules follow the loss: before steps 0, 16, 32, 64, 128 and so on, from draws that depend on seed and step alone."""
+        if self.config.model.schedule == "fitted" and (self.step == 0 or self.step >= 16 and self.step & (self.step - 1) == 0):
+            self._each(self._fit_schedule, [(scale,) for scale in self.scales])
+
+    @torch.no_grad()
+    def _fit_schedule(self, scale: ScaleTrainer) -> None:
+        schedule, network = scale.module["schedule"], scale.module["network"]
+        choice = torch.Generator().manual_seed(_seed(self.seed, scale.index, 4, self.step))
+        noise = torch.Generator(self.device).manual_seed(_seed(self.seed, scale.index, 5, self.step))
+        network.eval()
+        profiles = []
+        for _ in range(4):
+            batch = self.images[torch.randint(len(self.images), (2 * schedule.bins,), generator=choice)]
+            z, coarse = (None if v is None else self._to_device(v) for v in self.cascade.decompose(batch)[scale.index])
+            profiles.append(self.cascade.noise_profile(scale.index, z, coarse, noise, schedule.bins))
+        network.train()
+        schedule.fit(torch.stack(profiles).mean(dim=0))
+        scale.ema["schedule"].load_state_dict(schedule.state_dict())
 
     def _gradients(self) -> list[float | Tensor]:
         """Loss and gradient of every scale. Changes no weight; where it fails, the random streams are put back too, so that the state
@@ -459,8 +483,8 @@ class Trainer:
         loss.backward()
         self._average([p.grad for p in scale.replicated], group, group.size)
         if self.shard:
-            return loss.detach(), self._sharding.clip(scale.parameters(), training.clip, group)
-        return loss.detach(), nn.utils.clip_grad_norm_(scale.parameters(), training.clip)
+            return loss.detach(), self._sharding.clip(scale.trained, training.clip, group)
+        return loss.detach(), nn.utils.clip_grad_norm_(scale.trained, training.clip)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         """The images' checks are made on the CPU, and the copy is queued: nothing here waits for a GPU."""
@@ -494,9 +518,9 @@ class Trainer:
                 for scale, loss in zip(self.scales, losses)}
 
     @torch.no_grad()
-    def _update(self, optimiser: torch.optim.Optimizer, ema: nn.Module, module: nn.Module, decay: float) -> None:
+    def _update(self, optimiser: Optimiser, ema: nn.Module, module: nn.Module, decay: float) -> None:
         for group in optimiser.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate / self.config.training.learning_rate * group["initial_lr"]
         optimiser.step()
         local = self._sharding.local if self.shard else list
         torch._foreach_lerp_(local(ema.parameters()), local(module.parameters()), 1 - decay)
@@ -600,8 +624,10 @@ class Trainer:
                              f"Remove {path} to continue from the checkpoint before it") from error
         self.step, self.seconds = int(header["step"]), float(header["seconds"])
         for scale in self.scales:
-            load = self._sharding.load_optimiser_state if self.shard else torch.optim.Optimizer.load_state_dict
-            load(scale.optimiser, state[scale.name]["optimiser"])
+            if self.shard:
+                self._sharding.load_optimiser_state(scale.optimiser, state[scale.name]["optimiser"])
+            else:
+                scale.optimiser.load_state_dict(state[scale.name]["optimiser"])
             streams = state[scale.name]["streams"]
             dropout = streams["dropout"].reshape(-1, streams["dropout"].shape[-1])  # one row a process, or the vector of one
             place = scale.group.place

@@ -122,7 +122,16 @@ def test_shared_schedules() -> None:
     assert cascade.denoiser(1).gamma_range == cascade.denoiser(0).gamma_range
     with pytest.raises(ValueError, match="set shared_schedule=false"):
         build(config, scales=["details1"])
-    build(preset("tiny").override({"shared_schedule": True}).model, scales=["details1"])
+    build(preset("tiny").override({"shared_schedule": True, "schedule": "linear"}).model, scales=["details1"])
+    with pytest.raises(ValueError, match="a fitted schedule follows the loss of one scale"):
+        build(preset("tiny").override({"shared_schedule": True}).model)
+
+
+def test_base_of_its_own_size() -> None:
+    """`base_channels` and `base_blocks` change the coarsest scale's network alone."""
+    config = preset("tiny").override({"base_channels": "16,8", "base_blocks": "2"}).model
+    nets = [build(config).denoiser(i).net for i in (0, 1)]
+    assert [n.entry.out_channels for n in nets] == [16, 8] and len(nets[0].down) == 5 and len(nets[1].down) == 3
 
 
 def test_paper_preset_scores_and_takes_a_gradient_step() -> None:

@@ -447,3 +447,17 @@ def test_without_waiting_for_each_step(tmp_path, images, monkeypatch):
     assert checkpoints.newest_checkpoint(tmp_path / "run").name == "step-00000010"
     with pytest.raises(RuntimeError, match="resume=True"):
         trainer.run(steps=20, progress=False)
+
+
+def test_schedules_follow_the_loss(tmp_path, images):
+    """Fitted at the start and before step 16, in raw and averaged copies alike; a run resumed in between goes the same way."""
+    steady = config(lr_decay="none")  # a decay would depend on the budget
+    train(tmp_path / "whole", images, 18, steady)
+    train(tmp_path / "parts", images, 9, steady)
+    train(tmp_path / "parts", images, 18, steady, resume=True)
+    early = train(tmp_path / "early", images, 12, steady)
+    cascade, _ = checkpoints.load_cascade(tmp_path / "whole")
+    resumed, _ = checkpoints.load_cascade(tmp_path / "parts", weights="raw")
+    for a, b, c in zip(cascade.schedules, resumed.schedules, early.cascade.schedules):
+        assert torch.equal(a.nodes, b.nodes) and not torch.equal(a.nodes, c.nodes)
+        assert not torch.allclose(a.nodes, torch.linspace(0, 1, a.bins + 1), atol=0.05)

@@ -38,6 +38,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from pcdm_lib import distributed, records
@@ -144,6 +145,7 @@ class Trainer:
         self._sharding = importlib.import_module("pcdm_lib.sharding") if shard else None  # takes torch seconds to import
         self.cascade = build(config.model, seed, scales)
         self.cascade.check_images(images)
+        self.costs = self._costs()
         self.side_by_side, self._pool = self._choose_side_by_side(side_by_side), None
         self.header = {"format": FORMAT, "config": config.to_dict(), "data": dict(data or {}), "seed": seed,
                        "scales": list(self.cascade.networks)}
@@ -161,15 +163,22 @@ class Trainer:
 
     # ---- set-up
 
+    @torch.no_grad()
     def _costs(self) -> dict[str, float]:
-        """About what a step of each scale costs: its network's parameters times the pixels that it sees."""
-        specs = {s.name: s for s in self.cascade.specs}
-        return {name: sum(p.numel() for p in network.parameters()) * math.prod(specs[name].view_shape[1:])
-                for name, network in self.cascade.networks.items()}
+        """What a step of each scale costs: the operations of one image's forward pass."""
+        costs, modes = {}, {network: network.training for network in self.cascade.networks.values()}
+        for (z, coarse), spec in zip(self.cascade.decompose(self.images[:1]), self.cascade.specs):
+            if spec.name in self.cascade.networks:
+                with FlopCounterMode(display=False) as counter:
+                    self.cascade.networks[spec.name].eval()(z.float(), torch.zeros(1), coarse)
+                costs[spec.name] = float(counter.get_total_flops())
+        for network, training in modes.items():
+            network.train(training)
+        return costs
 
     def _groups(self, how: str) -> dict[str, Group]:
         """The groups of the scales that this process trains; forgets the other scales' networks."""
-        costs = self._costs()
+        costs = self.costs
         ranks = distributed.divide(list(costs.values()), distributed.size(), how)
         made = dict(zip(costs, distributed.make_groups(ranks, self.config.training.batch_size)))
         for name, group in made.items():
@@ -178,7 +187,7 @@ class Trainer:
         return {name: group for name, group in made.items() if name in self.cascade.networks}
 
     def _choose_side_by_side(self, wanted: bool | None) -> bool:
-        costs = list(self._costs().values())
+        costs = list(self.costs.values())
         shared = self.config.model.shared_schedule and any(True for _ in self.cascade.schedules.parameters())
         applies = (len(costs) > 1 and self.device.type == "cpu" and not self.config.model.dropout and not shared
                    and not torch.distributed.is_initialized())

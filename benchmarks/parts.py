@@ -262,14 +262,15 @@ def _child(settings: Settings, config: Config) -> dict[str, Any]:
 def training(settings: Settings) -> Section:
     """The library's VDM step against one written plainly, on the same U-Net."""
     config = settings.config("vdm")
-    like = config.override({"preconditioning": "none", "features": "vdm", "gamma_min": (-13.3,)})
+    like = config.override({"preconditioning": "none", "features": "vdm", "inputs": "plain", "schedule": "linear", "gamma_min": (-13.3,),
+                            "optimiser": "adamw"})
     step = functools.partial(LibraryStep, images=settings.images, device=settings.device, seed=settings.seed)
     actions = {"plain PyTorch": PlainStep(config, settings.images, settings.device, seed=settings.seed), "library, plain VDM": step(like),
                "library, preset": step(config)}
     found = ratios(interleave(actions, settings.seconds, settings.clock), "plain PyTorch")
     return Section("Training step against plain PyTorch", f"VDM, preset `{config.preset}`, batch {config.training.batch_size}. Plain: float "
-                   "images, independent times, AdamW without foreach, EMA in a loop. The library's second variant has the plain one's inputs and "
-                   "outputs; the third the preset's lattice features and preconditioning.",
+                   "images, independent times, AdamW without foreach, EMA in a loop, contiguous kernels. The library's second variant has the plain one's inputs, "
+                   "outputs and optimiser; the third is the preset: lattice features, preconditioning, Muon.",
                    [_ratio_row(name, r, "plain PyTorch") for name, r in found.items()])
 
 
@@ -278,17 +279,17 @@ def variants(settings: Settings) -> Section:
     config = settings.config("wavelet")
     step = functools.partial(LibraryStep, config, settings.images, settings.device, seed=settings.seed)
     actions: dict[str, Callable[[], object]] = {
-        "default": step(), "default again": step(), "channels last": step(channels_last=True), "bf16 autocast": step(wrap=Autocast),
-        "bf16 autocast, channels last": step(wrap=Autocast, channels_last=True), "AdamW in a loop": step(optimiser="loop"),
-        "AdamW foreach": step(optimiser="foreach"), "AdamW fused": step(optimiser="fused"), "EMA in a loop": step(foreach_ema=False)}
+        "default": step(), "default again": step(), "contiguous": step(channels_last=False), "bf16 autocast": step(wrap=Autocast),
+        "AdamW in a loop": step(adamw="loop"), "AdamW foreach": step(adamw="foreach"), "AdamW fused": step(adamw="fused"),
+        "EMA in a loop": step(foreach_ema=False)}
     if settings.clock_kind == "wall":  # processor time adds up over threads
         actions["scales side by side"] = step(threads=make_map(config.model.map, config.model.levels).num_scales)
     if settings.device.type == "cuda":
         actions |= {"TF32 nowhere": _precise(step(), "float32"), "TF32 everywhere": _precise(step(), "tf32")}
     found = ratios(interleave(actions, settings.seconds, settings.clock), "default")
     return Section("One choice at a time", f"Wavelet, preset `{config.preset}`, {torch.get_num_threads()} threads. Default: float32 (on CUDA "
-                   "with torch's default, TF32 in convolutions), contiguous, AdamW as torch chooses, EMA by foreach, scales in turn. *Default "
-                   "again* is the same thing twice: how far it lies from 1 is what noise does. Side by side: one thread a scale, torch's threads "
+                   "with torch's default, TF32 in convolutions), channels-last, the preset's optimiser, EMA by foreach, scales in turn. AdamW rows: AdamW "
+                   "for all weights, so what Muon costs is in them. *Default again* is the same thing twice: how far it lies from 1 is what noise does. Side by side: one thread a scale, torch's threads "
                    "divided among them.",
                    [_ratio_row(name, r, "default") for name, r in found.items()])
 

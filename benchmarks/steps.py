@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from benchmarks.timing import Stages
 from pcdm_lib.batches import BatchSampler, random_flip
 from pcdm_lib.cascade import Cascade
+from pcdm_lib.optimisers import make_optimiser
 from pcdm_lib.presets import Config, build
 from pcdm_lib.unet import UNet
 
-OPTIMISERS: dict[str, dict[str, bool]] = {
-    "loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}, "default": {}}
+ADAMW: dict[str, dict[str, bool]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 
 
 class Autocast(nn.Module):
@@ -54,8 +54,8 @@ def fitted(config: Config, images: Tensor, seed: int, device: torch.device) -> C
     """The cascade of a configuration with the statistics of these images, as the trainer starts it."""
     cascade = build(config.model, seed).to(device)
     with torch.no_grad():
-        for (z, _), spec in zip(cascade.decompose(images[:512].to(device)), cascade.specs):
-            cascade.networks[spec.name].fit(z)
+        for (z, coarse), spec in zip(cascade.decompose(images[:512].to(device)), cascade.specs):
+            cascade.networks[spec.name].fit(z, coarse)
     return cascade
 
 
@@ -68,14 +68,14 @@ class LibraryStep:
     """One training step of every scale.
 
     Args:
-        optimiser: a key of OPTIMISERS. foreach_ema: one call for all weights, or a Python loop.
+        adamw: None for the configuration's optimiser, or AdamW for all weights in one of the ways of ADAMW. foreach_ema: one call for all weights, or a Python loop.
         wrap: what stands in for each scale's U-Net (compiled, under autocast); its weights are trained.
         threads: 1 for scales in turn, else a pool of so many threads with one scale each, and torch's threads divided among them.
         stages: where to write down what took how long; needs scales in turn.
     """
 
-    def __init__(self, config: Config, images: Tensor, device: torch.device, *, seed: int = 0, optimiser: str = "default",
-                 foreach_ema: bool = True, channels_last: bool = False, wrap: Callable[[nn.Module], nn.Module] | None = None,
+    def __init__(self, config: Config, images: Tensor, device: torch.device, *, seed: int = 0, adamw: str | None = None,
+                 foreach_ema: bool = True, channels_last: bool = True, wrap: Callable[[nn.Module], nn.Module] | None = None,
                  threads: int = 1, stages: Stages | None = None):
         if stages is not None and threads > 1:
             raise ValueError("stages of a step can be told apart only where scales are trained in turn: threads=1")
@@ -85,8 +85,8 @@ class LibraryStep:
         self.scales = []
         for index, spec in enumerate(self.cascade.specs):
             network = self.cascade.networks[spec.name]
-            if channels_last:
-                network.to(memory_format=torch.channels_last)
+            if not channels_last:  # the library's networks are
+                network.to(memory_format=torch.contiguous_format)
             module = nn.ModuleList([network, self.cascade.schedules[index]])
             average = copy.deepcopy(module).requires_grad_(False)  # before the wrapping: a compiled module cannot be copied
             if wrap is not None:
@@ -95,9 +95,10 @@ class LibraryStep:
                 network.net.register_forward_pre_hook(lambda *_: self._mark("bound without network"))
                 network.net.register_forward_hook(lambda *_: self._mark("network forward"))
             training = config.training
-            adam = torch.optim.AdamW(module.parameters(), lr=training.learning_rate, betas=(training.beta1, training.beta2),
-                                     weight_decay=training.weight_decay, **OPTIMISERS[optimiser])
-            self.scales.append((index, list(module.parameters()), list(average.parameters()), adam,
+            usual = {"betas": (training.beta1, training.beta2), "weight_decay": training.weight_decay}
+            optimiser = (make_optimiser(module, training.optimiser, training.learning_rate, training.muon_rate, **usual) if adamw is None
+                         else torch.optim.AdamW(module.parameters(), lr=training.learning_rate, **usual, **ADAMW[adamw]))
+            self.scales.append((index, list(module.parameters()), list(average.parameters()), optimiser,
                                 BatchSampler(len(images), training.batch_size, seed), torch.Generator(device).manual_seed(seed + index),
                                 torch.Generator().manual_seed(seed + index)))
 
@@ -120,12 +121,12 @@ class LibraryStep:
 
     def _train(self, scale: tuple) -> Tensor:
         loss = self._loss(scale)
-        _, parameters, average, adam, *_ = scale
-        adam.zero_grad(set_to_none=True)
+        _, parameters, average, optimiser, *_ = scale
+        optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self._mark("backward")
         nn.utils.clip_grad_norm_(parameters, self.config.training.clip)
-        adam.step()
+        optimiser.step()
         self._mark("optimiser and clipping")
         with torch.no_grad():
             weight = 1 - self.config.training.ema

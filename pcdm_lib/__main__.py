@@ -1,10 +1,11 @@
-"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | sample`. Same presets and settings as the notebooks."""
+"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | sample | ship | card`. Same presets and settings as the notebooks."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from pcdm_lib import checkpoints, data, distributed, evaluate, presets, records, training
+from pcdm_lib import checkpoints, data, distributed, evaluate, presets, pretrained, records, shipping, training
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     _train_options(commands.add_parser("train", help="train a cascade, or some of its scales"))
     _evaluate_options(commands.add_parser("evaluate", help="held-out bits per dimension of a trained run"))
     _sample_options(commands.add_parser("sample", help="images from a trained run, and their coarser scales"))
+    _ship_options(commands.add_parser("ship", help="make a trained run a model that comes with the package"))
+    _card_options(commands.add_parser("card", help="what is known of a shipped model, as Markdown"))
     options = parser.parse_args(arguments)
     try:
         records.check_device(options.device)
@@ -78,24 +81,42 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     _common(parser, dataset=True)
-    parser.add_argument("run_dirs", type=Path, nargs="+", help="a run, or several that trained different scales")
+    parser.add_argument("run_dirs", type=Path, nargs="+", help="a run, several that trained different scales, or a shipped model's name")
     parser.add_argument("--weights", default="ema", choices=("ema", "raw"))
     parser.add_argument("--images", type=int, default=None, help="score the first N held-out images (default: all)")
     parser.add_argument("--repeats", type=int, default=4, help="independent estimates (default: 4)")
     parser.add_argument("--times", type=int, default=4, help="network evaluations an image, scale and repeat (default: 4)")
     parser.add_argument("--steps", type=int, default=None, help="the T-step bound instead of the continuous-time one")
+    parser.add_argument("--against", type=Path, nargs="+", default=None, metavar="RUN",
+                        help="score this model too, and state the paired difference over the images")
     parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file")
     parser.set_defaults(run=_evaluate)
 
 
 def _sample_options(parser: argparse.ArgumentParser) -> None:
     _common(parser, dataset=False)
-    parser.add_argument("run_dirs", type=Path, nargs="+")
+    parser.add_argument("run_dirs", type=Path, nargs="+", help="a run, several that trained different scales, or a shipped model's name")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNG files, made if need be")
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--weights", default="ema", choices=("ema", "raw"))
     parser.set_defaults(run=_sample)
+
+
+def _ship_options(parser: argparse.ArgumentParser) -> None:
+    _common(parser, dataset=True)
+    parser.add_argument("run_dirs", type=Path, nargs="+", help="a run, or several that trained different scales")
+    parser.add_argument("name", help="what load_pretrained will call it; an older model of that name is replaced")
+    parser.add_argument("--images", type=int, default=None, help="score the first N held-out images (default: all)")
+    parser.add_argument("--repeats", type=int, default=4, help="independent estimates (default: 4)")
+    parser.add_argument("--times", type=int, default=4, help="network evaluations an image, scale and repeat (default: 4)")
+    parser.add_argument("--weights-root", type=Path, default=pretrained.WEIGHTS, help="folder of models (default: the package's)")
+    parser.set_defaults(run=_ship)
+
+
+def _card_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="a shipped model; without it, their names are listed")
+    parser.set_defaults(run=_card, device="cpu")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -139,7 +160,27 @@ def _train_here(options: argparse.Namespace, changes: dict[str, str], device: to
 def _evaluate(options: argparse.Namespace) -> int:
     images = data.load(options.dataset, root=options.data_root, heldout_limit=options.images)
     print(f"data: {images.label}", flush=True)
-    cascade, headers = checkpoints.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
+    result, headers = _score(options, options.run_dirs, images)
+    facts = {"data": {"label": images.label, **images.source}, "config": headers[0]["config"], "training": _trained(headers),
+             "evaluation": records.finite(result.to_dict()), "provenance": records.provenance(options.device)}
+    if options.against:
+        other, others = _score(options, options.against, images)
+        mean, error = evaluate.paired_difference(result, other)
+        print(f"the first less the second, image by image: {mean:+.4f} +- {error:.4f} bpd")
+        facts["against"] = {"config": others[0]["config"], "training": _trained(others), "evaluation": records.finite(other.to_dict()),
+                            "paired difference": records.finite({"bpd": mean, "se": error})}
+    if options.out is not None:
+        records.write_json(options.out, facts)
+    return 0
+
+
+def _trained(headers: list[dict]) -> list[dict]:
+    return [{k: h[k] for k in ("scales", "step", "seconds", "seed", "data")} for h in headers]
+
+
+def _score(options: argparse.Namespace, sources: list[Path], images: data.ImageData) -> tuple[evaluate.Evaluation, list[dict]]:
+    """Score what `sources` name on the held-out images, and say so."""
+    cascade, headers = pretrained.open_model(sources, options.weights, options.device)
     for header in headers:
         print(f"{', '.join(header['scales'])} trained on: {header['data'].get('label', 'unnamed data')}, {header['step']} steps")
     trained_on = headers[0]["data"]
@@ -152,15 +193,11 @@ def _evaluate(options: argparse.Namespace) -> int:
                                weights=options.weights.upper() if options.weights == "ema" else options.weights, device=options.device,
                                progress=not options.quiet)
     print(result)
-    if options.out is not None:
-        records.write_json(options.out, {"data": {"label": images.label, **images.source}, "config": headers[0]["config"],
-                                         "training": [{k: h[k] for k in ("scales", "step", "seconds", "seed", "data")} for h in headers],
-                                         "evaluation": records.finite(result.to_dict()), "provenance": records.provenance(options.device)})
-    return 0
+    return result, headers
 
 
 def _sample(options: argparse.Namespace) -> int:
-    cascade, headers = checkpoints.load_cascade(*options.run_dirs, weights=options.weights, device=options.device)
+    cascade, headers = pretrained.open_model(options.run_dirs, options.weights, options.device)
     label = headers[0]["data"].get("label", "unnamed data")
     print(f"trained on: {label}", flush=True)
     generator = torch.Generator(options.device).manual_seed(options.seed)
@@ -173,6 +210,27 @@ def _sample(options: argparse.Namespace) -> int:
             array = image.permute(1, 2, 0).numpy()
             _save_png(options.out / f"sample-{number:03d}-{cascade.specs[index].name}.png", array, f"sample of a model trained on {label}")
     print(f"{options.count} images, scale by scale, in {options.out}")
+    return 0
+
+
+def _ship(options: argparse.Namespace) -> int:
+    images = data.load(options.dataset, root=options.data_root)
+    print(f"data: {images.label}", flush=True)
+    checks = {options.dataset if images.name == "folder" else images.name: images}
+    if images.name != "photos":  # figures that can be checked where that data set is not at hand
+        checks["photos"] = data.load("photos", size=images.train.shape[-1])
+    words = ["python", "-m", "pcdm_lib", "ship", *(f"runs/{run.resolve().name}" for run in options.run_dirs), options.name, "--dataset", options.dataset,
+             *(["--images", str(options.images)] if options.images else []), "--repeats", str(options.repeats), "--times", str(options.times),
+             "--seed", str(options.seed)]
+    facts = shipping.ship(options.run_dirs, options.name, images, checks=checks, count=options.images, repeats=options.repeats,
+                          times_per_image=options.times, seed=options.seed, command=shlex.join(words), device=options.device,
+                          root=options.weights_root, progress=not options.quiet)
+    print(pretrained.markdown(facts))
+    return 0
+
+
+def _card(options: argparse.Namespace) -> int:
+    print(pretrained.markdown(pretrained.card(options.name)) if options.name else "\n".join(pretrained.names()))
     return 0
 
 

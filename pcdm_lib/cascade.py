@@ -99,7 +99,7 @@ class Cascade(nn.Module):
         return self.map.decompose(x, self.max_value)
 
     def scale_terms(self, index: int, z: Tensor, coarse: Tensor | None, t: Tensor, eps: Tensor, steps: int | None = None,
-                    eps_0: Tensor | None = None) -> Terms:
+                    eps_0: Tensor | None = None, per_coefficient: bool = False) -> Terms:
         """The three terms of one scale in nats, (N,) each, at given times and noise: no randomness of its own.
 
         Args:
@@ -107,18 +107,19 @@ class Cascade(nn.Module):
             t: times (N,) in [0, 1); with `steps`, the step that holds t is scored, times the number of steps.
             eps: noise of the diffusion term. eps_0: noise of the reconstruction term; `eps` again where it is None, which keeps
                 every term unbiased and makes them share a draw.
+            per_coefficient: give the share of every coordinate, (N, *spec.shape), instead of their sum over the image.
         """
         if steps is not None and steps < 1:
             raise ValueError(f"a model has at least one step, got steps={steps}; None is continuous time")
         spec, schedule, denoiser = self.specs[index], self.schedules[index], self.denoiser(index)
         y = spec.to_float(z, eps.dtype)
         if steps is None:
-            diffusion = diffusion_term(denoiser, schedule, y, coarse, t, eps)
+            diffusion = diffusion_term(denoiser, schedule, y, coarse, t, eps, per_coefficient)
         else:
             step = (t * steps).long().clamp(max=steps - 1) + 1
-            diffusion = steps * step_term(denoiser, schedule, y, coarse, step, steps, eps)
-        reconstruction = reconstruction_term(spec, schedule, y, z, coarse, eps if eps_0 is None else eps_0)
-        return Terms(prior_term(y, schedule), diffusion, reconstruction)
+            diffusion = steps * step_term(denoiser, schedule, y, coarse, step, steps, eps, per_coefficient)
+        reconstruction = reconstruction_term(spec, schedule, y, z, coarse, eps if eps_0 is None else eps_0, per_coefficient)
+        return Terms(prior_term(y, schedule, per_coefficient), diffusion, reconstruction)
 
     def bound(self, x: Tensor, generator: torch.Generator, steps: int | None = None, scales: Sequence[int] | None = None,
               times: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Bound:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pcdm_lib.download import CIFAR_ARCHIVE, CIFAR_FOLDER, CIFAR_TEST, CIFAR_TRAIN, by_hand, fetch, unpack
 
@@ -222,6 +222,7 @@ def _read_batch(path: Path) -> np.ndarray:
 # A folder of images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+TRANSPARENCY = "transparency"
 
 
 def _load_folder(folder: Path, size: int, limit: int | None) -> ImageData:
@@ -279,7 +280,37 @@ def _beyond_rgb(image: Image.Image, file: BinaryIO) -> str | None:
         if depth > 8:
             return f"{depth} bits a channel"
     if image.has_transparency_data:
-        return "transparency"
+        return TRANSPARENCY
     if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:  # a JPEG's further frames are previews
         return f"{image.n_frames} frames"
     return None if image.mode in ("1", "L", "P", "RGB") else f"mode {image.mode}"
+
+
+# One image of the reader's
+
+
+def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
+    """Any 8-bit PNG, JPEG or WebP as one uint8 image (1, 3, size, size): turned upright, the largest square in its middle whose side is a
+    multiple of `size`, reduced by box means as the photographs are. Transparency is laid on white.
+
+    Raises ValueError naming the file where it cannot be read, has other than 8 bits a channel, or is smaller than size x size.
+    """
+    path = Path(path).expanduser()
+    try:
+        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+            what, flat = _beyond_rgb(image, file), image
+            if what == TRANSPARENCY:
+                rgba, what = image.convert("RGBA"), None
+                flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            pixels = None if what else np.asarray(ImageOps.exif_transpose(flat).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as PNG, JPEG or WebP ({error}): give another file") from error
+    if what:
+        raise ValueError(f"{path} has {what}, expected one 8-bit image, colour or gray: convert it")
+    height, width = pixels.shape[:2]
+    factor = min(height, width) // size
+    if factor == 0:
+        raise ValueError(f"{path} is {width}x{height} pixels, expected at least {size}x{size}: give a larger one")
+    top, left = (height - factor * size) // 2, (width - factor * size) // 2
+    square = _box_reduce(pixels[top : top + factor * size, left : left + factor * size], factor)
+    return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))[None]

@@ -25,7 +25,8 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Terms(NamedTuple):
-    """The bound of one scale, -log P(z | coarser) <= prior + diffusion + reconstruction; each (N,) nats."""
+    """The bound of one scale, -log P(z | coarser) <= prior + diffusion + reconstruction; each (N,) nats, or with `per_coefficient` the
+    share of every coordinate, (N, bands*C, h, w)."""
 
     prior: Tensor
     diffusion: Tensor
@@ -50,22 +51,26 @@ def add_noise(y: Tensor, gamma: Tensor, eps: Tensor) -> Tensor:
     return alpha * y + sigma * eps
 
 
-def prior_term(y: Tensor, schedule: Schedule) -> Tensor:
-    """KL( q(z_1 | y) || N(0, I) ) in nats, (N,)."""
+def prior_term(y: Tensor, schedule: Schedule, per_coefficient: bool = False) -> Tensor:
+    """KL( q(z_1 | y) || N(0, I) ) in nats, (N,), or of every coordinate."""
     alpha, sigma = alpha_sigma(schedule.gamma_max.to(y.dtype))
     # sigma^2 = 1 - alpha^2, so the variance part is -(alpha^2 + log(1 - alpha^2)) / 2, tiny and best kept in this form
-    return _per_image((alpha * y) ** 2 / 2 - (alpha**2 + torch.log1p(-(alpha**2))) / 2)
+    terms = (alpha * y) ** 2 / 2 - (alpha**2 + torch.log1p(-(alpha**2))) / 2
+    return terms if per_coefficient else _per_image(terms)
 
 
-def reconstruction_term(spec: ScaleSpec, schedule: Schedule, y: Tensor, z: Tensor, coarse: Tensor | None, eps: Tensor) -> Tensor:
-    """-log P(z | z_0, coarser) at one draw z_0 = alpha_0 y + sigma_0 eps, in nats, (N,)."""
+def reconstruction_term(spec: ScaleSpec, schedule: Schedule, y: Tensor, z: Tensor, coarse: Tensor | None, eps: Tensor,
+                        per_coefficient: bool = False) -> Tensor:
+    """-log P(z | z_0, coarser) at one draw z_0 = alpha_0 y + sigma_0 eps, in nats, (N,), or of every coordinate."""
     alpha, sigma = alpha_sigma(schedule.gamma_min.double())
     z_0 = alpha * y.double() + sigma * eps.double()
-    return -scale_log_prob(spec, z_0, alpha, sigma, z, coarse).to(y.dtype)
+    return -scale_log_prob(spec, z_0, alpha, sigma, z, coarse, per_coefficient).to(y.dtype)
 
 
-def diffusion_term(denoiser: Denoiser, schedule: Schedule, y: Tensor, coarse: Tensor | None, t: Tensor, eps: Tensor) -> Tensor:
-    """Continuous-time term 1/2 gamma'(t) |eps - eps_hat|^2 at one time an image (Eq. 16), unbiased for uniform t; (N,) nats.
+def diffusion_term(denoiser: Denoiser, schedule: Schedule, y: Tensor, coarse: Tensor | None, t: Tensor, eps: Tensor,
+                   per_coefficient: bool = False) -> Tensor:
+    """Continuous-time term 1/2 gamma'(t) |eps - eps_hat|^2 at one time an image (Eq. 16), unbiased for uniform t; (N,) nats, or of
+    every coordinate (for looking at: not where a schedule's shape is being learned).
 
     Where the schedule's shape is learned, the gradient that reaches it is that of the squared term, whose mean is minimal where
     the estimate's variance is: the mean itself does not depend on the shape.
@@ -76,15 +81,19 @@ def diffusion_term(denoiser: Denoiser, schedule: Schedule, y: Tensor, coarse: Te
         for v in (shape, slope):
             v.register_hook(lambda grad: grad * 2 * terms[0] / terms[1].clamp(min=1e-12))
     gamma = schedule.start + schedule.span * shape
-    squared = _per_image((eps - denoiser(add_noise(y, gamma, eps), gamma, coarse)) ** 2)
+    squared = (eps - denoiser(add_noise(y, gamma, eps), gamma, coarse)) ** 2
+    if per_coefficient:
+        return schedule.span * _broadcast(slope) * squared / 2
+    squared = _per_image(squared)
     term = schedule.span * slope * squared / 2
     if schedule.learned_shape and shape.requires_grad:
         terms += [term.detach(), schedule.batch_mean(term.detach())]
     return term
 
 
-def step_term(denoiser: Denoiser, schedule: Schedule, y: Tensor, coarse: Tensor | None, step: Tensor, steps: int, eps: Tensor) -> Tensor:
-    """The k-th of T terms, 1/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2 with t = k/T and s = (k-1)/T; (N,) nats.
+def step_term(denoiser: Denoiser, schedule: Schedule, y: Tensor, coarse: Tensor | None, step: Tensor, steps: int, eps: Tensor,
+              per_coefficient: bool = False) -> Tensor:
+    """The k-th of T terms, 1/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2 with t = k/T and s = (k-1)/T; (N,) nats, or of every coordinate.
 
     Args:
         step: k of every image, (N,) integers in 1..T. Their sum over k is the diffusion term of a T-step model.
@@ -92,8 +101,8 @@ def step_term(denoiser: Denoiser, schedule: Schedule, y: Tensor, coarse: Tensor 
     t = step.to(y.dtype) / steps
     s = (step - 1).to(y.dtype) / steps
     gamma_t, gamma_s = schedule(t), schedule(s)
-    squared = _per_image((eps - denoiser(add_noise(y, gamma_t, eps), gamma_t, coarse)) ** 2)
-    return torch.expm1(gamma_t - gamma_s) * squared / 2
+    weight, squared = torch.expm1(gamma_t - gamma_s), (eps - denoiser(add_noise(y, gamma_t, eps), gamma_t, coarse)) ** 2
+    return _broadcast(weight) * squared / 2 if per_coefficient else weight * _per_image(squared) / 2
 
 
 class Step(NamedTuple):

@@ -131,7 +131,7 @@ def evaluate(cascade: Cascade, images: Tensor, *, repeats: int = 4, times_per_im
     bar = tqdm(total=repeats * times_per_image * n, desc="evaluating", unit="image", disable=not progress)
     try:
         for repeat in range(repeats):
-            t = torch.stack([_draw_times(n, times_per_image, times, generator, device, dtype) for _ in range(count)], dim=1)
+            t = torch.stack([draw_times(n, times_per_image, times, generator, device, dtype) for _ in range(count)], dim=1)
             for k, start in itertools.product(range(times_per_image), range(0, n, batch_size)):
                 part = slice(start, start + batch_size)
                 bound = cascade.bound(images[part].to(device), generator, steps, times=t[k, :, part], dtype=dtype)
@@ -146,7 +146,7 @@ def evaluate(cascade: Cascade, images: Tensor, *, repeats: int = 4, times_per_im
     return Evaluation(parts, tuple(s.name for s in cascade.specs), steps, times, weights, seed, times_per_image)
 
 
-def _draw_times(n: int, per_image: int, kind: str, generator: torch.Generator, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+def draw_times(n: int, per_image: int, kind: str, generator: torch.Generator, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """(per_image, n) times for one scale."""
     if kind == "uniform":
         return torch.rand(per_image, n, generator=generator, device=device, dtype=dtype)

@@ -144,7 +144,8 @@ def to_integer_axis(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor) 
     return (z_0.double() / alpha - spec.shift) / spec.gain, sigma / (alpha * spec.gain)
 
 
-def scale_log_prob(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor, z: Tensor, coarse: Tensor | None) -> Tensor:
+def scale_log_prob(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor, z: Tensor, coarse: Tensor | None,
+                   per_coefficient: bool = False) -> Tensor:
     """log P(z | z_0, coarser) in nats, one number an image (N,): the reconstruction term of the bound with its sign turned.
 
     Each band is scored given the coarser scales and the bands before it, in the order in which a decoder meets them.
@@ -152,18 +153,18 @@ def scale_log_prob(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor, z
     Args:
         z_0: noisy orthonormal coordinates (N, bands*C, h, w). alpha, sigma: their scale and noise, scalars or (N, 1, 1, 1).
         z: the true integers, same shape. coarse: integers rebuilt from the coarser scales, or None for the base.
+        per_coefficient: the share of every coefficient, (N, bands*C, h, w), instead of their sum.
     Raises:
         ValueError: where z holds integers that belong to no image.
     """
     centre, tau = to_integer_axis(spec, z_0, alpha, sigma)
-    truth, decoded = spec.split(z), {}
-    total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+    truth, decoded, shares = spec.split(z), {}, []
     for band, band_centre in spec.split(centre).items():  # in decoding order
         progression = allowed(spec, band, coarse, decoded, band_centre)
         check_member(truth[band], progression, f"{spec.name}, band {band}")
-        total = total + log_prob(band_centre, tau, truth[band], progression).sum(dim=(1, 2, 3))
+        shares.append(log_prob(band_centre, tau, truth[band], progression))
         decoded[band] = truth[band]
-    return total
+    return torch.cat(shares, dim=1) if per_coefficient else sum(share.sum(dim=(1, 2, 3)) for share in shares)
 
 
 def scale_draw(spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor, coarse: Tensor | None,

@@ -58,7 +58,8 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TrainingConfig:
     """The optimiser and what goes with it. `lr_decay` is "none" or "cosine" (to zero over the budget); `optimiser` is "adamw", or "muon" for
-    the kernels of the hidden convolutions, at `muon_rate`, and AdamW for the rest (optimisers.py)."""
+    the kernels of the hidden convolutions, at `muon_rate`, and AdamW for the rest (optimisers.py). `precision` "bf16" runs the networks under
+    autocast while they are trained; what is scored is float32. `compile` hands them to torch.compile."""
 
     batch_size: int = 16
     optimiser: str = "adamw"
@@ -72,12 +73,15 @@ class TrainingConfig:
     ema: float = 0.995
     clip: float = 1.0
     flips: bool = True
+    precision: str = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         rules = {"batch_size": self.batch_size >= 1, "learning_rate": self.learning_rate > 0, "beta1": 0 <= self.beta1 < 1,
                  "beta2": 0 <= self.beta2 < 1, "weight_decay": self.weight_decay >= 0, "warmup_steps": self.warmup_steps >= 0,
                  "lr_decay": self.lr_decay in ("none", "cosine"), "ema": 0 <= self.ema < 1, "clip": self.clip > 0,
-                 "optimiser": self.optimiser in OPTIMISERS, "muon_rate": self.muon_rate > 0}
+                 "optimiser": self.optimiser in OPTIMISERS, "muon_rate": self.muon_rate > 0,
+                 "precision": self.precision in ("float32", "bf16")}
         for name, fine in rules.items():
             if not fine:
                 raise ValueError(f"setting {name}={getattr(self, name)!r} makes no sense: see TrainingConfig")

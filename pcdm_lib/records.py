@@ -127,7 +127,9 @@ def _commit() -> str | None:
         # only the checkout that holds this package counts, not one that happens to lie around an installed copy
         if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
             return None
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        # shipped weights are results: that one was replaced does not make the next one's code another
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)pcdm_lib/weights")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

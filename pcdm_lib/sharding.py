@@ -27,14 +27,7 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], group: Group, device:
 
 
 def own_group(optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimiser with what is not divided in a parameter group of its own, at the end: one kernel cannot take both kinds.
-
-    Raises:
-        ValueError: for anything but AdamW, which treats every weight alone.
-    """
-    if not isinstance(optimiser, torch.optim.AdamW):
-        raise ValueError(f"sharding works with AdamW, which treats every weight alone, not with {type(optimiser).__name__}: "
-                         "choose AdamW, or train without sharding")
+    """The optimiser with what is not divided in a parameter group of its own, at the end: one kernel cannot take both kinds."""
     (group,) = optimiser.param_groups
     divided = [p for p in group["params"] if isinstance(p, DTensor)]
     rest = group["params"][len(divided) :]  # the module's order: first its network, then its schedule

@@ -48,7 +48,7 @@ from pcdm_lib.distributed import Group
 from pcdm_lib.evaluate import bits_per_dim
 from pcdm_lib.optimisers import Optimiser, make_optimiser
 from pcdm_lib.presets import Config, build, differences
-from pcdm_lib.schedule import FittedSchedule, Schedule
+from pcdm_lib.schedule import Schedule
 from pcdm_lib.unet import Attention, ResidualBlock
 
 _IDENTIFYING = ("train_sha256", "train_count")  # what a resumed run must have learned from; the rest of `data` is a record
@@ -142,6 +142,8 @@ class Trainer:
         self.waits = self.device.type != "cuda"  # whether each step's loss is looked at: on a GPU that would leave it idle
         if shard and not torch.distributed.is_initialized():
             raise ValueError("sharding divides a network among processes: start them by torchrun")
+        if shard and config.training.optimiser != "adamw":
+            raise ValueError(f"sharding takes AdamW, whose state divides; {config.training.optimiser} needs whole matrices: set optimiser=adamw")
         self._sharding = importlib.import_module("pcdm_lib.sharding") if shard else None  # takes torch seconds to import
         self.cascade = build(config.model, seed, scales)
         self.cascade.check_images(images)
@@ -232,6 +234,10 @@ class Trainer:
                 blocks = [m for m in network.modules() if isinstance(m, (ResidualBlock, Attention))]
                 self._sharding.shard(network, blocks, group, self.device)
             replicated = list(own["schedule"].parameters()) if own is module else []
+        if training.precision == "bf16":
+            module["network"].autocast = torch.bfloat16
+        if training.compile:
+            module["network"].net.compile()  # in place: names and weights stay as they are
         part = (group.place, group.size)
         loss: nn.Module = ScaleLoss(own.parameters(), lambda z, coarse: self.cascade.loss(index, z, coarse, generator, torch.float32, part))
         if group.size > 1 and not self.shard:
@@ -252,10 +258,8 @@ class Trainer:
 
     def _optimiser(self, module: nn.Module) -> Optimiser:
         training = self.config.training
-        if self.shard and training.optimiser != "adamw":
-            raise ValueError(f"sharding takes AdamW, whose state divides; {training.optimiser} needs whole matrices: set optimiser=adamw")
         return make_optimiser(module, training.optimiser, training.learning_rate, training.muon_rate, (training.beta1, training.beta2),
-                              training.weight_decay)
+                              training.weight_decay, fused=not self.shard)
 
     def _shared_schedule(self) -> SharedSchedule | None:
         """A learned schedule that all scales share has an optimiser of its own, which sees the sum of their gradients."""
@@ -327,7 +331,7 @@ class Trainer:
         self._trim_log()
         header = records.read_json(self.run_dir / "config.json")
         header["provenance"].append(records.provenance(self.device) | {
-            "from_step": self.step, "processes": described, "shard": self.shard, "side_by_side": self.side_by_side})
+            "from_step": self.step, "budget": self.budget, "processes": described, "shard": self.shard, "side_by_side": self.side_by_side})
         records.write_json(self.run_dir / "config.json", header)
 
     @contextlib.contextmanager
@@ -420,8 +424,10 @@ class Trainer:
             z, coarse = (None if v is None else self._to_device(v) for v in self.cascade.decompose(batch)[scale.index])
             profiles.append(self.cascade.noise_profile(scale.index, z, coarse, noise, schedule.bins))
         network.train()
-        schedule.fit(torch.stack(profiles).mean(dim=0))
-        scale.ema["schedule"].load_state_dict(schedule.state_dict())
+        profile = torch.stack(profiles).mean(dim=0)
+        if bool(torch.isfinite(profile).all()):  # if not, the gradient of this step says so, in all processes
+            schedule.fit(profile)
+            scale.ema["schedule"].load_state_dict(schedule.state_dict())
 
     def _gradients(self) -> list[float | Tensor]:
         """Loss and gradient of every scale. Changes no weight; where it fails, the random streams are put back too, so that the state

@@ -10,6 +10,7 @@ free: whatever it is, the error counted is that of unit noise in every orthonorm
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import NamedTuple
 
@@ -271,6 +272,7 @@ class PreconditionedDenoiser(nn.Module):
             raise ValueError("whitened inputs are a kind of preconditioning: set inputs=plain, or preconditioning=gaussian or lattice")
         self.map, self.spec, self.gamma_range = hierarchy, spec, gamma_range
         self.preconditioning, self.features = preconditioning, features
+        self.autocast: torch.dtype | None = None  # of the network alone, in training; the rest stays in the dtype of z_t
         channels = spec.shape[0]
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.full((channels, 1, 1), 0.5 / spec.gain))
@@ -315,7 +317,9 @@ class PreconditionedDenoiser(nn.Module):
         centre, tau = (z_t * torch.sqrt(1 + ratio**2) - spec.shift) / spec.gain, ratio / spec.gain
         inputs = self._inputs(z_t, centre, tau, coarse) + self._waves(z_t, centre, tau, coarse)
         low, high = self.gamma_range
-        out = self.map.from_view(spec, self.net(torch.cat(inputs, dim=1), (gamma - low) / (high - low)))
+        with torch.autocast(z_t.device.type, self.autocast) if self.autocast is not None else contextlib.nullcontext():
+            out = self.net(torch.cat(inputs, dim=1), (gamma - low) / (high - low))
+        out = self.map.from_view(spec, out.to(z_t.dtype))
         if self.preconditioning == "none":
             return z_t + out
         estimate, variance = self._estimate(centre, tau, coarse)

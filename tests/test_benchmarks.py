@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import parts, report
+from benchmarks import learning, parts, report
 from benchmarks.__main__ import main
 from benchmarks.steps import Autocast, LibraryStep, PlainStep
 from benchmarks.timing import Clock, Stages, interleave, quartiles, ratios
 from pcdm_lib.cascade import Cascade
-from pcdm_lib.presets import preset
+from pcdm_lib.presets import build, preset
 from pcdm_lib.training import Trainer
 
 CPU = torch.device("cpu")
@@ -134,6 +134,8 @@ def test_library_step_is_the_trainers(tmp_path):
         flips.set_state(scale.flips.get_state())
     logged = []
     trainer.run(steps=1, progress=False, log_every=1, on_log=logged.append)
+    for own, theirs in zip(step.cascade.schedules, trainer.cascade.schedules):
+        own.load_state_dict(theirs.state_dict())  # fitted before the first step
     losses = step()
     dims = [spec.dims for spec in step.cascade.specs]
     assert sum(float(loss) * d for loss, d in zip(losses, dims)) / sum(dims) / math.log(2) == pytest.approx(logged[0]["bpd"], rel=1e-5)
@@ -141,10 +143,11 @@ def test_library_step_is_the_trainers(tmp_path):
 
 def test_variants_train_to_the_same_losses():
     images = noise_images(16)
-    reference = LibraryStep(CONFIG, images, CPU)
+    plain = CONFIG.override({"optimiser": "adamw"})
+    reference = LibraryStep(plain, images, CPU)
     expected = [reference() for _ in range(2)][1]
-    for change in ({"threads": 2}, {"channels_last": True}, {"optimiser": "fused"}, {"optimiser": "loop"}, {"foreach_ema": False}):
-        step = LibraryStep(CONFIG, images, CPU, **change)
+    for change in ({"threads": 2}, {"channels_last": False}, {"adamw": "fused"}, {"adamw": "loop"}, {"foreach_ema": False}):
+        step = LibraryStep(plain, images, CPU, **change)
         assert torch.allclose(torch.stack([step() for _ in range(2)][1]), torch.stack(expected), rtol=1e-3), change
     assert torch.get_num_threads() == 1
     before = [average[0].clone() for _, _, average, *_ in reference.scales]
@@ -174,7 +177,8 @@ def test_scaling_measures_in_child_processes(settings, monkeypatch):
     monkeypatch.setattr(parts, "growing", lambda base: [("batch", 2, {"batch_size": 2}), ("again", 2, {"batch_size": 2})])
     first, again = parts.scaling(settings).rows
     assert first["memory by"] == ("VmHWM" if sys.platform == "linux" else "ru_maxrss")
-    assert first["peak MiB"] >= first["MiB before the first step"] > 50 and first["parameters"] == 39316
+    assert first["peak MiB"] >= first["MiB before the first step"] > 50
+    assert first["parameters"] == sum(p.numel() for p in build(CONFIG.model).parameters())
     assert again["peak MiB"] == first["peak MiB"]  # the same configuration is measured once
 
 
@@ -234,3 +238,17 @@ def test_ptwt_is_reported_as_absent(settings, monkeypatch):
     assert absent["quartiles"] == "not installed" and absent["ratio"] is None
     assert any(re.search("PyWavelets", what) and row["ratio"] > 0 for what, row in rows.items())
     assert "wavelet: synthesise (float32)" in rows and "identity: decompose (uint8 to int32)" in rows
+
+
+def test_learning_compares_each_choice_with_the_preset(folder, tmp_path, capsys):
+    """Every variant in one table, the preset against itself at exactly 0; bad input in one line."""
+    out = tmp_path / "learning.json"
+    where = ["--preset", "tiny", "--system", "wavelet", "--dataset", f"folder:{folder}", "--steps", "2", "--out", str(out)]
+    assert learning.main(where) == 0
+    found = json.loads(out.read_text())
+    assert [row["variant"] for row in found["rows"]] == list(learning.WITHOUT) and found["scale"] == "details1"
+    assert found["rows"][0]["more than the preset"] == 0.0 and found["rows"][0]["time a step, ratio"] == 1.0
+    assert all(row["more than the preset"] != 0.0 for row in found["rows"][1:])
+    assert "| AdamW instead of Muon |" in capsys.readouterr().out
+    assert learning.main([*where, "--scale", "details9"]) == 2
+    assert "unknown scale 'details9': wavelet has base, details1" in capsys.readouterr().err

@@ -533,6 +533,46 @@ def test_random_flip() -> None:
     assert 70 < sum(mirrored) < 130
 
 
+# One image of the reader's
+
+
+def test_read_square_crops_the_middle_and_averages(tmp_path: Path) -> None:
+    """By hand: 70 x 140 pixels hold a square of 64, whose 2x2 blocks are averaged; what lies outside it does not matter."""
+    pixels = np.zeros((70, 140, 3), np.uint8)
+    pixels[3:67, 38:102] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = data.read_square(tmp_path / "a.png")
+    expected = (pixels[3:67, 38:102].reshape(32, 2, 32, 2, 3).astype(int).sum((1, 3)) + 2) // 4
+    assert found.shape == (1, 3, 32, 32) and found.dtype == torch.uint8
+    assert np.array_equal(found[0].permute(1, 2, 0), expected)
+
+
+def test_read_square_lays_transparency_on_white_and_turns_upright(tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 40), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (data.read_square(tmp_path / "clear.png") == 255).all()
+    Image.new("L", (33, 33), 7).save(tmp_path / "gray.png")
+    assert (data.read_square(str(tmp_path / "gray.png")) == 7).all()
+    half = np.zeros((64, 64, 3), np.uint8)
+    half[:32] = 255  # white above; the camera was held on its side
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(half).save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    turned = data.read_square(tmp_path / "turned.jpg")[0].float()
+    assert turned[:, :, 17:].mean() > 250 and turned[:, :, :15].mean() < 5
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda path: path.write_bytes(b"no image"), "cannot be read as PNG"),
+    (lambda path: None, "cannot be read as PNG"),
+    (lambda path: Image.new("RGB", (31, 90)).save(path), "31x90 pixels, expected at least 32x32"),
+    (lambda path: Image.fromarray(np.zeros((40, 40), np.uint16)).save(path), "16 bits a channel"),
+])
+def test_read_square_names_what_it_cannot_use(tmp_path: Path, make, message: str) -> None:
+    make(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=rf"a\.png.*{message}"):
+        data.read_square(tmp_path / "a.png")
+
+
 # Real data, where there is some
 
 

@@ -31,16 +31,17 @@ SETTINGS = {
     "learned": {"schedule": "learned_linear", "system": "standard"},
     "shared": {"schedule": "learned_linear", "shared_schedule": True},
     "pyramid": {"system": "laplacian"},
+    "muon": {"optimiser": "muon"},
 }
 WAYS = {"together": {}, "scales": {"groups": "scales"}, "shard": {"shard": True}, "shard, scales": {"shard": True, "groups": "scales"}}
 CASES = [("plain", "together"), ("monotone", "together"), ("learned", "together"), ("shared", "together"), ("plain", "scales"),
-         ("shared", "scales"), ("pyramid", "scales"), ("monotone", "shard"), ("shared", "shard, scales")]
+         ("shared", "scales"), ("pyramid", "scales"), ("muon", "together"), ("monotone", "shard"), ("shared", "shard, scales")]
 
 
 def config(system="wavelet", **changes):
     base = presets.preset("tiny", system, (3, 8, 8))
     # clipped at every step, so that a wrong norm would show
-    return base.override({"batch_size": 8, "warmup_steps": 2, "clip": 0.05, "lr_decay": "none", **changes})
+    return base.override({"batch_size": 8, "warmup_steps": 2, "clip": 0.05, "lr_decay": "none", "optimiser": "adamw", **changes})
 
 
 def images():
@@ -110,6 +111,7 @@ def refused(folder):
     """What all processes say to bad input, each in its own words."""
     attempts = {"batch": lambda: train(folder / "x", {"batch_size": 7}),
                 "exists": lambda: train(folder / "plain, together", {}),
+                "muon": lambda: train(folder / "z", {"optimiser": "muon"}, shard=True),
                 "differ": lambda: train(folder / "y", {}, seed=distributed.rank())}
     said = {}
     for name, attempt in attempts.items():
@@ -216,6 +218,7 @@ def test_divergence_of_one_process_ends_all_with_the_last_good_state(job, way):
 def test_bad_input_is_refused_by_all(job):
     first, second = (json.loads((job / f"outcomes-{r}.json").read_text())["refused"] for r in (0, 1))
     assert all("does not divide among 2: set batch_size to a multiple of 2" in said["batch"] for said in (first, second))
+    assert all("sharding takes AdamW" in said["muon"] for said in (first, second))
     assert first["exists"].startswith("FileExistsError") and "resume it" in first["exists"]
     assert second["exists"].startswith("ProcessFailed: process 0 failed: FileExistsError")
     assert "seed: expected 0, found 1" in second["differ"] and "processes of this job differ" in first["differ"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pcdm_lib.cascade import Cascade
-from pcdm_lib.evaluate import TERMS, Evaluation, _draw_times, bits_per_dim, code_lengths, evaluate, kraft_sum, paired_difference
+from pcdm_lib.evaluate import TERMS, Evaluation, draw_times, bits_per_dim, code_lengths, evaluate, kraft_sum, paired_difference
 from pcdm_lib.exact import contract_source, exact_cascade
 from pcdm_lib.maps import HaarWavelet
 from pcdm_lib.schedule import LinearSchedule
@@ -79,9 +79,9 @@ def test_constant_images_have_noise_only() -> None:
 
 def test_strata_within_an_image() -> None:
     """Every image meets every stratum once, the whole set every finer one; so four times an image beat four repeats of one."""
-    for times in _draw_times(5, 4, "stratified", torch.Generator().manual_seed(0), "cpu", torch.float64).T:
+    for times in draw_times(5, 4, "stratified", torch.Generator().manual_seed(0), "cpu", torch.float64).T:
         assert (times * 4).long().tolist() == [0, 1, 2, 3]
-    all_times = _draw_times(5, 4, "stratified", torch.Generator().manual_seed(1), "cpu", torch.float64).flatten()
+    all_times = draw_times(5, 4, "stratified", torch.Generator().manual_seed(1), "cpu", torch.float64).flatten()
     assert sorted((all_times * 20).long().tolist()) == list(range(20))
     spread = [evaluate(cascade(), images(64), repeats=16 // k, times_per_image=k).parts.sum((2, 3)).var(1, ddof=1).mean() / (16 // k) for k in (1, 4)]
     assert spread[1] < 0.7 * spread[0]

@@ -54,6 +54,20 @@ def test_evaluate_writes_what_it_prints(folder, run, tmp_path, capsys):
     assert json.loads(out.read_text())["evaluation"] == record["evaluation"]
 
 
+def test_evaluate_against_another_model(folder, run, tmp_path, capsys):
+    """The paired difference is that of the two figures, and of a model to itself exactly none."""
+    other = tmp_path / "v"
+    assert main(["train", str(other), "--preset", "tiny", "--system", "vdm", "--dataset", f"folder:{folder}", "--steps", "2", "--quiet"]) == 0
+    out = tmp_path / "pair.json"
+    for against, same in ((other, False), (run, True)):
+        assert main(["evaluate", str(run), "--dataset", f"folder:{folder}", "--against", str(against), "--quiet", "--out", str(out)]) == 0
+        record = json.loads(out.read_text())
+        found = record["against"]["paired difference"]["bpd"]
+        assert found == pytest.approx(record["evaluation"]["bpd"] - record["against"]["evaluation"]["bpd"], abs=1e-9)
+        assert (found == 0) == same and record["against"]["config"]["system"] == ("wavelet" if same else "vdm")
+        assert f"image by image: {found:+.4f}" in capsys.readouterr().out
+
+
 def test_evaluate_refuses_another_resolution(run, folder, tmp_path, capsys):
     small = tmp_path / "grey"
     small.mkdir()

@@ -461,3 +461,47 @@ def test_schedules_follow_the_loss(tmp_path, images):
     for a, b, c in zip(cascade.schedules, resumed.schedules, early.cascade.schedules):
         assert torch.equal(a.nodes, b.nodes) and not torch.equal(a.nodes, c.nodes)
         assert not torch.allclose(a.nodes, torch.linspace(0, 1, a.bins + 1), atol=0.05)
+
+
+def test_bf16_is_for_training_alone(tmp_path, images):
+    """The networks run in bfloat16, so the loss moves a little; weights stay float32, and what is scored knows nothing of it."""
+    dtypes, rows = [], {}
+    for precision in ("float32", "bf16"):
+        trainer = Trainer(config(dropout=0.0, precision=precision, optimiser="adamw"), images, tmp_path / precision)
+        net = trainer.scales[0].module["network"].net
+        net.exit.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+        trainer.run(steps=10, progress=False, log_every=5)
+        rows[precision] = [r["bpd"] for r in checkpoints.read_log(tmp_path / precision)]
+    assert set(dtypes) == {torch.float32, torch.bfloat16}
+    assert rows["bf16"] != rows["float32"] and rows["bf16"] == pytest.approx(rows["float32"], rel=0.02)
+    assert all(v.dtype == torch.float32 for v in weights(tmp_path / "bf16").values())
+    cascade, _ = checkpoints.load_cascade(tmp_path / "bf16")
+    assert all(network.autocast is None for network in cascade.networks.values())
+
+
+def test_compiled_networks_keep_their_names(tmp_path, images, monkeypatch):
+    """torch.compile (here without a compiler behind it, which would take minutes) changes neither weights nor files."""
+    calls, compile_ = [], torch.compile
+
+    def eager(function, **options):
+        calls.append(function)
+        return compile_(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", eager)
+    train(tmp_path / "plain", images, 3, config(dropout=0.0))
+    assert not calls
+    train(tmp_path / "compiled", images, 3, config(dropout=0.0, compile=True))
+    assert len(calls) == 2
+    first, second = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert first.keys() == second.keys() and all(torch.allclose(first[k], second[k], atol=1e-3) for k in first)
+
+
+def test_a_broken_network_is_reported_by_its_gradient(tmp_path, images):
+    """Also before a step at which the schedules are fitted."""
+    train(tmp_path / "run", images, 16, config(lr_decay="none"))
+    trainer = Trainer(config(lr_decay="none"), images, tmp_path / "run", resume=True)
+    with torch.no_grad():
+        trainer.scales[0].module["network"].net.exit.bias.fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match="step 16"):
+        trainer.run(steps=20, progress=False)
+    assert checkpoints.newest_checkpoint(tmp_path / "run").name == "step-00000016"

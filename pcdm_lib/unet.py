@@ -212,23 +212,24 @@ def differences(x: Tensor) -> Tensor:
 
 
 class Whitening(nn.Module):
-    """Bands of a colour image turned to the principal axes of their colours, each scaled to unit variance.
+    """Channels turned to their principal axes, as many at a time as stand at one place of the view, each scaled to unit variance.
 
-    A rotation leaves white noise white, so noise of a known variance only adds to the variance along each axis.
+    Those are the colours of an image; of the wavelet, whose bands are channels of its view, the colours of all three bands. A rotation
+    leaves white noise white, so noise of a known variance only adds to the variance along each axis.
 
     Args:
-        channels: bands * colours, band after band. colours: size of the rotation.
+        channels: a multiple of `together`, group after group. together: size of the rotation, the same for all groups.
     """
 
-    def __init__(self, channels: int, colours: int):
+    def __init__(self, channels: int, together: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("axes", torch.eye(colours))
+        self.register_buffer("axes", torch.eye(together))
         self.register_buffer("variance", torch.ones(channels, 1, 1))
 
     def _rotate(self, x: Tensor) -> Tensor:
-        bands = x.unflatten(1, (-1, len(self.axes)))
-        return torch.einsum("cd,nbdhw->nbchw", self.axes.to(x.dtype), bands).flatten(1, 2)
+        groups = x.unflatten(1, (-1, len(self.axes)))
+        return torch.einsum("cd,ngdhw->ngchw", self.axes.to(x.dtype), groups).flatten(1, 2)
 
     @torch.no_grad()
     def fit(self, x: Tensor, floor: float) -> None:
@@ -236,8 +237,8 @@ class Whitening(nn.Module):
         x = x.double()
         self.mean.copy_(x.mean(dim=(0, 2, 3)).reshape(self.mean.shape))
         x = x - self.mean
-        colours = x.unflatten(1, (-1, len(self.axes))).movedim(2, 0).flatten(1)
-        self.axes.copy_(torch.linalg.eigh(colours @ colours.T / colours.shape[1])[1].T)
+        places = x.unflatten(1, (-1, len(self.axes))).movedim(2, 0).flatten(1)
+        self.axes.copy_(torch.linalg.eigh(places @ places.T / places.shape[1])[1].T)
         self.variance.copy_(self._rotate(x).square().mean(dim=(0, 2, 3)).clamp(min=floor).reshape(self.variance.shape))
 
     def forward(self, x: Tensor, noise: Tensor | float = 0.0) -> Tensor:
@@ -281,10 +282,10 @@ class PreconditionedDenoiser(nn.Module):
         condition = spec.condition_shape[0] if spec.condition_shape else 0
         self.whitening = nn.ModuleDict()
         if inputs == "whitened":
-            colours = math.gcd(channels, view)
-            self.whitening["scale"] = Whitening(channels, colours)
+            together = math.gcd(channels, view)  # the pyramid's view has its bands on neighbouring pixels, not in channels
+            self.whitening["scale"] = Whitening(channels, together)
             if spec.kind != "details":  # which are differences already
-                self.whitening["edges"] = Whitening(2 * view, colours)
+                self.whitening["edges"] = Whitening(2 * view, together)
             if condition:
                 self.whitening["coarse"] = Whitening(condition, condition)
                 self.whitening["coarse_edges"] = Whitening(2 * condition, condition)

@@ -252,7 +252,7 @@ def test_differences() -> None:
 
 
 def test_whitening() -> None:
-    """The colours of each band end up uncorrelated and of unit variance, also under white noise of a given variance."""
+    """The channels of a group end up uncorrelated and of unit variance, also under white noise of a given variance."""
     generator = torch.Generator().manual_seed(0)
     mixed = torch.einsum("cd,ndhw->nchw", torch.tensor([[3.0, 0, 0], [2.9, 0.3, 0], [3.1, 0, 0.1]]),
                          torch.randn(500, 3, 8, 8, generator=generator)) + 7
@@ -262,7 +262,7 @@ def test_whitening() -> None:
         noisy = mixed + deviation * torch.randn(mixed.shape, generator=generator)
         white = whitening(noisy, deviation**2).movedim(1, 0).flatten(1)
         assert torch.allclose(torch.cov(white), torch.eye(3), atol=0.05) and float(white.mean(1).abs().max()) < 0.05
-    flat = Whitening(2, 1)  # two bands of one colour; a constant one stays finite
+    flat = Whitening(2, 1)  # two groups of one; a constant channel stays finite
     flat.fit(torch.cat([mixed[:, :1], torch.full_like(mixed[:, :1], 5.0)], dim=1), floor=0.25)
     assert flat.variance[1].item() == 0.25 and flat(torch.full((1, 2, 4, 4), 5.0))[0, 1].abs().max().item() < 1e-6
 

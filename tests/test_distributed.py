@@ -61,11 +61,11 @@ def weights(run_dir):
 
 
 def assert_close_weights(found, expected):
-    """Within float error."""
+    """Within float error, which AdamW makes larger where a gradient is near zero: a twentieth of one of its steps is allowed."""
     first, second = weights(found), weights(expected)
     assert first.keys() == second.keys() and first
     for key in first:
-        torch.testing.assert_close(first[key], second[key], rtol=2e-4, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(first[key], second[key], rtol=2e-4, atol=2.5e-4, msg=lambda m, key=key: f"{key}: {m}")
 
 
 # ---------------------------------------------------------------- what each process does

@@ -282,6 +282,8 @@ def variants(settings: Settings) -> Section:
         "default": step(), "default again": step(), "contiguous": step(channels_last=False), "bf16 autocast": step(wrap=Autocast),
         "AdamW in a loop": step(adamw="loop"), "AdamW foreach": step(adamw="foreach"), "AdamW fused": step(adamw="fused"),
         "EMA in a loop": step(foreach_ema=False)}
+    if config.training.optimiser == "muon":
+        actions["torch's Muon"] = step(torch_muon=True)
     if settings.clock_kind == "wall":  # processor time adds up over threads
         actions["scales side by side"] = step(threads=make_map(config.model.map, config.model.levels).num_scales)
     if settings.device.type == "cuda":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.timing import Stages
 from pcdm_lib.batches import BatchSampler, random_flip
 from pcdm_lib.cascade import Cascade
-from pcdm_lib.optimisers import make_optimiser
+from pcdm_lib.optimisers import Muon, make_optimiser
 from pcdm_lib.presets import Config, build
 from pcdm_lib.unet import UNet
 
@@ -59,6 +59,25 @@ def fitted(config: Config, images: Tensor, seed: int, device: torch.device) -> C
     return cascade
 
 
+class TorchMuon:
+    """`torch.optim.Muon` in the place of the library's: on matrices that are views of the channels-last kernels."""
+
+    def __init__(self, ours: Muon):
+        (group,) = ours.param_groups
+        self.kernels = group["params"]
+        self.views = [nn.Parameter(k.detach().permute(0, 2, 3, 1).flatten(1)) for k in self.kernels]
+        self.muon = torch.optim.Muon(self.views, lr=group["lr"], momentum=group["momentum"], weight_decay=0.0)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for kernel in self.kernels:
+            kernel.grad = None
+
+    def step(self) -> None:
+        for kernel, view in zip(self.kernels, self.views):
+            view.grad = kernel.grad.permute(0, 2, 3, 1).flatten(1)
+        self.muon.step()
+
+
 def _lerp_loop(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float) -> None:
     for average, value in zip(averages, values):
         average.lerp_(value, weight)
@@ -68,13 +87,13 @@ class LibraryStep:
     """One training step of every scale.
 
     Args:
-        adamw: None for the configuration's optimiser, or AdamW for all weights in one of the ways of ADAMW. foreach_ema: one call for all weights, or a Python loop.
+        adamw: None for the configuration's optimiser, or AdamW for all weights in one of the ways of ADAMW. torch_muon: torch's Muon for ours. foreach_ema: one call for all weights, or a Python loop.
         wrap: what stands in for each scale's U-Net (compiled, under autocast); its weights are trained.
         threads: 1 for scales in turn, else a pool of so many threads with one scale each, and torch's threads divided among them.
         stages: where to write down what took how long; needs scales in turn.
     """
 
-    def __init__(self, config: Config, images: Tensor, device: torch.device, *, seed: int = 0, adamw: str | None = None,
+    def __init__(self, config: Config, images: Tensor, device: torch.device, *, seed: int = 0, adamw: str | None = None, torch_muon: bool = False,
                  foreach_ema: bool = True, channels_last: bool = True, wrap: Callable[[nn.Module], nn.Module] | None = None,
                  threads: int = 1, stages: Stages | None = None):
         if stages is not None and threads > 1:
@@ -98,6 +117,8 @@ class LibraryStep:
             usual = {"betas": (training.beta1, training.beta2), "weight_decay": training.weight_decay}
             optimiser = (make_optimiser(module, training.optimiser, training.learning_rate, training.muon_rate, **usual) if adamw is None
                          else torch.optim.AdamW(module.parameters(), lr=training.learning_rate, **usual, **ADAMW[adamw]))
+            if torch_muon:
+                optimiser.parts["muon"] = TorchMuon(optimiser.parts["muon"])
             self.scales.append((index, list(module.parameters()), list(average.parameters()), optimiser,
                                 BatchSampler(len(images), training.batch_size, seed), torch.Generator(device).manual_seed(seed + index),
                                 torch.Generator().manual_seed(seed + index)))

@@ -5,8 +5,8 @@ alike. A kernel (out, in, h, w) is the matrix (out, in h w). Biases, norms, ever
 the network's entry and exit stay with AdamW.
 
 `torch.optim.Muon` does the same for matrices, in bfloat16, one after the other. Here it is float32 and all kernels of a shape at once: on
-a CPU without bfloat16 units that takes a fraction of the time (benchmarks/), and float32 keeps runs of one and of several processes alike.
-The tests hold the two against each other.
+a CPU without bfloat16 units that takes a fraction of the time (`python -m benchmarks --parts variants`), and float32 keeps runs of one and
+of several processes alike. The tests hold the two against each other.
 """
 
 from __future__ import annotations

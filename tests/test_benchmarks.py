@@ -149,6 +149,11 @@ def test_variants_train_to_the_same_losses():
     for change in ({"threads": 2}, {"channels_last": False}, {"adamw": "fused"}, {"adamw": "loop"}, {"foreach_ema": False}):
         step = LibraryStep(plain, images, CPU, **change)
         assert torch.allclose(torch.stack([step() for _ in range(2)][1]), torch.stack(expected), rtol=1e-3), change
+    muon, torchs = LibraryStep(CONFIG, images, CPU), LibraryStep(CONFIG, images, CPU, torch_muon=True)
+    start = [p.detach().clone() for p in torchs.scales[0][1]]
+    losses = [[step() for _ in range(3)][2] for step in (muon, torchs)]
+    assert torch.allclose(*map(torch.stack, losses), rtol=0.01) and not torch.equal(losses[0][0], losses[1][0])
+    assert all(not torch.equal(a, b) for a, b in zip(start, torchs.scales[0][1]))
     assert torch.get_num_threads() == 1
     before = [average[0].clone() for _, _, average, *_ in reference.scales]
     reference()

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import pcdm_lib
+from benchmarks.parts import bf16_difference
 from pcdm_lib import checkpoints, data, pretrained
 from pcdm_lib.__main__ import main
 from pcdm_lib.evaluate import evaluate
@@ -150,6 +151,13 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ship(run_dir: Path, root: Path, dataset: str, *more: str) -> int:
     return main(["ship", str(run_dir), "mine", "--dataset", dataset, "--repeats", "2", "--times", "2", "--weights-root", str(root), "--quiet", *more])
+
+
+@pytest.mark.parametrize("name", ["photos32-wavelet", "photos32-laplacian", "photos32-vdm"])
+def test_bf16_does_the_bound_no_harm(name: str, photos: data.ImageData) -> None:
+    """The networks under bf16 autocast, the same draws: a difference, and one far inside the Monte-Carlo error."""
+    found = bf16_difference(pretrained.load_pretrained(name), photos.heldout[:16], torch.device("cpu"), repeats=2)
+    assert 0 < abs(found["difference"]) < 2e-3 and found["Monte-Carlo error"] > 2e-3
 
 
 def test_ship_makes_a_model(run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,7 +12,6 @@ import argparse
 import math
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pcdm_lib import data, records
-from pcdm_lib.experiment import data_root, home
+from pcdm_lib.experiment import data_root, home, markdown_table
 from pcdm_lib.maps import make_map
 from pcdm_lib.presets import SYSTEMS, Config, preset
 from pcdm_lib.training import Trainer
@@ -60,13 +59,6 @@ def compare(config: Config, images: Tensor, scale: str, steps: int, seed: int) -
     return rows
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as Markdown."""
-    head = list(rows[0])
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(v if isinstance(v, str) else f"{v:.4f}" for v in row.values()) + " |" for row in rows])
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison; the exit status: 0, or 2 with one line on stderr for bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out or home() / "runs" / "benchmarks" / f"learning-{options.system}-{scale}.json"
     records.write_json(out, records.finite({"config": config.to_dict(), "scale": scale, "steps": options.steps, "seed": options.seed,
                                             "data": images.label, "rows": rows, "provenance": records.provenance()}))
-    print(f"{table(rows)}\nwritten: {out}")
+    print(f"{markdown_table(rows)}\nwritten: {out}")
     return 0
 
 

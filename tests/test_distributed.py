@@ -12,11 +12,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
 
 from pcdm_lib import checkpoints, distributed, presets, records
 from pcdm_lib.__main__ import main
@@ -226,16 +224,6 @@ def test_bad_input_is_refused_by_all(job):
 
 
 # ---------------------------------------------------------------- tests of jobs that end early
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for i in range(4):
-        field = generator.normal(size=(64, 64, 3)).cumsum(0).cumsum(1)
-        Image.fromarray((255 * (field - field.min()) / (field.max() - field.min())).astype(np.uint8)).save(path / f"{i}.png")
-    return path
 
 
 def arguments(run_dir, folder, checkpoint_minutes=60):

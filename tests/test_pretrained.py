@@ -9,11 +9,9 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
 
 import pcdm_lib
 from benchmarks.parts import bf16_difference
@@ -129,17 +127,6 @@ def test_a_damaged_file_is_named(copy: Path) -> None:
 
 
 # ---- shipping
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of a few small images of colour noise."""
-    path = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for i in range(6):
-        field = generator.normal(size=(64, 64, 3)).cumsum(0).cumsum(1)
-        Image.fromarray((255 * (field - field.min()) / (field.max() - field.min())).astype(np.uint8)).save(path / f"{i}.png")
-    return path
 
 
 @pytest.fixture(scope="module")

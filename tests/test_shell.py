@@ -4,24 +4,11 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pcdm_lib.__main__ import main
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Six small photographs' worth of smooth colour noise."""
-    path = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for i in range(6):
-        field = generator.normal(size=(64, 64, 3)).cumsum(0).cumsum(1)
-        field = 255 * (field - field.min()) / (field.max() - field.min())
-        Image.fromarray(field.astype(np.uint8)).save(path / f"{i}.png")
-    return path
 
 
 @pytest.fixture(scope="module")

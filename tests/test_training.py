@@ -193,16 +193,18 @@ def test_two_processes_in_one_folder_are_refused(tmp_path, images):
     assert trainer.step == 4
 
 
-def test_interrupt_between_two_updates(tmp_path, images, monkeypatch):
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_interrupt_between_two_updates(tmp_path, images, monkeypatch, side_by_side):
     """The torn state is neither saved nor trained on; the run continues from its last checkpoint."""
-    trainer = train(tmp_path / "run", images, 3)
+    conf = config(dropout=0.0 if side_by_side else 0.1)
+    trainer = train(tmp_path / "run", images, 3, conf, side_by_side=side_by_side)
     monkeypatch.setattr(trainer.scales[1].optimiser, "step", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         trainer.run(steps=6, progress=False)
     with pytest.raises(RuntimeError, match="resume=True"):
         trainer.run(steps=6, progress=False)
     assert checkpoints.newest_checkpoint(tmp_path / "run").name == "step-00000003"
-    assert train(tmp_path / "run", images, 6, resume=True).step == 6
+    assert train(tmp_path / "run", images, 6, conf, resume=True).step == 6
 
 
 def test_sessions_are_recorded(tmp_path, images):
@@ -386,16 +388,6 @@ def test_side_by_side_puts_the_streams_back(tmp_path, images, monkeypatch, troub
     assert checkpoints.newest_checkpoint(tmp_path / "cut").name == "step-00000004"
     trainer.run(steps=8, progress=False)  # the same trainer goes on where it was
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_side_by_side_interrupted_between_two_updates_is_torn(tmp_path, images, monkeypatch):
-    trainer = train(tmp_path / "run", images, 3, config(dropout=0.0), side_by_side=True)
-    monkeypatch.setattr(trainer.scales[1].optimiser, "step", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run(steps=6, progress=False)
-    with pytest.raises(RuntimeError, match="resume=True"):
-        trainer.run(steps=6, progress=False)
-    assert checkpoints.newest_checkpoint(tmp_path / "run").name == "step-00000003"
 
 
 def test_second_interrupt_while_threads_end_is_torn(tmp_path, images, monkeypatch):

@@ -30,6 +30,7 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 IMPORT_NAMES = {
     "PIL": "pillow",
     "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
     "pywt": "pywavelets",
     "yaml": "pyyaml",
     "IPython": "ipython",

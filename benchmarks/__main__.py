@@ -2,7 +2,7 @@
 
     python -m benchmarks                                   every part but `paper`, presets tiny and small, a few minutes on two cores
     python -m benchmarks --parts throughput,stages --threads 1
-    python -m benchmarks --device cuda --presets small,paper --parts all
+    python -m benchmarks --device cuda --presets small,paper-cifar10 --parts all
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="", help=f"all, or names with commas: {', '.join(PARTS)} (default: all, on a CPU without paper)")
     parser.add_argument("--presets", default="",
-                        help="for `throughput`; the other parts take the last one (default: tiny,small; paper too on a GPU)")
+                        help="for `throughput`; the other parts take the last one (default: tiny,small; paper-cifar10 too on a GPU)")
     parser.add_argument("--systems", default="wavelet,vdm,laplacian,standard", help="the longer parts take the first two")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--seconds", type=float, default=1.0, help="budget of one measurement (default: 1); at least three rounds are run")
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     gpu = device.type == "cuda"
     default = ",".join(name for name in PARTS if gpu or name != "paper")
     parts = _names(",".join(PARTS) if options.parts == "all" else options.parts or default, PARTS, "part")
-    presets = _names(options.presets or ("tiny,small,paper" if gpu else "tiny,small"), PRESETS, "preset")
+    presets = _names(options.presets or ("tiny,small,paper-cifar10" if gpu else "tiny,small"), PRESETS, "preset")
     systems = _names(options.systems, SYSTEMS, "system")
     updates = (10 if gpu else 1) if options.updates is None else options.updates
     if not options.seconds > 0 or updates < 1 or (options.threads is not None and options.threads < 1):

@@ -74,7 +74,7 @@ class Settings:
     def config(self, system: str, name: str | None = None) -> Config:
         """A preset for these images; the paper's batch is cut down on a CPU."""
         config = preset(name or self.preset, system, tuple(self.images.shape[1:]))
-        if config.preset == "paper" and self.device.type == "cpu":
+        if config.preset.startswith("paper") and self.device.type == "cpu":
             return config.override({"batch_size": PAPER_BATCH_ON_CPU})
         return config
 
@@ -104,7 +104,7 @@ def throughput(settings: Settings) -> Section:
             steps, trainer = _train(settings, config, settings.seconds)
             low, middle, high = quartiles(steps)
             batch = config.training.batch_size
-            part = settings.heldout[: max(batch, 64) if name != "paper" or settings.device.type != "cpu" else 2]
+            part = settings.heldout[: max(batch, 64) if not name.startswith("paper") or settings.device.type != "cpu" else 2]
             score = functools.partial(evaluate.evaluate, trainer.cascade, part, repeats=1, times_per_image=1, device=settings.device)
             times = measure(score, settings.seconds, settings.clock)
             parameters = sum(p.numel() for p in trainer.cascade.networks.parameters())
@@ -417,8 +417,8 @@ def paper(settings: Settings) -> Section:
     """Time for a number of updates of the paper's CIFAR-10 networks, and what its budget would take."""
     rows = []
     for system in settings.two:
-        config = settings.config(system, "paper")
-        full = preset("paper", system).training.batch_size
+        config = settings.config(system, "paper-cifar10")
+        full = preset("paper-cifar10", system).training.batch_size
         for kind in _precisions(settings.device):
             step = _precise(LibraryStep(config, settings.images, settings.device, seed=settings.seed, wrap=_wrap(kind)), kind)
             measured = measure(lambda: [step() for _ in range(settings.updates)], settings.seconds, settings.clock)

@@ -18,6 +18,7 @@ from pcdm_lib.diffusion import (Denoiser, Terms, add_noise, diffusion_term, prio
 from pcdm_lib.maps import HierarchicalMap
 from pcdm_lib.scales import Scales
 from pcdm_lib.schedule import Schedule, stratified_times
+from pcdm_lib.weighting import Loss
 
 
 class Bound(NamedTuple):
@@ -146,7 +147,7 @@ class Cascade(nn.Module):
         return Bound(tuple(self.specs[i].name for i in chosen), *columns)
 
     def loss(self, index: int, z: Tensor, coarse: Tensor | None, generator: torch.Generator, dtype: torch.dtype = torch.float32,
-             part: tuple[int, int] = (0, 1)) -> Tensor:
+             part: tuple[int, int] = (0, 1), weighted: Loss | None = None) -> Tensor:
         """Training loss of one scale: its part of the bound in nats a dimension of the scale, averaged over the batch.
 
         Terms that no parameter of this scale can change (prior and reconstruction while the endpoints are fixed) are left out.
@@ -154,6 +155,7 @@ class Cascade(nn.Module):
         Args:
             part: (k, n) where z is the k-th of n equal parts of a batch that is trained in n processes: times and noise are drawn for
                 the whole batch, so the mean of the n losses is the loss of the whole.
+            weighted: another loss than the bound (weighting.py), at the same times taken as quantiles.
         """
         spec, schedule = self.specs[index], self.schedules[index]
         place, parts = part
@@ -161,6 +163,8 @@ class Cascade(nn.Module):
         order = torch.randperm(count, generator=generator, device=z.device)
         t = stratified_times(count, generator, z.device, dtype)[order][rows]
         eps = torch.randn((count, *z.shape[1:]), generator=generator, device=z.device, dtype=dtype)[rows]
+        if weighted is not None:
+            return weighted(self.denoiser(index), schedule, spec.to_float(z, dtype), coarse, t, eps).mean() / spec.dims
         if schedule.learned_endpoints:
             return self.scale_terms(index, z, coarse, t, eps).total.mean() / spec.dims
         return diffusion_term(self.denoiser(index), schedule, spec.to_float(z, dtype), coarse, t, eps).mean() / spec.dims

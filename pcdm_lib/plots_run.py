@@ -31,7 +31,9 @@ def training_curve(rows: list[Mapping[str, Any]], label: str, target: float | No
     if target is not None:
         axes.axhline(target, color="0.4", linestyle=":", label=f"JPEG XL, held out: {target:.2f}")
     top = np.quantile(series["all scales"], 0.9) if rows else 8
-    axes.set(xlabel="minutes of training", ylabel="training loss, bits per dimension", ylim=(0, max(6.0, 1.3 * top)),
+    weighting = rows[-1].get("weighting") if rows else None
+    unit = f"training loss, weighted ({weighting}): not bits" if weighting else "training loss, bits per dimension"
+    axes.set(xlabel="minutes of training", ylabel=unit, ylim=(0, max(6.0, 1.3 * top)),
              title="Each scale learns its own part of the bound")
     axes.legend(loc="upper right", frameon=False)
     figure.supxlabel(label, fontsize=8, color="0.35")

@@ -21,6 +21,7 @@ from pcdm_lib.maps import make_map
 from pcdm_lib.optimisers import OPTIMISERS
 from pcdm_lib.schedule import make_schedule
 from pcdm_lib.unet import PreconditionedDenoiser
+from pcdm_lib.weighting import WEIGHTINGS
 
 SYSTEMS = {"wavelet": "wavelet", "laplacian": "laplacian", "standard": "standard", "vdm": "identity"}
 
@@ -59,7 +60,8 @@ class ModelConfig:
 class TrainingConfig:
     """The optimiser and what goes with it. `lr_decay` is "none" or "cosine" (to zero over the budget); `optimiser` is "adamw", or "muon" for
     the kernels of the hidden convolutions, at `muon_rate`, and AdamW for the rest (optimisers.py). `precision` "bf16" runs the networks under
-    autocast while they are trained; what is scored is float32. `compile` hands them to torch.compile."""
+    autocast while they are trained; what is scored is float32. `compile` hands them to torch.compile. `weighting` is "likelihood", the bound
+    itself, or "edm", the weights and noise levels of Karras et al. 2022 (weighting.py), which are for the look of samples and no bound."""
 
     batch_size: int = 16
     optimiser: str = "adamw"
@@ -75,12 +77,13 @@ class TrainingConfig:
     flips: bool = True
     precision: str = "float32"
     compile: bool = False
+    weighting: str = "likelihood"
 
     def __post_init__(self) -> None:
         rules = {"batch_size": self.batch_size >= 1, "learning_rate": self.learning_rate > 0, "beta1": 0 <= self.beta1 < 1,
                  "beta2": 0 <= self.beta2 < 1, "weight_decay": self.weight_decay >= 0, "warmup_steps": self.warmup_steps >= 0,
                  "lr_decay": self.lr_decay in ("none", "cosine"), "ema": 0 <= self.ema < 1, "clip": self.clip > 0,
-                 "optimiser": self.optimiser in OPTIMISERS, "muon_rate": self.muon_rate > 0,
+                 "optimiser": self.optimiser in OPTIMISERS, "muon_rate": self.muon_rate > 0, "weighting": self.weighting in WEIGHTINGS,
                  "precision": self.precision in ("float32", "bf16")}
         for name, fine in rules.items():
             if not fine:
@@ -168,34 +171,86 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: s
 # that two cores can train them side by side (training.py).
 _SMALL = {"wavelet": {"channels": (48, 64), "blocks": 2},
           "laplacian": {"channels": (32, 64, 64), "blocks": 1, "base_channels": (56, 64), "base_blocks": 2},
-          "standard": {"channels": (32, 64, 64), "blocks": 1}, "vdm": {"channels": (32, 64, 64), "blocks": 1}}
+          "standard": {"channels": (32, 64, 64), "blocks": 1, "base_channels": (56, 64), "base_blocks": 2},
+          "vdm": {"channels": (32, 64, 64), "blocks": 1}}
 _LEARNING = {"inputs": "whitened", "schedule": "fitted"}
 _TINY = {"channels": (8, 8), "blocks": 1, "attention": False}
-# Detail coefficients vary far less than the base, so less noise hides them; one entry a scale of the two-scale cascades.
-_GAMMA_MAX = {"wavelet": (5.0, 3.0), "laplacian": (5.0, 3.0), "standard": (5.0,), "vdm": (5.0,)}
-# VDM's CIFAR-10 network and optimiser, which Appendix B takes over for every scale; numbers as in the released configuration.
-_PAPER_MODEL = {"channels": (128,), "blocks": 32, "dropout": 0.1, "attention": True, "preconditioning": "none", "features": "vdm",
+# Detail coefficients vary far less than the base, so less noise hides them: gamma_max of the base and of each finer scale.
+_GAMMA_MAX = {"wavelet": (5.0, 3.0), "laplacian": (5.0, 3.0), "standard": (5.0, 5.0), "vdm": (5.0, 5.0)}
+# S - 1 by the side of the image, as Appendix B has it; images of other sides are halved once.
+LEVELS = {32: 1, 64: 2, 128: 3}
+# Karras et al. 2022, Table 1: their preconditioning is the Gaussian one, and their input and noise embedding know no lattice.
+_EDM = {"preconditioning": "gaussian", "features": "none", "inputs": "plain", "schedule": "linear"}
+
+
+@dataclass(frozen=True)
+class PaperSetting:
+    """What Appendix B sets for one data set: every scale has a network of VDM's kind of this width and depth."""
+
+    side: int
+    channels: int
+    blocks: int
+    updates: int
+    source: str
+
+
+_RELEASE = "configurations released with the paper (lihenryhfl/pcdm, commit a72ad34)"
+PAPER_SETTINGS = {
+    "paper-cifar10": PaperSetting(32, 128, 32, 2_000_000, f"{_RELEASE}; updates from Table 1 as later work quotes it, where the release has 10 million"),
+    "paper-imagenet32": PaperSetting(32, 256, 32, 10_000_000, _RELEASE),
+    "paper-imagenet64": PaperSetting(64, 256, 64, 10_000_000, f"{_RELEASE}, which has two scales there: S = 3 is the paper's"),
+    "paper-imagenet128": PaperSetting(128, 256, 64, 10_000_000, "not in the release: the networks of ImageNet 64, with S = 4"),
+}
+# VDM's CIFAR-10 optimiser and noise levels, which Appendix B takes over for every scale; numbers as in the released configuration.
+_PAPER_MODEL = {"dropout": 0.1, "attention": True, "preconditioning": "none", "features": "vdm",
                 "schedule": "learned_linear", "shared_schedule": False, "gamma_min": (-13.3,), "gamma_max": (5.0,)}
 _PAPER_TRAINING = {"batch_size": 128, "learning_rate": 2e-4, "warmup_steps": 100, "lr_decay": "none", "ema": 0.9999,
                    "flips": False}
 
-PRESETS = ("tiny", "small", "paper")
+PRESETS = ("tiny", "small", "edm", *PAPER_SETTINGS)
 
 
 def preset(name: str = "small", system: str = "wavelet", image_shape: tuple[int, int, int] = (3, 32, 32)) -> Config:
     """A named configuration of a system (`wavelet`, `laplacian`, `standard`, `vdm`).
 
-    `tiny` is for tests, `small` learns in minutes on two cores, `paper` is Appendix B's for CIFAR-10 (2 million updates).
+    `tiny` is for tests, `small` learns in minutes on two cores, `edm` is `small` with the preconditioning and the weighting of Karras et al.
+    2022, for the look of samples; `paper-*` are Appendix B's (PAPER_SETTINGS). The number of scales follows the side of the images (LEVELS).
+
+    Raises:
+        ValueError: for an unknown name, and for a `paper-*` preset with images of another side than it was made for.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: one of {', '.join(PRESETS)}")
     if system not in SYSTEMS:
         raise ValueError(f"unknown system {system!r}: one of {', '.join(SYSTEMS)}")
-    model: dict[str, Any] = {"map": SYSTEMS[system], "levels": 0 if system == "vdm" else 1, "image_shape": tuple(image_shape)}
-    if name == "paper":
-        return Config(name, system, ModelConfig(**model, **_PAPER_MODEL), TrainingConfig(**_PAPER_TRAINING))
-    model |= {"gamma_max": _GAMMA_MAX[system]} | _LEARNING | (_TINY if name == "tiny" else _SMALL[system])
+    levels = 0 if system == "vdm" else LEVELS.get(max(image_shape[1:]), 1)
+    model: dict[str, Any] = {"map": SYSTEMS[system], "levels": levels, "image_shape": tuple(image_shape)}
+    if name in PAPER_SETTINGS:
+        setting = PAPER_SETTINGS[name]
+        if tuple(image_shape[1:]) != (setting.side, setting.side):
+            fitting = [n for n, other in PAPER_SETTINGS.items() if tuple(image_shape[1:]) == (other.side, other.side)]
+            raise ValueError(f"preset {name!r} is for {setting.side}x{setting.side} images, got {image_shape[1]}x{image_shape[2]}: "
+                             f"use {' or '.join([*fitting, 'small'])}")
+        model |= {"channels": (setting.channels,), "blocks": setting.blocks} | _PAPER_MODEL
+        return Config(name, system, ModelConfig(**model), TrainingConfig(**_PAPER_TRAINING))
+    base, finer = _GAMMA_MAX[system]
+    model |= {"gamma_max": (base,) if base == finer else (base, *[finer] * levels)}
+    model |= _LEARNING | (_TINY if name == "tiny" else _SMALL[system])
+    if name == "edm":
+        return Config(name, system, ModelConfig(**model | _EDM), TrainingConfig(optimiser="muon", weighting="edm"))
     return Config(name, system, ModelConfig(**model), TrainingConfig(optimiser="muon"))
+
+
+def budget(name: str) -> int | None:
+    """The number of updates that belongs to a preset: the paper's for `paper-*`, None for the others, which take any budget."""
+    return PAPER_SETTINGS[name].updates if name in PAPER_SETTINGS else None
+
+
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
+    """Trained numbers of every scale's network, by its name, without building it in memory."""
+    with torch.device("meta"):
+        cascade = build(config)
+    return {name: sum(p.numel() for p in network.parameters()) for name, network in cascade.networks.items()}
 
 
 def build(config: ModelConfig, seed: int = 0, scales: typing.Sequence[str] | None = None) -> Cascade:

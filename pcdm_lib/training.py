@@ -50,6 +50,7 @@ from pcdm_lib.optimisers import Optimiser, make_optimiser
 from pcdm_lib.presets import Config, build, differences
 from pcdm_lib.schedule import Schedule
 from pcdm_lib.unet import Attention, ResidualBlock
+from pcdm_lib.weighting import EdmLoss, Loss
 
 _IDENTIFYING = ("train_sha256", "train_count")  # what a resumed run must have learned from; the rest of `data` is a record
 
@@ -147,6 +148,7 @@ class Trainer:
         self._sharding = importlib.import_module("pcdm_lib.sharding") if shard else None  # takes torch seconds to import
         self.cascade = build(config.model, seed, scales)
         self.cascade.check_images(images)
+        self.weighted: dict[str, Loss | None] = {}  # by scale; None is the bound
         self.costs = self._costs()
         self.side_by_side, self._pool = self._choose_side_by_side(side_by_side), None
         self.header = {"format": FORMAT, "config": config.to_dict(), "data": dict(data or {}), "seed": seed,
@@ -215,6 +217,8 @@ class Trainer:
         for (z, coarse), spec in zip(self.cascade.decompose(spread), self.cascade.specs):
             if spec.name in self.cascade.networks:
                 self.cascade.networks[spec.name].fit(z, coarse)
+                edm = self.config.training.weighting == "edm"
+                self.weighted[spec.name] = EdmLoss(float(spec.to_float(z, torch.float64).std())) if edm else None
 
     def _scale(self, index: int, name: str, group: Group, checkpoint: Path | None) -> ScaleTrainer:
         """A scale ready to train, with the weights of a checkpoint where there is one."""
@@ -239,7 +243,8 @@ class Trainer:
         if training.compile:
             module["network"].net.compile()  # in place: names and weights stay as they are
         part = (group.place, group.size)
-        loss: nn.Module = ScaleLoss(own.parameters(), lambda z, coarse: self.cascade.loss(index, z, coarse, generator, torch.float32, part))
+        loss: nn.Module = ScaleLoss(own.parameters(), lambda z, coarse: self.cascade.loss(index, z, coarse, generator, torch.float32, part,
+                                                                                            self.weighted[name]))
         if group.size > 1 and not self.shard:
             loss = DistributedDataParallel(loss, process_group=group.handle)
         if group.size > 1:
@@ -376,7 +381,7 @@ class Trainer:
                 if self.step % log_every == 0 or self._progress() >= 1.0:
                     record = self._record(totals)
                     totals = {}
-                    bar.set_postfix_str(f"loss {record['bpd']:.3f} bpd")
+                    bar.set_postfix_str(f"loss {record['bpd']:.3f} {'bpd' if self.config.training.weighting == 'likelihood' else '(weighted)'}")
                     if on_log is not None and distributed.rank() == 0:
                         on_log(record)
                 if self._save_due:
@@ -553,6 +558,8 @@ class Trainer:
                                  "The last checkpoint is kept in")
         record = {"step": self.step, "seconds": round(self.seconds, 3), "images": self.step * self.config.training.batch_size,
                   "rate": self.rate, "bpd": sum(means.values()), "scales": means}
+        if self.config.training.weighting != "likelihood":
+            record["weighting"] = self.config.training.weighting  # then `bpd` and `scales` are no bits
         if distributed.rank() == 0:
             with open(self.run_dir / "log.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")

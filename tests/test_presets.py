@@ -7,20 +7,27 @@ import json
 import pytest
 import torch
 
-from pcdm_lib.presets import PRESETS, SYSTEMS, Config, ModelConfig, build, differences, preset
+from pcdm_lib.presets import LEVELS, PAPER_SETTINGS, PRESETS, SYSTEMS, Config, ModelConfig, budget, build, differences, parameter_counts, preset
+from pcdm_lib.training import Trainer
 
 EVERY = [(name, system) for name in PRESETS for system in SYSTEMS]
+SMALL = [(name, system) for name, system in EVERY if name not in PAPER_SETTINGS]
+
+
+def shape(name: str) -> tuple[int, int, int]:
+    """Images that a preset takes: small ones where it takes any."""
+    return (3, PAPER_SETTINGS[name].side, PAPER_SETTINGS[name].side) if name in PAPER_SETTINGS else (3, 16, 16)
 
 
 @pytest.mark.parametrize(("name", "system"), EVERY)
 def test_json_round_trip(name: str, system: str) -> None:
-    config = preset(name, system, (1, 8, 8))
+    config = preset(name, system, shape(name))
     again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config and differences(again.to_dict(), config.to_dict()) == []
     assert isinstance(again.model.channels, tuple) and hash(again) == hash(config)
 
 
-@pytest.mark.parametrize(("name", "system"), [e for e in EVERY if e[0] != "paper"])
+@pytest.mark.parametrize(("name", "system"), SMALL)
 def test_builds_and_scores(name: str, system: str) -> None:
     """Every small preset scores a batch, in figures that eight bits make plausible before any training."""
     cascade = build(preset(name, system, (3, 16, 16)).model)
@@ -31,16 +38,62 @@ def test_builds_and_scores(name: str, system: str) -> None:
 
 
 @pytest.mark.parametrize("system", list(SYSTEMS))
-def test_paper_preset_builds(system: str) -> None:
-    """Appendix B: the same VDM network of 31 million parameters a scale, VDM's noise levels, one schedule a scale."""
-    config = preset("paper", system)
+@pytest.mark.parametrize("name", list(PAPER_SETTINGS))
+def test_paper_presets_build(name: str, system: str) -> None:
+    """Appendix B: S scales, VDM's network of the stated width and depth at every one of them, VDM's noise levels, one schedule a scale."""
+    setting = PAPER_SETTINGS[name]
+    config = preset(name, system, shape(name))
     with torch.device("meta"):
         cascade = build(config.model)
-    assert len(cascade.networks) == len(cascade.specs) == (1 if system == "vdm" else 2)
+    scales = {"paper-cifar10": 2, "paper-imagenet32": 2, "paper-imagenet64": 3, "paper-imagenet128": 4}[name]
+    assert len(cascade.networks) == len(cascade.specs) == (1 if system == "vdm" else scales)
     for network in cascade.networks.values():
-        assert 30e6 < sum(p.numel() for p in network.parameters()) < 32e6
+        assert network.net.entry.out_channels == setting.channels and len(network.net.down) == setting.blocks
     assert config.model.gamma_min == (-13.3,) and config.model.gamma_max == (5.0,)
     assert all(schedule.learned_endpoints for schedule in cascade.schedules)
+    assert config.training.optimiser == "adamw" and budget(name) == (2_000_000 if name == "paper-cifar10" else 10_000_000)
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_parameter_counts(system: str) -> None:
+    """31 million a network at CIFAR-10's width; four times as many at twice the width, twice that at twice the depth."""
+    sizes = [next(iter(parameter_counts(preset(name, system, shape(name)).model).values())) for name in PAPER_SETTINGS]
+    assert 30e6 < sizes[0] < 32e6
+    assert sizes[1] / sizes[0] == pytest.approx(4, rel=0.02) and sizes[2] / sizes[1] == pytest.approx(2, rel=0.04) and sizes[3] == sizes[2]
+
+
+@pytest.mark.parametrize("name", list(PAPER_SETTINGS))
+def test_paper_presets_refuse_other_resolutions(name: str) -> None:
+    with pytest.raises(ValueError, match=f"preset {name!r} is for .* images, got 48x48: use small"):
+        preset(name, "wavelet", (3, 48, 48))
+    with pytest.raises(ValueError, match="got 64x64: use paper-imagenet64 or small"):
+        preset("paper-cifar10", "wavelet", (3, 64, 64))
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+@pytest.mark.parametrize("name", list(PAPER_SETTINGS))
+def test_paper_presets_train_and_score(name: str, system: str, tmp_path) -> None:
+    """One update and one evaluation of every preset as it is, but for networks cut down to what a test can wait for: maps, scales,
+    schedules, optimiser and dropout are the preset's. (`python -m benchmarks.presets` runs them at full size.)"""
+    side = PAPER_SETTINGS[name].side
+    config = preset(name, system, shape(name)).override({"channels": "8", "blocks": 1, "batch_size": 2})
+    images = torch.randint(0, 256, (2, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    trainer = Trainer(config, images, tmp_path / "run")
+    trainer.run(steps=1, progress=False)
+    with torch.no_grad():
+        bound = trainer.cascade.eval().bound(images, torch.Generator().manual_seed(1))
+    assert trainer.step == 1 and bound.per_scale.shape[1] == len(trainer.cascade.specs) and bool(torch.isfinite(bound.total).all())
+
+
+def test_scales_follow_the_side() -> None:
+    """S = 2, 3 and 4 for 32, 64 and 128 pixels, with a noise range for each."""
+    for side, levels in LEVELS.items():
+        for system in SYSTEMS:
+            model = preset("small", system, (3, side, side)).model
+            assert model.levels == (0 if system == "vdm" else levels) and len(model.gamma_max) in (1, levels + 1)
+            with torch.device("meta"):
+                build(model)
+    assert preset("small", "wavelet", (3, 128, 128)).model.gamma_max == (5.0, 3.0, 3.0, 3.0)
 
 
 def test_override_reads_text() -> None:
@@ -136,7 +189,7 @@ def test_base_of_its_own_size() -> None:
 
 def test_paper_preset_scores_and_takes_a_gradient_step() -> None:
     """Appendix B's networks on small images: they do not depend on the resolution."""
-    cascade = build(preset("paper", "wavelet", (3, 8, 8)).model)
+    cascade = build(preset("paper-cifar10", "wavelet").override({"image_shape": "3,8,8"}).model)
     x = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert bool(torch.isfinite(cascade.eval().bound(x, torch.Generator().manual_seed(1)).total).all())
     for index, (z, coarse) in enumerate(cascade.train().decompose(x)):

@@ -217,8 +217,9 @@ class Trainer:
         for (z, coarse), spec in zip(self.cascade.decompose(spread), self.cascade.specs):
             if spec.name in self.cascade.networks:
                 self.cascade.networks[spec.name].fit(z, coarse)
-                edm = self.config.training.weighting == "edm"
-                self.weighted[spec.name] = EdmLoss(float(spec.to_float(z, torch.float64).std())) if edm else None
+                # a constant scale is as well known as its integers allow
+                std = max(float(spec.to_float(z, torch.float64).std(correction=0)), 0.25 * spec.gain)
+                self.weighted[spec.name] = EdmLoss(std) if self.config.training.weighting == "edm" else None
 
     def _scale(self, index: int, name: str, group: Group, checkpoint: Path | None) -> ScaleTrainer:
         """A scale ready to train, with the weights of a checkpoint where there is one."""

@@ -7,7 +7,7 @@ import torch
 
 from pcdm_lib.cascade import Cascade
 from pcdm_lib.evaluate import evaluate
-from pcdm_lib.information import information_map
+from pcdm_lib.information import information_map, paid_twice
 from pcdm_lib.maps import HaarWavelet
 from pcdm_lib.presets import build, preset
 from pcdm_lib.schedule import LinearSchedule
@@ -88,3 +88,21 @@ def test_bad_input_is_named() -> None:
         next(broken.networks.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError):
         information_map(broken, pictures(1), times=1)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_what_is_paid_twice(levels: int) -> None:
+    """The standard cascade's bits in three parts that sum to its bound; a quarter of every finer scale is known, and with fresh weights it is
+    paid for like the rest, so the second payment is near a third of what the new pixels cost."""
+    cascade, x = build(preset("tiny", "standard", SHAPE).override({"levels": levels}).model), pictures(4)
+    found = paid_twice(cascade, x, times=4, seed=1)
+    total = information_map(cascade, x, times=4, seed=1).bits().sum(dim=1) / cascade.dims
+    torch.testing.assert_close(found.first + found.again + found.new, total)
+    assert 0.8 < float((3 * found.again / found.new).mean()) < 1.25
+    facts = found.to_dict()
+    assert facts["bpd"] == pytest.approx(float(found.again.mean())) and facts["images"] == 4 and facts["se"] > 0
+
+
+def test_other_maps_pay_nothing_twice() -> None:
+    with pytest.raises(ValueError, match="holds every number once"):
+        paid_twice(model("wavelet", 1), pictures(1))

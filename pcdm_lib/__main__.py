@@ -1,14 +1,16 @@
-"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | sample | ship | card`. Same presets and settings as the notebooks."""
+"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | sample | tables | ship | card`. Same presets and settings as the notebooks."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import io
 import os
 import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     _train_options(commands.add_parser("train", help="train a cascade, or some of its scales"))
     _evaluate_options(commands.add_parser("evaluate", help="held-out bits per dimension of a trained run"))
     _sample_options(commands.add_parser("sample", help="images from a trained run, and their coarser scales"))
+    _tables_options(commands.add_parser("tables", help="every system and every table of the paper at one budget; continues where it was stopped"))
     _ship_options(commands.add_parser("ship", help="make a trained run a model that comes with the package"))
     _card_options(commands.add_parser("card", help="what is known of a shipped model, as Markdown"))
     options = parser.parse_args(arguments)
     try:
-        records.check_device(options.device)
+        if options.device != "auto":
+            records.check_device(options.device)
         return options.run(options)
     except (ValueError, TypeError, OSError, KeyError, FloatingPointError) as error:
         print(f"{parser.prog} {options.command}: {_process()}{error}", file=sys.stderr)
@@ -54,7 +58,8 @@ def _common(parser: argparse.ArgumentParser, *, dataset: bool) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     if dataset:
-        parser.add_argument("--dataset", default="auto", help="auto, photos, cifar10, folder:PATH (default: auto)")
+        parser.add_argument("--dataset", default="auto", help="auto, photos, cifar10, imagenet32-old, svhn, folder:PATH, ... as in README's table (default: auto)")
+        parser.add_argument("--size", type=int, default=None, help="side of the images, for data sets that come in several (default: 32, or that of the name)")
         parser.add_argument("--data-root", default=None, help="data folder (default: $PCDM_DATA, else ./data)")
 
 
@@ -64,9 +69,9 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="small", choices=presets.PRESETS)
     parser.add_argument("--system", default="wavelet", choices=presets.SYSTEMS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of the preset; repeatable")
-    budget = parser.add_mutually_exclusive_group(required=True)
+    budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float)
-    budget.add_argument("--steps", type=int)
+    budget.add_argument("--steps", type=int, help="a paper-* preset has its own number, which is taken where no budget is given")
     parser.add_argument("--scales", default=None, help="train only these, by name, separated by commas")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--checkpoint-minutes", type=float, default=2.0, help="time between checkpoints (default: %(default)g); 0: every step")
@@ -103,6 +108,20 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_sample)
 
 
+def _tables_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, required=True, help="training of each system")
+    parser.add_argument("--dataset", default="auto", help="of the CIFAR parts: auto, photos, cifar10, folder:PATH (default: auto)")
+    parser.add_argument("--preset", default="small", choices=presets.PRESETS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--only", default="", help="run only these parts, by name, separated by commas; the tables are always made")
+    parser.add_argument("--out", type=Path, default=None, help="folder for notebooks and runs (default: one under runs/tables)")
+    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                        help="another value of a notebook's parameter, such as heldout_images 100; repeatable")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_tables)
+
+
 def _ship_options(parser: argparse.ArgumentParser) -> None:
     _common(parser, dataset=True)
     parser.add_argument("run_dirs", type=Path, nargs="+", help="a run, or several that trained different scales")
@@ -120,6 +139,10 @@ def _card_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.minutes is None and options.steps is None:
+        options.steps = presets.budget(options.preset)
+        if options.steps is None:
+            raise ValueError(f"preset {options.preset!r} has no budget of its own: give --minutes or --steps")
     changes = {}
     for item in options.set:
         key, equals, value = item.partition("=")
@@ -141,7 +164,7 @@ def _train(options: argparse.Namespace) -> int:
 def _train_here(options: argparse.Namespace, changes: dict[str, str], device: torch.device) -> None:
     speaks = distributed.rank() == 0
     # what has to be downloaded or unpacked is so once, not by all processes at once
-    images = distributed.in_turn(lambda: data.load(options.dataset, root=options.data_root))
+    images = distributed.in_turn(lambda: data.load(options.dataset, root=options.data_root, size=options.size))
     if speaks:
         print(f"data: {images.label}", flush=True)
     config = presets.preset(options.preset, options.system, tuple(images.train.shape[1:])).override(changes)
@@ -158,7 +181,7 @@ def _train_here(options: argparse.Namespace, changes: dict[str, str], device: to
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    images = data.load(options.dataset, root=options.data_root, heldout_limit=options.images)
+    images = data.load(options.dataset, root=options.data_root, heldout_limit=options.images, size=options.size)
     print(f"data: {images.label}", flush=True)
     result, headers = _score(options, options.run_dirs, images)
     facts = {"data": {"label": images.label, **images.source}, "config": headers[0]["config"], "training": _trained(headers),
@@ -184,7 +207,7 @@ def _score(options: argparse.Namespace, sources: list[Path], images: data.ImageD
     for header in headers:
         print(f"{', '.join(header['scales'])} trained on: {header['data'].get('label', 'unnamed data')}, {header['step']} steps")
     trained_on = headers[0]["data"]
-    same_folder = images.name == "folder" and trained_on.get("folder") == images.source["folder"]
+    same_folder = images.of_a_path and trained_on.get("folder") == images.source["folder"]
     if same_folder and trained_on.get("train_sha256") != images.source["train_sha256"]:
         raise ValueError(f"{images.source['folder']} has changed since training, so held-out images may have been trained on: "
                          "train anew, or score another folder")
@@ -213,10 +236,33 @@ def _sample(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tables(options: argparse.Namespace) -> int:
+    from pcdm_lib import suite, tables  # papermill takes a second to import
+
+    folder, failed = suite.run(options.minutes, dataset=options.dataset, seed=options.seed, preset=options.preset, device=options.device,
+                               only=[name for name in options.only.split(",") if name], folder=options.out, progress=not options.quiet,
+                               changes={name: _literal(value) for name, value in options.parameter})
+    results, problems = tables.read_results(folder)
+    for line in (*(tables.summary_line(result) for result in results), *problems):
+        print(line)
+    print(f"tables: {folder / 'tables.ipynb'}")
+    for name, error in failed.items():
+        print(f"part {name} failed: {error}; mend it and give the same command again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _literal(text: str) -> Any:
+    """A number, True, False or None where the text is one, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def _ship(options: argparse.Namespace) -> int:
-    images = data.load(options.dataset, root=options.data_root)
+    images = data.load(options.dataset, root=options.data_root, size=options.size)
     print(f"data: {images.label}", flush=True)
-    checks = {options.dataset if images.name == "folder" else images.name: images}
+    checks = {options.dataset if images.of_a_path else images.name: images}
     if images.name != "photos":  # figures that can be checked where that data set is not at hand
         checks["photos"] = data.load("photos", size=images.train.shape[-1])
     words = ["python", "-m", "pcdm_lib", "ship", *(f"runs/{run.resolve().name}" for run in options.run_dirs), options.name, "--dataset", options.dataset,

@@ -1,4 +1,4 @@
-"""CIFAR-10's official binary archive: fetch it, check it, unpack it. Files appear whole and checked, or not at all."""
+"""Published files: fetch them, check them, unpack CIFAR-10's archive. Files appear whole and checked, or not at all."""
 
 from __future__ import annotations
 
@@ -11,44 +11,61 @@ import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
-
-CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # published on https://www.cs.toronto.edu/~kriz/cifar.html
-CIFAR_BYTES = 170_052_171
-CIFAR_FOLDER, CIFAR_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
-CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
-CIFAR_TEST = "test_batch.bin"
 
 CONNECT_SECONDS = 5.0  # name resolution, connection and response headers together
 STALL_SECONDS = 10.0  # the longest wait for the next CHUNK bytes
 CHUNK = 1 << 16
 
 
-def by_hand(folder: Path) -> str:
-    """What to do where the download does not work."""
-    return f"fetch {CIFAR_URL} by hand and put it, as {CIFAR_ARCHIVE}, into {folder.resolve()}"
+@dataclass(frozen=True)
+class Published:
+    """A file that is published under an address, and how to know it."""
+
+    title: str  # the dataset
+    name: str  # of the file
+    url: str
+    md5: str
+    bytes: int
+    instead: str = ""  # what to do without it
+
+    def by_hand(self, folder: Path) -> str:
+        """What to do where the download does not work."""
+        return f"fetch {self.url} by hand and put it, as {self.name}, into {folder.resolve()}"
+
+    def wrong(self, path: Path) -> str | None:
+        """None for this very file, else what is wrong with the one at `path`."""
+        size = path.stat().st_size
+        if size == self.bytes:
+            with path.open("rb") as file:
+                md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            if md5 == self.md5:
+                return None
+            return f"has md5 {md5}, expected {self.md5}"
+        return f"has {size} bytes, expected {self.bytes}"
 
 
-def check_archive(path: Path) -> str | None:
-    """None for the official archive, else what is wrong with the file."""
-    size = path.stat().st_size
-    if size == CIFAR_BYTES:
-        with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if md5 == CIFAR_MD5:
-            return None
-        return f"has md5 {md5}, expected {CIFAR_MD5}"
-    return f"has {size} bytes, expected {CIFAR_BYTES}"
+CIFAR_FOLDER, CIFAR_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
+CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+CIFAR_TEST = "test_batch.bin"
+CIFAR10 = Published(
+    title="CIFAR-10",
+    name=CIFAR_ARCHIVE,
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",  # published on https://www.cs.toronto.edu/~kriz/cifar.html
+    bytes=170_052_171,
+    instead="; or use load('photos')",
+)
 
 
-def unpack(archive: Path, final: Path) -> None:
-    """Unpack the six batches; `final` appears complete or not at all."""
-    wrong = check_archive(archive)
+def unpack(published: Published, archive: Path, final: Path) -> None:
+    """Unpack the six batches of CIFAR-10; `final` appears complete or not at all."""
+    wrong = published.wrong(archive)
     if wrong:
-        raise ValueError(f"{archive} {wrong}: delete it, then {by_hand(archive.parent)}")
+        raise ValueError(f"{archive} {wrong}: delete it, then {published.by_hand(archive.parent)}")
     partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".cifar-10-"))
     try:
         with tarfile.open(archive, "r:gz") as tar:
@@ -58,7 +75,7 @@ def unpack(archive: Path, final: Path) -> None:
                 except KeyError:
                     member = None
                 if member is None:
-                    advice = f"delete it, then {by_hand(archive.parent)}"
+                    advice = f"delete it, then {published.by_hand(archive.parent)}"
                     raise ValueError(f"{archive} holds no file {CIFAR_FOLDER}/{name}: {advice}")
                 with member, (partial / name).open("wb") as out:
                     shutil.copyfileobj(member, out)
@@ -72,33 +89,32 @@ def unpack(archive: Path, final: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def fetch(final: Path) -> None:
-    """Fetch the official archive with a progress bar; `final` appears complete and checked or not at all.
+def fetch(published: Published, final: Path) -> None:
+    """Fetch a published file with a progress bar; `final` appears complete and checked or not at all.
 
     Raises ConnectionError, within seconds, where it cannot be had.
     """
-    url = CIFAR_URL
-    stream = _stream(url)
+    stream = _stream(published.url)
     partial = None
     try:
         next(stream)  # connected: nothing touches the disk before
         final.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=final.parent, prefix=".cifar-10-")
-        with os.fdopen(handle, "wb") as out, tqdm(total=CIFAR_BYTES, unit="B", unit_scale=True, desc="CIFAR-10") as bar:
+        handle, partial = tempfile.mkstemp(dir=final.parent, prefix=f".{published.name}.")
+        with os.fdopen(handle, "wb") as out, tqdm(total=published.bytes, unit="B", unit_scale=True, desc=published.title) as bar:
             for chunk in stream:
                 out.write(chunk)
                 bar.update(len(chunk))
-                if out.tell() > CIFAR_BYTES:
+                if out.tell() > published.bytes:
                     break  # the check below says so
-        wrong = check_archive(Path(partial))
+        wrong = published.wrong(Path(partial))
         if wrong:
-            raise ConnectionError(f"what {url} sent {wrong}")
+            raise ConnectionError(f"what {published.url} sent {wrong}")
         os.chmod(partial, 0o644)
         os.replace(partial, final)
         partial = None
     except ConnectionError as error:
-        advice = f"{by_hand(final.parent)}; or use load('photos')"
-        raise ConnectionError(f"CIFAR-10 could not be downloaded ({error}): {advice}") from error
+        advice = f"{published.by_hand(final.parent)}{published.instead}"
+        raise ConnectionError(f"{published.title} could not be downloaded ({error}): {advice}") from error
     finally:
         stream.close()
         if partial:

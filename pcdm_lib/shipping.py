@@ -30,6 +30,9 @@ LICENCES = {
               "images themselves are not part of this repository.",
     "cifar10": "CIFAR-10 (Alex Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009), published for research without an "
                "explicit licence; the images themselves are not part of this repository.",
+    "svhn": "SVHN (Netzer and others 2011), for non-commercial use; the images themselves are not part of this repository.",
+    "imagenet": "ImageNet, reduced; for non-commercial research under the terms of image-net.org; the images themselves are not part of this "
+                "repository.",
     "folder": "A folder of images of whoever shipped this model; their licence is not known here.",
 }
 
@@ -80,7 +83,7 @@ def ship(run_dirs: Sequence[Path | str], name: str, images: ImageData, *, checks
             "commands": [*(_train_command(header, run, images) for header, run in zip(headers, run_dirs)), *([command] if command else [])],
             "evaluation": _figures(result),
             "checks": {key: _check(cascade, found) for key, found in checks.items()},
-            "limits": _limits(headers, images), "licence": LICENCES[images.name],
+            "limits": _limits(headers, images), "licence": _licence(images.name),
             "files": {f.name: {"bytes": f.stat().st_size, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()} for f in sorted(folder.iterdir())},
             "provenance": records.provenance(device),
         }
@@ -89,6 +92,10 @@ def ship(run_dirs: Sequence[Path | str], name: str, images: ImageData, *, checks
         records.write_json(folder / "card.json", facts)
         _check_size(folder, name)
     return facts
+
+
+def _licence(name: str) -> str:
+    return LICENCES["imagenet" if name.startswith("imagenet") else "folder" if name == "crops" else name]
 
 
 def _check_size(folder: Path, name: str) -> None:
@@ -144,7 +151,7 @@ def _sessions(run: Path | str) -> list[dict[str, Any]]:
 
 def _training(header: Mapping[str, Any], run: Path | str, images: ImageData) -> dict[str, Any]:
     """One run's part of the card. Of paths only that of a folder of images is kept: `evaluate` looks whether it has changed."""
-    keys = ("label", "train_count", "train_sha256", *(["folder"] if images.name == "folder" else []))
+    keys = ("label", "train_count", "train_sha256", *(["folder"] if images.of_a_path else []))
     return {**{k: header[k] for k in ("scales", "step", "seconds", "seed")}, "data": {k: header["data"].get(k) for k in keys},
             "sessions": _sessions(run)}
 
@@ -153,7 +160,9 @@ def _train_command(header: Mapping[str, Any], run: Path | str, images: ImageData
     """The command that asks for this training: the preset as it is in this version, with what the run did otherwise."""
     config = presets.Config.from_dict(header["config"])
     words = ["python", "-m", "pcdm_lib", "train", f"runs/{_run_folder(run).name}", "--preset", config.preset, "--system", config.system]
-    words += ["--dataset", f"folder:{images.source['folder']}" if images.name == "folder" else images.name]
+    words += ["--dataset", images.asked]
+    side = config.model.image_shape[-1]
+    words += ["--size", str(side)] if side != 32 and images.name in ("photos", "folder", "crops") else []
     usual = presets.preset(config.preset, config.system, config.model.image_shape)
     for ours, theirs in ((config.model, usual.model), (config.training, usual.training)):
         for field in dataclasses.fields(ours):

@@ -27,6 +27,7 @@ from PIL import Image
 from pcdm_lib import data, download
 from pcdm_lib.batches import BatchSampler, random_flip
 from pcdm_lib.data import load
+from pcdm_lib.images import box_reduce, spread
 
 BATCHES = [*data.CIFAR_TRAIN, data.CIFAR_TEST]
 
@@ -61,8 +62,8 @@ def archive_bytes(leave_out: str | None = None) -> bytes:
 
 
 def trust(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    monkeypatch.setattr(download, "CIFAR_BYTES", len(content))
-    monkeypatch.setattr(download, "CIFAR_MD5", hashlib.md5(content).hexdigest())
+    known = dataclasses.replace(data.CIFAR10, bytes=len(content), md5=hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(data, "CIFAR10", known)
 
 
 @contextlib.contextmanager
@@ -167,7 +168,7 @@ def test_photos_limit_keeps_a_beginning_that_shows_everything() -> None:
     assert torch.equal(some.heldout, whole.heldout[:40]) and torch.equal(some.train, whole.train)
     assert load("photos", heldout_limit=1000).label == whole.label
     # Two photographs at two reductions: groups of 60, 28, 135 and 60 patches in the order before spreading.
-    group = np.searchsorted([60, 88, 223], data._spread(283)[:40], side="right")
+    group = np.searchsorted([60, 88, 223], spread(283)[:40], side="right")
     assert set(group) == {0, 1, 2, 3}
 
 
@@ -180,8 +181,8 @@ def test_photos_in_other_sizes(size: int) -> None:
 
 
 def test_photos_too_large_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="at most 64 pixels, got size=65"):
-        load("photos", size=65)
+    with pytest.raises(ValueError, match="at most 128 pixels, got size=129"):
+        load("photos", size=129)
     with pytest.raises(FileNotFoundError, match="nowhere.png: expected sha256 ab, found no such file: install"):
         data._read_photo("nowhere.png", "ab")
     with pytest.raises(FileNotFoundError, match="astronaut.png: expected sha256 ab, found 88431c"):
@@ -195,12 +196,12 @@ def test_box_reduce_by_hand() -> None:
     image = np.zeros((3, 5, 3), np.uint8)  # the last row and column do not fill a block
     image[:2, :2, 0] = [[1, 2], [3, 4]]  # mean 2.5, rounded up
     image[:2, 2:4, 1] = 255
-    assert data._box_reduce(image, 2).tolist() == [[[3, 0, 0], [0, 255, 0]]]
+    assert box_reduce(image, 2).tolist() == [[[3, 0, 0], [0, 255, 0]]]
 
 
 @given(st.integers(1, 400))
 def test_spread_is_an_order(n: int) -> None:
-    assert sorted(data._spread(n)) == list(range(n))
+    assert sorted(spread(n)) == list(range(n))
 
 
 # CIFAR-10
@@ -291,7 +292,7 @@ def test_archive_with_wrong_checksum_or_size(tmp_path: Path, monkeypatch: pytest
     (tmp_path / data.CIFAR_ARCHIVE).write_bytes(content)
     with pytest.raises(ValueError, match=f"has {len(content)} bytes, expected 170052171: delete it"):
         load("auto", root=tmp_path)
-    monkeypatch.setattr(download, "CIFAR_BYTES", len(content))
+    monkeypatch.setattr(data, "CIFAR10", dataclasses.replace(data.CIFAR10, bytes=len(content)))
     with pytest.raises(ValueError, match="has md5 .*, expected c32a1d4ab5d03f1284b67883e8d87530: delete it"):
         load("cifar10", root=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [data.CIFAR_ARCHIVE]
@@ -320,7 +321,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_fails_soon(url: str, root: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    monkeypatch.setattr(download, "CIFAR_URL", url)
+    monkeypatch.setattr(data, "CIFAR10", dataclasses.replace(data.CIFAR10, url=url))
     begin = time.monotonic()
     with pytest.raises(ConnectionError, match=why) as caught:
         load("cifar10", root=root)
@@ -334,7 +335,7 @@ def test_download_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatie
     trust(monkeypatch, content)
     root = tmp_path / "new" / "data"
     with server(content) as url:
-        monkeypatch.setattr(download, "CIFAR_URL", url)
+        monkeypatch.setattr(data, "CIFAR10", dataclasses.replace(data.CIFAR10, url=url))
         images = load("cifar10", root=root)
     assert len(images.train) == 20
     assert (root / data.CIFAR_ARCHIVE).read_bytes() == content

@@ -6,6 +6,9 @@ PYTHON   ?= python3
 NOTEBOOK ?= reproduce/cifar_wavelet.ipynb
 OUT      ?= out.ipynb
 PARAMS   ?=
+MINUTES  ?= 5
+DATASET  ?= auto
+TABLES_ARGS ?=
 PYTEST_ARGS ?=
 LAB_ARGS ?=
 HOLD     ?=
@@ -19,7 +22,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce test lab constraints clean distclean FORCE
+.PHONY: help venv reproduce tables test lab constraints clean distclean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -44,6 +47,9 @@ venv: $(STAMP)  ## make the environment in VENV (.venv), from PYTHON (python3)
 reproduce: $(STAMP)  ## run NOTEBOOK into OUT (out.ipynb), with PARAMS="-p name value ..."
 	@mkdir -p "$(dir $(OUT))"
 	"$(BIN)/python" -m papermill --log-output $(NOTEBOOK) $(OUT) $(PARAMS)
+
+tables: $(STAMP)  ## train every system for MINUTES each on DATASET, then print every table; goes on where it was stopped
+	"$(BIN)/python" -m pcdm_lib tables --minutes $(MINUTES) --dataset $(DATASET) $(TABLES_ARGS)
 
 test: $(STAMP)  ## run the tests, and the notebooks as tests, with PYTEST_ARGS="..."
 	"$(BIN)/python" -m pytest --nbval $(PYTEST_ARGS)

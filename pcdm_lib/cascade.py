@@ -47,6 +47,10 @@ class Samples(NamedTuple):
     scales: Scales
     growth: list[Tensor]
 
+    def first(self, n: int) -> Samples:
+        """The first n of them."""
+        return Samples(self.images[:n], self.scales.apply(lambda v: v[:n]), [v[:n] for v in self.growth])
+
 
 class Cascade(nn.Module):
     """A map, and for each scale a denoiser and a schedule.

@@ -1,0 +1,122 @@
+"""Every notebook of reproduce/ at a tiny budget, through the one command that runs them all; that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pcdm_lib import experiment, records, suite, tables
+from pcdm_lib.__main__ import main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL = {"heldout_images": 64, "flow_images": 2, "samples": 8, "sampling_steps": 10, "images": 30, "reference": 24, "evaluations": 2}
+CIFAR = ("wavelet", "laplacian", "vdm", "standard_cascade", "wavelet_edm")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Smooth colour noise, 64 held-out patches of 32x32."""
+    path, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(4):
+        field = generator.normal(size=(256, 256, 3)).cumsum(0).cumsum(1)
+        Image.fromarray((255 * (field - field.min()) / (field.max() - field.min())).astype(np.uint8)).save(path / f"{i}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def ran(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole suite but the 128x128 part, a moment of training each."""
+    folder = tmp_path_factory.mktemp("suite")
+    parts = [part.name for part in suite.PARTS if part.name != "imagenet128"]
+    found, failed = suite.run(0.01, dataset=f"folder:{pictures}", preset="tiny", only=parts, folder=folder, changes=SMALL, progress=False)
+    assert found == folder and failed == {}
+    return folder
+
+
+def test_every_part_leaves_its_figures(ran: Path) -> None:
+    results, problems = tables.read_results(ran)
+    assert problems == [] and {r.name.split("/")[-1] for r in results} == {*CIFAR, "imagenet64"}
+    by_name = {r.name.split("/")[-1]: r for r in results}
+    for name in CIFAR:
+        record = by_name[name].record
+        assert record["format"] == experiment.RESULTS_FORMAT and by_name[name].scores.shape == (64,)
+        assert [row["name"] for row in record["likelihoods"]] == ["continuous time", "T = 100", "T = 1000", "flow, hutchinson"]
+        assert record["quality"]["band distance"]["samples"] == 8 and set(record["quality"]["FID"]) & {"missing", "value"}
+        assert ("ood" in record) == (name != "wavelet_edm")  # whose training is not on the bound
+    assert by_name["standard_cascade"].record["twice"]["bpd"] > 0 and "twice" not in by_name["wavelet"].record
+    assert by_name["wavelet_edm"].record["config"]["training"]["weighting"] == "edm"
+    assert by_name["imagenet64"].record["config"]["model"]["levels"] == 2  # S = 3
+
+
+def test_the_tables_hold_them(ran: Path) -> None:
+    """The last notebook shows the four systems and their differences, and what is missing."""
+    notebook = json.loads((ran / "tables.ipynb").read_text())
+    shown = [output for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
+    text = "\n".join("".join(output["data"].get("text/markdown", "")) for output in shown if "data" in output)
+    for name in ("W-PCDM", "LP-PCDM", "VDM", "C-VDM", "as quoted by", tables.TITLES["paired"], "not run", "not at hand"):
+        assert name in text, name
+    assert sum("image/png" in output.get("data", {}) for output in shown) >= 2
+    results, _ = tables.read_results(ran)
+    rows = tables.paired_table([r for r in results if r.name.split("/")[-1] in CIFAR[:4]])
+    assert len(rows) >= 3 and all(row for row in rows)
+
+
+def test_what_is_done_is_not_done_again(ran: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The same command runs the tables alone; a part that was cut short is run again, from its checkpoint, and the others are left."""
+    folder = tmp_path / "copy"
+    shutil.copytree(ran, folder)
+    for path in folder.glob("*.ipynb"):  # executed for the other folder
+        notebook = json.loads(path.read_text())
+        facts = notebook["metadata"]["papermill"]
+        facts["parameters"] = {k: v.replace(str(ran), str(folder)) if isinstance(v, str) else v for k, v in facts["parameters"].items()}
+        path.write_text(json.dumps(notebook))
+    steps = records.read_json(folder / "runs" / "vdm" / "results.json")["training"]["steps"]
+    (folder / "vdm.ipynb").write_text((folder / "vdm.ipynb").read_text()[:1000])  # a kill while it was being written
+    words = ["tables", "--minutes", "0.01", "--dataset", f"folder:{pictures}", "--preset", "tiny", "--only", "wavelet,vdm", "--out", str(folder),
+             "--quiet", *(w for k, v in SMALL.items() for w in ("-p", k, str(v)))]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "part 1 of 3, wavelet: done before" in out and "part 2 of 3, vdm: vdm" not in out and "cifar_vdm.ipynb into" in out
+    assert "part 3 of 3, tables: tables.ipynb into" in out
+    assert records.read_json(folder / "runs" / "vdm" / "results.json")["training"]["steps"] == steps  # its budget was used up
+    assert "W-PCDM" in out  # a line for each result
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"minutes": 0}, "positive number of minutes"), ({"minutes": float("nan")}, "positive number of minutes"),
+    ({"only": ["wavlet"]}, r"unknown parts \['wavlet'\]"), ({"changes": {"heldout": 3}}, r"the parameters \['heldout'\]")])
+def test_bad_input_is_refused_before_anything_runs(change: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        suite.run(**({"minutes": 1.0, "folder": tmp_path / "x"} | change))
+    assert not (tmp_path / "x").exists() or not list((tmp_path / "x").iterdir())
+
+
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Data that is not there: each part says so once, the tables are made all the same, and the exit status tells."""
+    words = ["tables", "--minutes", "0.01", "--dataset", f"folder:{tmp_path / 'nowhere'}", "--preset", "tiny", "--only", "wavelet",
+             "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 1
+    assert "part wavelet failed: FileNotFoundError" in capsys.readouterr().err
+    assert (tmp_path / "out" / "tables.ipynb").exists()
+
+
+def test_notebooks_refuse_unknown_values(tmp_path: Path) -> None:
+    import papermill
+
+    for name, parameters, message in (("ood", {"imges": 3}, "unknown parameters"), ("imagenet", {"size": 48}, "size=48"),
+                                      ("tables", {"run": "x"}, "unknown parameters"), ("cifar_vdm", {"preset": "paper-imagenet64"}, "preset=")):
+        with pytest.raises(papermill.PapermillExecutionError, match=message):
+            papermill.execute_notebook(REPOSITORY / "reproduce" / f"{name}.ipynb", tmp_path / "out.ipynb", parameters=parameters, cwd=REPOSITORY,
+                                       progress_bar=False)
+
+
+def test_a_results_file_of_another_version_is_not_written_to(tmp_path: Path) -> None:
+    records.write_json(tmp_path / "results.json", {"format": 1, "config": {}})
+    with pytest.raises(ValueError, match="has format 1, this version writes 2"):
+        experiment.add_result(tmp_path, "ood", {})
+    assert records.read_json(tmp_path / "results.json") == {"format": 1, "config": {}}

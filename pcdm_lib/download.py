@@ -28,8 +28,9 @@ class Published:
     title: str  # the dataset
     name: str  # of the file
     url: str
-    md5: str
     bytes: int
+    md5: str = ""  # or the sha256: whichever is published
+    sha256: str = ""
     instead: str = ""  # what to do without it
 
     def by_hand(self, folder: Path) -> str:
@@ -39,13 +40,12 @@ class Published:
     def wrong(self, path: Path) -> str | None:
         """None for this very file, else what is wrong with the one at `path`."""
         size = path.stat().st_size
-        if size == self.bytes:
-            with path.open("rb") as file:
-                md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-            if md5 == self.md5:
-                return None
-            return f"has md5 {md5}, expected {self.md5}"
-        return f"has {size} bytes, expected {self.bytes}"
+        if size != self.bytes:
+            return f"has {size} bytes, expected {self.bytes}"
+        name, expected = ("sha256", self.sha256) if self.sha256 else ("md5", self.md5)
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=name == "sha256")).hexdigest()
+        return None if found == expected else f"has {name} {found}, expected {expected}"
 
 
 CIFAR_FOLDER, CIFAR_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"

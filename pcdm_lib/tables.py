@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from pcdm_lib.presets import SYSTEMS
 from pcdm_lib.published import AUROC, BPD, FID, LIKELIHOODS, NOT_GIVEN, NOT_MEASURED, NOT_RUN, Published
 
 FORMATS = (1, 2)
+MEASURED = "measured here"
+PROVENANCE = ("data", "budget", "seed", "weights", "machine", "commit")
 DATASETS = (*published.DATA, "photos", "svhn", "crops", "folder")
 
 TITLES = {
@@ -278,7 +281,7 @@ def _ours(result: Result) -> dict[str, Any]:
     steps, minutes = result.number("training", "steps"), result.minutes
     return {"run": text(result.name), "data": text(result.label), "budget": f"{text(steps, 0)} steps, {text(minutes, 1)} minutes",
             "seed": text(result.part("training", "seed")), "weights": text(result.part("evaluation", "weights")), "machine": _machine(result),
-            "commit": _commit(result), "source": "measured here"}
+            "commit": _commit(result), "source": MEASURED}
 
 
 def _theirs(figure: Published) -> dict[str, Any]:
@@ -303,6 +306,13 @@ def _part(system: str, dataset: str = "cifar10") -> str | None:
 
 def _name(figure: Published) -> str:
     return f"{figure.name}, paper" if figure.system else figure.name
+
+
+def compact(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """A table narrow enough to read: columns of provenance in which all measured rows agree are taken out and given once, {column: value}."""
+    ours = [row for row in rows if row.get("source") == MEASURED]
+    same = {c: str(ours[0][c]) for c in PROVENANCE if ours and all(c in row and row[c] == ours[0][c] for row in ours)}
+    return [{k: v for k, v in row.items() if k not in same} for row in rows], same
 
 
 def _missing_systems(results: Sequence[Result]) -> list[str]:

@@ -474,3 +474,13 @@ def test_level_runs_are_called_level(tmp_path):
     figure = plots_tables.scales_figure(read(tmp_path))
     assert "W-PCDM and VDM end level" in texts(figure)
     plt.close(figure)
+
+
+def test_a_narrow_table_says_once_what_is_the_same() -> None:
+    """Columns of provenance in which all of ours agree go out of every row, those in which they differ stay."""
+    common = {"system": "VDM", "bpd": "3.5", "seed": 0, "machine": "m", "source": tables.MEASURED}
+    rows = [{**common, "commit": "a"}, {**common, "commit": "b"}, {**common, "machine": "not given", "seed": "", "commit": "", "source": "as quoted"}]
+    narrow, same = tables.compact(rows)
+    assert same == {"seed": "0", "machine": "m"}
+    assert [set(row) for row in narrow] == [{"system", "bpd", "source", "commit"}] * 3
+    assert tables.compact(rows[2:]) == (rows[2:], {})

@@ -1,4 +1,4 @@
-"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | sample | tables | ship | card`. Same presets and settings as the notebooks."""
+"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | likelihoods | sample | tables | ship | card`. Same presets and settings as the notebooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from pcdm_lib import checkpoints, data, distributed, evaluate, presets, pretrained, records, shipping, training
+from pcdm_lib import checkpoints, data, distributed, evaluate, flow, presets, pretrained, records, shipping, training
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _train_options(commands.add_parser("train", help="train a cascade, or some of its scales"))
     _evaluate_options(commands.add_parser("evaluate", help="held-out bits per dimension of a trained run"))
+    _likelihoods_options(commands.add_parser("likelihoods", help="the bound in continuous time and in T steps, and the probability flow, side by side"))
     _sample_options(commands.add_parser("sample", help="images from a trained run, and their coarser scales"))
     _tables_options(commands.add_parser("tables", help="every system and every table of the paper at one budget; continues where it was stopped"))
     _ship_options(commands.add_parser("ship", help="make a trained run a model that comes with the package"))
@@ -96,6 +97,18 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
                         help="score this model too, and state the paired difference over the images")
     parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file")
     parser.set_defaults(run=_evaluate)
+
+
+def _likelihoods_options(parser: argparse.ArgumentParser) -> None:
+    _common(parser, dataset=True)
+    parser.add_argument("run_dirs", type=Path, nargs="+", help="a run, several that trained different scales, or a shipped model's name")
+    parser.add_argument("--weights", default="ema", choices=("ema", "raw"))
+    parser.add_argument("--images", type=int, default=16, help="the first N held-out images (default: %(default)s)")
+    parser.add_argument("--steps", default="100,1000", help="the T of the T-step bounds, with commas (default: %(default)s)")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of the flow's solver, relative and absolute (default: %(default)g)")
+    parser.add_argument("--probes", type=int, default=1, help="of Hutchinson's estimator (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file")
+    parser.set_defaults(run=_likelihoods)
 
 
 def _sample_options(parser: argparse.ArgumentParser) -> None:
@@ -206,17 +219,40 @@ def _score(options: argparse.Namespace, sources: list[Path], images: data.ImageD
     cascade, headers = pretrained.open_model(sources, options.weights, options.device)
     for header in headers:
         print(f"{', '.join(header['scales'])} trained on: {header['data'].get('label', 'unnamed data')}, {header['step']} steps")
-    trained_on = headers[0]["data"]
-    same_folder = images.of_a_path and trained_on.get("folder") == images.source["folder"]
-    if same_folder and trained_on.get("train_sha256") != images.source["train_sha256"]:
-        raise ValueError(f"{images.source['folder']} has changed since training, so held-out images may have been trained on: "
-                         "train anew, or score another folder")
+    _check_folder(headers, images)
     result = evaluate.evaluate(cascade, images.heldout, repeats=options.repeats, times_per_image=options.times,
                                seed=options.seed, steps=options.steps,
                                weights=options.weights.upper() if options.weights == "ema" else options.weights, device=options.device,
                                progress=not options.quiet)
     print(result)
     return result, headers
+
+
+def _check_folder(headers: list[dict], images: data.ImageData) -> None:
+    trained_on = headers[0]["data"]
+    same_size = tuple(headers[0]["config"]["model"]["image_shape"]) == tuple(images.train.shape[1:])  # other sizes are refused when they are scored
+    same_folder = same_size and images.of_a_path and trained_on.get("folder") == images.source["folder"]
+    if same_folder and trained_on.get("train_sha256") != images.source["train_sha256"]:
+        raise ValueError(f"{images.source['folder']} has changed since training, so held-out images may have been trained on: "
+                         "train anew, or score another folder")
+
+
+def _likelihoods(options: argparse.Namespace) -> int:
+    images = data.load(options.dataset, root=options.data_root, heldout_limit=options.images, size=options.size)
+    print(f"data: {images.label}", flush=True)
+    cascade, headers = pretrained.open_model(options.run_dirs, options.weights, options.device)
+    _check_folder(headers, images)
+    steps = [int(s) for s in options.steps.split(",") if s.strip().isdigit()]
+    if not steps or ",".join(map(str, steps)) != options.steps:
+        raise ValueError(f"--steps takes whole numbers with commas, got {options.steps!r}")
+    settings = flow.FlowSettings(rtol=options.tolerance, atol=options.tolerance, probes=options.probes)
+    found = flow.compare_likelihoods(cascade, images.heldout, steps=steps, flows=[settings], seed=options.seed, device=options.device,
+                                     weights=options.weights.upper() if options.weights == "ema" else options.weights, progress=not options.quiet)
+    print(f"{found}\n{len(images.heldout)} images; flow: {settings}")
+    if options.out is not None:
+        records.write_json(options.out, {"data": {"label": images.label, **images.source}, "config": headers[0]["config"], "training": _trained(headers),
+                                         "likelihoods": records.finite(found.to_dict()), "provenance": records.provenance(options.device)})
+    return 0
 
 
 def _sample(options: argparse.Namespace) -> int:

@@ -123,3 +123,40 @@ def test_a_run_is_not_overwritten_and_a_missing_one_is_named(folder, run, capsys
     assert "holds a run already" in capsys.readouterr().err
     assert main(["evaluate", str(run.parent / "b"), "--dataset", f"folder:{folder}", "--quiet"]) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
+
+
+def test_likelihoods_side_by_side(folder, run, tmp_path, capsys):
+    """The bound in continuous time and in steps and the flow, on the same images, with differences; bad numbers are one line."""
+    out = tmp_path / "ways.json"
+    words = ["likelihoods", str(run), "--dataset", f"folder:{folder}", "--images", "2", "--tolerance", "1e-2", "--quiet"]
+    assert main([*words, "--steps", "4,16", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["likelihoods"]
+    assert list(found) == ["continuous time", "T = 4", "T = 16", "flow, hutchinson"]
+    assert found["T = 4"]["difference"] == pytest.approx(found["T = 4"]["bpd"] - found["continuous time"]["bpd"])
+    assert f"{found['flow, hutchinson']['bpd']:.4f}" in capsys.readouterr().out
+    for change, message in ((["--steps", "4,x"], "whole numbers with commas"), (["--tolerance", "0"], "tolerances must be positive")):
+        assert main([*words, *change]) == 2
+        error = capsys.readouterr().err
+        assert message in error and len(error.splitlines()) == 1
+
+
+def test_a_budget_belongs_to_the_papers_presets_only(folder, tmp_path, capsys):
+    """Without --steps or --minutes: the paper's number of updates where the preset has one, else an error; and only for its resolution."""
+    words = ["train", str(tmp_path / "r"), "--dataset", f"folder:{folder}", "--quiet"]
+    assert main([*words, "--preset", "tiny"]) == 2
+    assert "preset 'tiny' has no budget of its own: give --minutes or --steps" in capsys.readouterr().err
+    assert main([*words, "--preset", "paper-imagenet64"]) == 2
+    assert "preset 'paper-imagenet64' is for 64x64 images, got 32x32: use paper-cifar10 or paper-imagenet32 or small" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_other_sizes(folder, tmp_path, capsys):
+    """--size 64 gives three scales, and a run is scored at the size that it was trained at."""
+    run_dir = tmp_path / "r"
+    words = ["--dataset", f"folder:{folder}", "--quiet"]
+    assert main(["train", str(run_dir), "--preset", "tiny", "--steps", "1", "--size", "64", "--set", "batch_size=2", *words]) == 0
+    assert json.loads((run_dir / "config.json").read_text())["config"]["model"]["levels"] == 2
+    assert main(["evaluate", str(run_dir), "--size", "64", "--repeats", "1", *words]) == 0
+    assert "details2" in capsys.readouterr().out
+    assert main(["evaluate", str(run_dir), *words]) == 2
+    assert "this cascade takes integer images (N, 3, 64, 64), got" in capsys.readouterr().err

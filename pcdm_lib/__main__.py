@@ -75,6 +75,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--steps", type=int, help="a paper-* preset has its own number, which is taken where no budget is given")
     parser.add_argument("--scales", default=None, help="train only these, by name, separated by commas")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--side-by-side", action="store_true", help="train the scales in threads at once (one process on a CPU); faster on some processors")
     parser.add_argument("--checkpoint-minutes", type=float, default=2.0, help="time between checkpoints (default: %(default)g); 0: every step")
     several = parser.add_argument_group("several processes", "start them by torchrun: torchrun --standalone --nproc-per-node 2 -m pcdm_lib train ...")
     several.add_argument("--groups", default="together", choices=distributed.GROUPS,
@@ -183,7 +184,7 @@ def _train_here(options: argparse.Namespace, changes: dict[str, str], device: to
     config = presets.preset(options.preset, options.system, tuple(images.train.shape[1:])).override(changes)
     trainer = training.Trainer(config, images.train, options.run_dir, data=images.source | {"label": images.label}, seed=options.seed,
                                scales=options.scales.split(",") if options.scales else None, device=device, resume=options.resume,
-                               groups=options.groups, shard=options.shard)
+                               groups=options.groups, shard=options.shard, side_by_side=options.side_by_side)
     together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
     if speaks and together:
         print(f"training{together}, groups: {options.groups}; should the job end early, the same command with --resume continues it", flush=True)

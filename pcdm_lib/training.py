@@ -131,13 +131,13 @@ class Trainer:
             refused, so that nothing is overwritten.
         groups: under torchrun, whether all processes train every scale ("together") or each trains one ("scales"; distributed.divide).
         shard: under torchrun, divide parameters, their averages and the optimiser's state among the processes of a scale (FSDP2).
-        side_by_side: train the scales in threads at once, for one process on a CPU without dropout and with no schedule shared.
-            None: where that applies, there is a thread for each scale, and none is so much larger that the others wait for it.
+        side_by_side: train the scales in threads at once, for one process on a CPU without dropout and with no schedule shared. Whether that
+            is faster than in turn with all threads depends on the processor (`python -m benchmarks --parts variants` measures it).
     """
 
     def __init__(self, config: Config, images: Tensor, run_dir: Path | str, *, data: Mapping[str, Any] | None = None, seed: int = 0,
                  scales: Sequence[str] | None = None, device: torch.device | str = "cpu", resume: bool = False,
-                 groups: str = "together", shard: bool = False, side_by_side: bool | None = None):
+                 groups: str = "together", shard: bool = False, side_by_side: bool = False):
         self.config, self.images, self.run_dir, self.seed, self.shard = config, images, Path(run_dir), seed, shard
         self.device = torch.device(device)
         self.waits = self.device.type != "cuda"  # whether each step's loss is looked at: on a GPU that would leave it idle
@@ -150,7 +150,7 @@ class Trainer:
         self.cascade.check_images(images)
         self.weighted: dict[str, Loss | None] = {}  # by scale; None is the bound
         self.costs = self._costs()
-        self.side_by_side, self._pool = self._choose_side_by_side(side_by_side), None
+        self.side_by_side, self._pool = self._check_side_by_side(side_by_side), None
         self.header = {"format": FORMAT, "config": config.to_dict(), "data": dict(data or {}), "seed": seed,
                        "scales": list(self.cascade.networks)}
         self.step, self.seconds, self.rate, self.budget, self.torn = 0, 0.0, 0.0, {}, False
@@ -190,17 +190,13 @@ class Trainer:
                 del self.cascade.networks[name]
         return {name: group for name, group in made.items() if name in self.cascade.networks}
 
-    def _choose_side_by_side(self, wanted: bool | None) -> bool:
-        costs = list(self.costs.values())
+    def _check_side_by_side(self, wanted: bool) -> bool:
         shared = self.config.model.shared_schedule and any(True for _ in self.cascade.schedules.parameters())
-        applies = (len(costs) > 1 and self.device.type == "cpu" and not self.config.model.dropout and not shared
+        applies = (len(self.costs) > 1 and self.device.type == "cpu" and not self.config.model.dropout and not shared
                    and not torch.distributed.is_initialized())
         if wanted and not applies:
             raise ValueError("side_by_side takes two scales or more in one process on a CPU, without dropout and without a learned schedule "
-                             "that they share: leave it at None")
-        if wanted is None:
-            # n threads were worth 0.7 n of one (measured with two); the costliest scale with its share of the threads must beat that
-            return applies and torch.get_num_threads() >= len(costs) and 0.7 * len(costs) * max(costs) < sum(costs)
+                             "that they share: leave it out")
         return wanted
 
     def _check_alike(self) -> None:

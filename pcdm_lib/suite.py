@@ -68,12 +68,12 @@ def run(minutes: float, *, dataset: str = "auto", seed: int = 0, preset: str = "
     kind = dataset.replace("/", "_").replace(":", "-")
     folder = Path(folder) if folder else home() / "runs" / "tables" / f"{kind}-{preset}-{minutes:g}min-seed{seed}"
     folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     parts = [part for part in PARTS if part.always or not only or part.name in only]
-    known = {part.name: {*papermill.inspect_notebook(notebooks / f"{part.notebook}.ipynb")} for part in parts}
+    known = {part.name: {*papermill.inspect_notebook(notebooks / f"{part.notebook}.ipynb")} for part in PARTS}
     strange = sorted({*(changes or {})} - set().union(*known.values()))
     if strange:
-        raise ValueError(f"no notebook of these parts has the parameters {strange}")
+        raise ValueError(f"no notebook has the parameters {strange}")
+    folder.mkdir(parents=True, exist_ok=True)
     failed = {}
     for number, part in enumerate(parts, start=1):
         parameters = _parameters(part, minutes, dataset, seed, preset, device, folder)

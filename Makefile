@@ -49,7 +49,7 @@ reproduce: $(STAMP)  ## run NOTEBOOK into OUT (out.ipynb), with PARAMS="-p name 
 	"$(BIN)/python" -m papermill --log-output $(NOTEBOOK) $(OUT) $(PARAMS)
 
 tables: $(STAMP)  ## train every system for MINUTES each on DATASET, then print every table; goes on where it was stopped
-	"$(BIN)/python" -m pcdm_lib tables --minutes $(MINUTES) --dataset $(DATASET) $(TABLES_ARGS)
+	"$(BIN)/python" -m pcdm_lib tables --minutes $(MINUTES) --dataset "$(DATASET)" $(TABLES_ARGS)
 
 test: $(STAMP)  ## run the tests, and the notebooks as tests, with PYTEST_ARGS="..."
 	"$(BIN)/python" -m pytest --nbval $(PYTEST_ARGS)

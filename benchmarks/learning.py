@@ -1,6 +1,7 @@
 """What each choice of a preset is worth: one scale trained for the same number of steps with the choice and without it.
 
     python -m benchmarks.learning --system laplacian --scale residual1 --steps 300 --dataset cifar10
+    python -m benchmarks.learning --system wavelet --steps 900 --dataset cifar10 --alone --set channels=48,64 --set blocks=1
 
 Trains on all training images but the last 600 (a tenth, where there are fewer than 6,000) and scores on those, so nothing is chosen on the
 held-out images. The score is the scale's share of the image's bits per dimension; differences are paired, image by image.
@@ -12,6 +13,7 @@ import argparse
 import math
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +46,19 @@ def learn(config: Config, images: Tensor, scored: Tensor, scale: str, steps: int
     return torch.cat(parts).double() / (math.log(2) * cascade.dims), trainer.seconds / trainer.step
 
 
-def compare(config: Config, images: Tensor, scale: str, steps: int, seed: int) -> list[dict[str, Any]]:
-    """A row for every entry of WITHOUT: the score and its paired difference from the preset's, with standard errors over the images."""
+def compare(config: Config, images: Tensor, scale: str, steps: int, seed: int, variants: Mapping[str, Mapping[str, Any]] = WITHOUT
+            ) -> list[dict[str, Any]]:
+    """A row for every variant: the score and its paired difference from the first one's, with standard errors over the images."""
     held = min(600, len(images) // 10)
     rows, first, first_seconds = [], None, 1.0
-    for name, changes in WITHOUT.items():
+    for name, changes in variants.items():
         bpd, seconds = learn(config.override(changes), images[:-held], images[-held:], scale, steps, seed)
         if first is None:
             first, first_seconds = bpd, seconds
         difference = bpd - first
         rows.append({"variant": name, "bpd of the scale": bpd.mean().item(), "standard error": bpd.std().item() / math.sqrt(held),
                      "more than the preset": difference.mean().item(), "its standard error": difference.std().item() / math.sqrt(held),
-                     "time a step, ratio": seconds / first_seconds})
+                     "time a step, ratio": seconds / first_seconds, "steps": steps})
     return rows
 
 
@@ -67,13 +70,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", default=None, help="its name (default: the finest)")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of the preset; repeatable")
+    parser.add_argument("--alone", action="store_true", help="score the preset (with --set) only, without what is left out in turn")
     parser.add_argument("--dataset", default="auto")
     parser.add_argument("--data-root", default=None, help="data folder (default: $PCDM_DATA, else ./data)")
     parser.add_argument("--out", type=Path, default=None, help="JSON file (default: runs/benchmarks/learning-SYSTEM-SCALE.json)")
     options = parser.parse_args(arguments)
     try:
         images = data.load(options.dataset, root=options.data_root or data_root(), download=False)
-        config = preset(options.preset, options.system, tuple(images.train.shape[1:]))
+        changes = dict(change.partition("=")[::2] for change in options.set)
+        config = preset(options.preset, options.system, tuple(images.train.shape[1:])).override(changes)
         if options.steps < 1 or len(images.train) < 20:
             raise ValueError(f"at least one step and 20 training images are needed, got {options.steps} and {len(images.train)}")
         names = make_map(config.model.map, config.model.levels).names()
@@ -81,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         if scale not in names:
             raise ValueError(f"unknown scale {scale!r}: {options.system} has {', '.join(names)}")
         print(f"data: {images.label}; scored on the last of its training images", flush=True)
-        rows = compare(config, images.train, scale, options.steps, options.seed)
+        variants = {" ".join(["the preset", *options.set]): {}} if options.alone else WITHOUT
+        rows = compare(config, images.train, scale, options.steps, options.seed, variants)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

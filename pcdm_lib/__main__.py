@@ -1,4 +1,5 @@
-"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | likelihoods | sample | tables | ship | card`. Same presets and settings as the notebooks."""
+"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | likelihoods | sample | tables | ship | card`, with the presets and settings of
+the notebooks."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from pcdm_lib import checkpoints, data, distributed, evaluate, flow, presets, pr
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 2 with one line on stderr for bad input, 1 where another process of the job failed."""
+    """Run one command; the exit status: 0, 2 with one line on stderr for bad input, 1 where another process of the
+    job, or a part of the tables, failed."""
     parser = argparse.ArgumentParser(prog="python -m pcdm_lib", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _train_options(commands.add_parser("train", help="train a cascade, or some of its scales"))
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{parser.prog} {options.command}: {_process()}{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{_process()}stopped; a training run continues with --resume", file=sys.stderr)
+        print(f"{_process()}stopped; a training run continues with --resume, tables with the same command", file=sys.stderr)
         return 130
 
 
@@ -59,7 +61,7 @@ def _common(parser: argparse.ArgumentParser, *, dataset: bool) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     if dataset:
-        parser.add_argument("--dataset", default="auto", help="auto, photos, cifar10, imagenet32-old, svhn, folder:PATH, ... as in README's table (default: auto)")
+        parser.add_argument("--dataset", default="auto", help="auto, photos, cifar10, svhn, folder:PATH, ... as in README's table (default: auto)")
         parser.add_argument("--size", type=int, default=None, help="side of the images, for data sets that come in several (default: 32, or that of the name)")
         parser.add_argument("--data-root", default=None, help="data folder (default: $PCDM_DATA, else ./data)")
 
@@ -125,7 +127,7 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
 def _tables_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, required=True, help="training of each system")
     parser.add_argument("--dataset", default="auto", help="of the CIFAR parts: auto, photos, cifar10, folder:PATH (default: auto)")
-    parser.add_argument("--preset", default="small", choices=presets.PRESETS)
+    parser.add_argument("--preset", default="small", choices=("small", "tiny"), help="of all parts; a paper-* preset is for one data set (default: small)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--only", default="", help="run only these parts, by name, separated by commas; the tables are always made")

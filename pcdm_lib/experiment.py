@@ -125,6 +125,9 @@ class Experiment:
         if self.trainer.step:
             print(f"continuing a run that has had {self.trainer.seconds / 60:.1f} minutes and {self.trainer.step} steps; "
                   f"remove {self.run_dir} for a fresh one")
+        if not steps and minutes is not None and self.trainer.seconds > 63 * minutes + 60:
+            raise ValueError(f"{self.run_dir} has had {self.trainer.seconds / 60:.1f} minutes of training, more than the {minutes:g} asked for: "
+                             "give a larger budget or another output_dir, so that its figures are not taken for those of the smaller one")
         self.trainer.run(minutes=None if steps else minutes, steps=steps, on_log=on_log)
         return self.trainer
 
@@ -147,7 +150,7 @@ class Experiment:
         return compute_line(self.trainer.seconds, self.trainer.step, machines)
 
     def quality(self, samples: Tensor, steps: int) -> dict[str, Any]:
-        """Sample quality for the results file, printed: the band distance to 1000 training images, and FID to them or why there is none.
+        """Sample quality for the results file, printed: the band distance to 1000 training images, and FID to all of them or why there is none.
 
         Training images, since a small held-out set may show other things (`photos` holds out two photographs). A model that repeated them
         would score well: held-out bits per dimension tell.
@@ -160,9 +163,9 @@ class Experiment:
         distance = quality.band_distance(samples, reference, seed=self.seed)
         print(distance)
         try:
-            fid: dict[str, Any] = quality.fid(samples, reference, self.device).to_dict() | {"steps": steps}
+            fid: dict[str, Any] = quality.fid(samples, self.images.train, self.device).to_dict() | {"steps": steps}
             print(f"FID {fid['value']:.2f} from {len(samples)} samples")
-        except (ImportError, OSError) as error:
+        except (ImportError, OSError, ValueError, FloatingPointError) as error:  # printed and kept: a run is not lost for want of one figure
             fid = {"missing": str(error)}
             print(f"no FID: {error}")
         return {"band distance": distance.to_dict() | {"steps": steps}, "FID": fid}
@@ -210,7 +213,8 @@ def open_experiment(notebook: str, system: str, *, dataset: str, preset: str, se
     records.check_device(device)
     config = presets.preset(preset, system, tuple(images.train.shape[1:]))
     kind = dataset if ":" in dataset else images.name
-    default = home() / "runs" / re.sub(r"[^\w.-]+", "_", f"{notebook}-{kind}{'' if size == 32 else size}-{preset}-seed{seed}")
+    folder = notebook if system in notebook or notebook.startswith("cifar") else f"{notebook}-{system}"
+    default = home() / "runs" / re.sub(r"[^\w.-]+", "_", f"{folder}-{kind}{'' if size == 32 else size}-{preset}-seed{seed}")
     return Experiment(config, images, Path(output_dir) if output_dir else default, seed, device)
 
 
@@ -218,7 +222,7 @@ def likelihood_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Several ways to one model's likelihood as rows of figures, for a table and for a results file; bits per dimension."""
     return [{"name": way.name, "bpd": way.result.bpd, "se_images": way.result.se_images, "se_noise": way.result.se_noise,
              "minus_continuous": way.difference, "minus_se": way.se_difference, "evaluations": way.evaluations,
-             "images": len(way.result.parts)} for way in comparison.ways]
+             "images": len(way.result.parts), "settings": str(getattr(way.result, "settings", ""))} for way in comparison.ways]
 
 
 def open_models(runs: str | None, images: data.ImageData, device: str = "cpu") -> dict[str, tuple[Cascade, Path | None]]:
@@ -238,6 +242,8 @@ def open_models(runs: str | None, images: data.ImageData, device: str = "cpu") -
     else:
         for path in sorted(Path(runs).rglob("results.json")):
             record = records.read_json(path)
+            if not isinstance(record, dict) or record.get("format") != RESULTS_FORMAT:
+                raise ValueError(f"{path} is no results file of format {RESULTS_FORMAT}: run its notebook again, or give another folder")
             if record["data"].get("train_sha256") == wanted and record["config"]["training"].get("weighting", "likelihood") == "likelihood":
                 name = SYSTEM_NAMES[record["config"]["system"]]
                 name = name if name not in found else f"{name} ({path.parent.name})"

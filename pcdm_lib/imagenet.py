@@ -81,7 +81,7 @@ def load(name: str, root: Path, size: int | None, limit: int | None) -> ImageDat
     if name in AMBIGUOUS:
         raise ValueError(
             f"{name} is what two sets are called, made smaller in different ways, so that their bits per dimension differ: say "
-            f"{name}-old (van den Oord et al. 2016, the one of most published likelihoods) or {name}-new (Chrabaszcz et al. 2017, box)"
+            f"{name}-old (van den Oord et al. 2016) or {name}-new (Chrabaszcz et al. 2017, box)"
         )
     published = SETS[name]
     if size not in (None, published.size):

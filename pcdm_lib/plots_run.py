@@ -28,13 +28,13 @@ def training_curve(rows: list[Mapping[str, Any]], label: str, target: float | No
     for colour, (name, values) in zip(("black", *COLOURS), series.items()):
         axes.plot(minutes, values, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(minutes, _smooth(values), color=colour, linewidth=2, label=f"{name}: {_smooth(values)[-1]:.2f}")
-    if target is not None:
+    weighting = rows[-1].get("weighting") if rows else None
+    if target is not None and not weighting:  # a weighted loss is no bits, and files have no place beside it
         axes.axhline(target, color="0.4", linestyle=":", label=f"JPEG XL, held out: {target:.2f}")
     top = np.quantile(series["all scales"], 0.9) if rows else 8
-    weighting = rows[-1].get("weighting") if rows else None
     unit = f"training loss, weighted ({weighting}): not bits" if weighting else "training loss, bits per dimension"
-    axes.set(xlabel="minutes of training", ylabel=unit, ylim=(0, max(6.0, 1.3 * top)),
-             title="Each scale learns its own part of the bound")
+    axes.set(xlabel="minutes of training", ylabel=unit, ylim=(0, 2 * top if weighting else max(6.0, 1.3 * top)),
+             title="Each scale learns its own part of the loss" if weighting else "Each scale learns its own part of the bound")
     axes.legend(loc="upper right", frameon=False)
     figure.supxlabel(label, fontsize=8, color="0.35")
     return figure

@@ -167,8 +167,8 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: s
     return lines
 
 
-# The small networks by system, each the best of a few widths and depths at equal compute. The base is a quarter of the pixels and most of it is learned by few
-# weights: a network as costly as the finer scale's takes 1.6 times as long a step for 0.03 bits a dimension (README, what makes the order).
+# The small networks by system; the figures behind their widths and depths stand in README, what makes the order. The base is a quarter of the
+# pixels, and most of it is learned by few weights: a network as costly as the finer scale's takes 1.6 times as long a step for 0.03 bits a dimension.
 _SMALL_BASE = {"base_channels": (32, 64), "base_blocks": 1}
 _SMALL = {"wavelet": {"channels": (48, 64), "blocks": 1} | _SMALL_BASE,
           "laplacian": {"channels": (32, 64, 64), "blocks": 1} | _SMALL_BASE,
@@ -197,7 +197,8 @@ class PaperSetting:
 
 _RELEASE = "configurations released with the paper (lihenryhfl/pcdm, commit a72ad34)"
 PAPER_SETTINGS = {
-    "paper-cifar10": PaperSetting(32, 128, 32, 2_000_000, f"{_RELEASE}; updates from Table 1 as later work quotes it, where the release has 10 million"),
+    "paper-cifar10": PaperSetting(32, 128, 32, 2_000_000, f"{_RELEASE}; updates as later work quotes them (Shen, Gan and Ling, Table 1), where the "
+                                  "release has 10 million"),
     "paper-imagenet32": PaperSetting(32, 256, 32, 10_000_000, _RELEASE),
     "paper-imagenet64": PaperSetting(64, 256, 64, 10_000_000, f"{_RELEASE}, which has two scales there: S = 3 is the paper's"),
     "paper-imagenet128": PaperSetting(128, 256, 64, 10_000_000, "not in the release: the networks of ImageNet 64, with S = 4"),

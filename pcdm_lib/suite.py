@@ -1,13 +1,13 @@
 """All experiments of the paper at one budget, one after the other: what `make tables` runs.
 
 Every part is a notebook of `reproduce/`, executed by papermill into the suite's folder, its run beside it. A part that was executed with the same
-parameters to its end is not run again, and a part that was stopped continues from its checkpoint, so the same command goes on where it was
-stopped. The last part, the tables, is always made anew.
+parameters to its end is not run again (also not after a change of the code: each result names its commit), and a part that was stopped continues
+from its checkpoint, so the same command goes on where it was stopped. What reads the runs, out-of-distribution detection, is made anew after a
+new run, and the tables always.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from typing import Any
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
+from pcdm_lib import records
 from pcdm_lib.experiment import home
 
 
@@ -73,6 +74,12 @@ def run(minutes: float, *, dataset: str = "auto", seed: int = 0, preset: str = "
     strange = sorted({*(changes or {})} - set().union(*known.values()))
     if strange:
         raise ValueError(f"no notebook has the parameters {strange}")
+    taken = sorted({*(changes or {})} & {"minutes", "steps", "dataset", "size", "seed", "preset", "device", "output_dir", "runs"})
+    if taken:
+        raise ValueError(f"{taken} are set by the suite itself: use its own options, or run the notebook by papermill")
+    if dataset.startswith(("folder:", "crops:")):  # the notebooks run in the repository's folder
+        prefix, _, path = dataset.partition(":")
+        dataset = f"{prefix}:{Path(path).expanduser().absolute()}"
     folder.mkdir(parents=True, exist_ok=True)
     failed = {}
     for number, part in enumerate(parts, start=1):
@@ -80,23 +87,33 @@ def run(minutes: float, *, dataset: str = "auto", seed: int = 0, preset: str = "
         parameters |= {key: value for key, value in (changes or {}).items() if key in known[part.name]}
         out = folder / f"{part.name}.ipynb"
         head = f"part {number} of {len(parts)}, {part.name}"
-        if not part.always and done(out, parameters):
+        # what reads the runs of others is done only while no run has been made anew
+        newest = 0.0 if part.trains else max((path.stat().st_mtime for path in folder.rglob("results.json")), default=0.0)
+        marker = folder / f"{part.name}.done.json"
+        if not part.always and done(out, marker, parameters) and marker.stat().st_mtime >= newest:
             print(f"{head}: done before", flush=True)
             continue
         print(f"{head}: {part.notebook}.ipynb into {out}", flush=True)
+        marker.unlink(missing_ok=True)
         try:
             papermill.execute_notebook(notebooks / f"{part.notebook}.ipynb", out, parameters=parameters, cwd=home(), progress_bar=progress,
                                        kernel_name="python3")
         except PapermillExecutionError as error:
             failed[part.name] = f"{error.ename}: {error.evalue}"
+        except RuntimeError as error:  # a kernel that died or did not start
+            failed[part.name] = f"{type(error).__name__}: {error}"
+        if part.name in failed:
             print(f"{head}: failed, {failed[part.name]}", flush=True)
+        else:
+            # papermill marks a notebook as ended however it ended: what is done says so in a file of its own
+            records.write_json(marker, {"parameters": parameters, "commit": records.provenance()["commit"]})
     return folder, failed
 
 
 def _parameters(part: Part, minutes: float, dataset: str, seed: int, preset: str, device: str, folder: Path) -> dict[str, Any]:
     if part.trains:
         own = {"minutes": float(minutes), "seed": seed, "preset": preset, "device": device, "output_dir": str(folder / "runs" / part.name)}
-        if part.notebook != "imagenet":
+        if part.notebook != "imagenet" or dataset.startswith(("imagenet", "crops:")):
             own["dataset"] = dataset
     else:
         own = {"runs": str(folder)}
@@ -105,10 +122,6 @@ def _parameters(part: Part, minutes: float, dataset: str, seed: int, preset: str
     return own | dict(part.parameters)
 
 
-def done(out: Path, parameters: Mapping[str, Any]) -> bool:
-    """Whether papermill executed this notebook to its end with these parameters."""
-    try:
-        facts = json.loads(out.read_text())["metadata"]["papermill"]
-    except (OSError, ValueError, KeyError):
-        return False  # never begun, or cut short while it was being written
-    return facts.get("exception") is None and facts.get("end_time") is not None and facts.get("parameters") == dict(parameters)
+def done(out: Path, marker: Path, parameters: Mapping[str, Any]) -> bool:
+    """Whether this notebook was executed to its end with these parameters."""
+    return out.is_file() and marker.is_file() and records.read_json(marker).get("parameters") == dict(parameters)

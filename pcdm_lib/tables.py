@@ -43,19 +43,20 @@ TITLES = {
 NOTES = {
     "density": "Figures of others: each work's own bound or likelihood, and its own dequantisation, so they are not one accounting. Ours: the bound "
                "of this package, a code length that could be paid.",
-    "ood": "M images make up a test batch, N others estimate the entropy of the model's own data.",
-    "quality": "The floor is what a measure gives between two sets of real images. A measure other than FID is no FID.",
+    "ood": "M images make up a test batch, N others estimate the entropy of the model's own data; the interval of a typicality counts the choice of "
+           "those N. Images are resampled as if independent, which neighbouring patches and digits of one house number are not.",
+    "quality": "The floor is what a measure gives between two halves of the real images. A measure other than FID is no FID, and an FID of as few "
+               "samples as stand here is larger than the published ones of 50,000.",
     "cascade": "Paid twice: what the standard cascade's fine scale spends on what the coarse image already told.",
     "likelihood": "Minus continuous: less the continuous-time bound on the same images, with the standard error of that difference.",
     "paired": "The standard error is that of the difference, from the choice of images and the noise; another seed of training would add to it.",
 }
-NUMBERING = ("Tables go by their content. The issue that asked for them numbers them 1, 2, 4 and 5; what the paper's Tables 4 and 5 hold could not be "
-             "checked here.")
+NUMBERING = ("Tables go by their content. Their numbers are those of the issue that asked for them; the paper's own tables could not be opened here.")
 
 # Which command fills a place: parts of the suite by system, at a budget that is an example. "{part}" and "{dataset}" are its arguments.
 COMMAND = "python -m pcdm_lib tables --minutes 10 --only {part} --dataset {dataset}"
 PARTS = {"wavelet": "wavelet", "laplacian": "laplacian", "standard": "standard_cascade", "vdm": "vdm"}
-_ARGUMENTS = {"folder": "folder:PATH", "crops": "crops:PATH", "imagenet32": "imagenet32-old"}
+_ARGUMENTS = {"folder": "folder:PATH", "crops": "crops:PATH", "imagenet32": "imagenet32-new", "imagenet64": "imagenet64-old", "imagenet128": "imagenet128:PATH"}
 
 _SECTIONS: dict[str, type] = {"config": dict, "data": dict, "training": dict, "evaluation": dict, "reference_codecs": dict, "provenance": dict,
                               "ood": dict, "quality": dict, "likelihoods": list, "twice": dict}
@@ -348,11 +349,15 @@ def ood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
             if not isinstance(row, Mapping):
                 continue
             filled.append(result)
+            # over the choice of the N reference images too, where that was drawn
+            value, low, high = (number(row.get(k)) for k in (("reference_mean", "reference_low", "reference_high")
+                                                             if row.get("reference_mean") is not None else ("auroc", "low", "high")))
             cells = {k: text(row.get(k)) for k in head} | ({"N": "none"} if row.get("N", 0) is None else {})  # null: no reference was used
             rows.append({"system": result.title} | cells | {
-                "AUROC": text(number(row.get("auroc"))), "interval": f"{text(number(row.get('low')))} to {text(number(row.get('high')))}",
+                "AUROC": text(value), "interval": f"{text(low)} to {text(high)}",
                 "batches in, out": f"{text(number(row.get('n_in')), 0)}, {text(number(row.get('n_out')), 0)}"} | _ours(result))
-    return rows + [{"system": SYSTEM_NAMES[s]} | dict.fromkeys(head, "") | {"AUROC": NOT_RUN, "interval": "", "batches in, out": ""} | _absent("ood")
+    absent = dict.fromkeys(head, "") | {"AUROC": NOT_RUN, "interval": "", "batches in, out": ""} | _absent(f"{','.join(PARTS.values())},ood")
+    return rows + [{"system": SYSTEM_NAMES[s]} | absent
                    for s in _missing_systems(filled)]
 
 
@@ -447,6 +452,9 @@ def obstacles(a: Result, b: Result) -> list[str]:
         found.append("different training images")
     if a.budget is None or a.budget != b.budget:
         found.append(f"different budgets ({a.budget or 'not recorded'}; {b.budget or 'not recorded'})")
+    presets = ["small" if preset == "edm" else preset for preset in (a.part("config", "preset"), b.part("config", "preset"))]
+    if presets[0] != presets[1]:  # edm is small with another loss, whose price in bits is asked for
+        found.append(f"different presets ({text(presets[0])}; {text(presets[1])})")
     for key in ("bound", "weights"):
         one, other = a.part("evaluation", key), b.part("evaluation", key)
         if one != other:

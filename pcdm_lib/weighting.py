@@ -2,7 +2,8 @@
 
 The bound gives every noise level the weight that it has in a code length; most of a photograph's bits are noise that nobody sees. Karras and
 others train where an image takes shape instead: noise levels around the size of the data, each with the same weight on the output of their
-preconditioned network. A model trained so has a bound too, and `evaluate` shows what it costs in bits.
+preconditioned network, or nearly: `s` below is the deviation of a whole scale, where the network knows each band's. A model trained so has a
+bound too, and `evaluate` shows what it costs in bits.
 """
 
 from __future__ import annotations

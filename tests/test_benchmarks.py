@@ -255,5 +255,8 @@ def test_learning_compares_each_choice_with_the_preset(folder, tmp_path, capsys)
     assert found["rows"][0]["more than the preset"] == 0.0 and found["rows"][0]["time a step, ratio"] == 1.0
     assert all(row["more than the preset"] != 0.0 for row in found["rows"][1:])
     assert "| AdamW instead of Muon |" in capsys.readouterr().out
+    assert learning.main([*where, "--alone", "--set", "channels=8,16"]) == 0
+    found = json.loads(out.read_text())
+    assert [row["variant"] for row in found["rows"]] == ["the preset channels=8,16"] and found["config"]["model"]["channels"] == [8, 16]
     assert learning.main([*where, "--scale", "details9"]) == 2
     assert "unknown scale 'details9': wavelet has base, details1" in capsys.readouterr().err

@@ -297,7 +297,8 @@ def test_errors_of_the_band_distance() -> None:
     good = noise(5)
     for match, call in (
         ("reference: expected at least 4 images", lambda: band_distance(good, good[:3])),
-        ("samples: expected at least 2", lambda: band_distance(good[:1], good)), ("differ in shape", lambda: band_distance(good, good[:, :1])), ("got torch.int32", lambda: band_distance(good.int(), good)),
+        ("samples: expected at least 2", lambda: band_distance(good[:1], good)), ("differ in shape", lambda: band_distance(good, good[:, :1])),
+        ("got torch.int32", lambda: band_distance(good.int(), good)),
         ("even sides of at least 4 pixels, got 7x8", lambda: band_features(good[..., :7, :])),
         ("at least 2 draws and 1 split, got 1 and 10", lambda: band_distance(good, good, draws=1)),
     ):

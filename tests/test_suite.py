@@ -70,19 +70,21 @@ def test_what_is_done_is_not_done_again(ran: Path, pictures: Path, tmp_path: Pat
     """The same command runs the tables alone; a part that was cut short is run again, from its checkpoint, and the others are left."""
     folder = tmp_path / "copy"
     shutil.copytree(ran, folder)
-    for path in folder.glob("*.ipynb"):  # executed for the other folder
-        notebook = json.loads(path.read_text())
-        facts = notebook["metadata"]["papermill"]
-        facts["parameters"] = {k: v.replace(str(ran), str(folder)) if isinstance(v, str) else v for k, v in facts["parameters"].items()}
-        path.write_text(json.dumps(notebook))
+    for path in folder.glob("*.done.json"):  # executed for the other folder
+        path.write_text(path.read_text().replace(str(ran), str(folder)))
     steps = records.read_json(folder / "runs" / "vdm" / "results.json")["training"]["steps"]
     (folder / "vdm.ipynb").write_text((folder / "vdm.ipynb").read_text()[:1000])  # a kill while it was being written
-    words = ["tables", "--minutes", "0.01", "--dataset", f"folder:{pictures}", "--preset", "tiny", "--only", "wavelet,vdm", "--out", str(folder),
+    (folder / "vdm.done.json").unlink()
+    words = ["tables", "--minutes", "0.01", "--dataset", f"folder:{pictures}", "--preset", "tiny", "--only", "wavelet,vdm,ood", "--out", str(folder),
              "--quiet", *(w for k, v in SMALL.items() for w in ("-p", k, str(v)))]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert "part 1 of 3, wavelet: done before" in out and "part 2 of 3, vdm: vdm" not in out and "cifar_vdm.ipynb into" in out
-    assert "part 3 of 3, tables: tables.ipynb into" in out
+    assert "part 1 of 4, wavelet: done before" in out and "part 2 of 4, vdm: cifar_vdm.ipynb into" in out
+    assert "part 3 of 4, ood: ood.ipynb into" in out  # a run that it reads is new
+    assert "part 4 of 4, tables: tables.ipynb into" in out
+    assert "ood" in records.read_json(folder / "runs" / "vdm" / "results.json")
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("done before") == 3
     assert records.read_json(folder / "runs" / "vdm" / "results.json")["training"]["steps"] == steps  # its budget was used up
     assert "W-PCDM" in out  # a line for each result
 
@@ -120,3 +122,26 @@ def test_a_results_file_of_another_version_is_not_written_to(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="has format 1, this version writes 2"):
         experiment.add_result(tmp_path, "ood", {})
     assert records.read_json(tmp_path / "results.json") == {"format": 1, "config": {}}
+
+
+def test_a_part_that_was_interrupted_is_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """papermill notes an end for a notebook that an interrupt or a dead kernel stopped, too; the second call runs the part again."""
+    calls = []
+
+    def execute(path, out, parameters, **_):
+        calls.append(Path(out).stem)
+        facts = {"exception": None, "end_time": "now", "parameters": parameters}
+        Path(out).write_text(json.dumps({"cells": [], "metadata": {"papermill": facts}}))
+        if calls == ["vdm"]:
+            raise KeyboardInterrupt
+        if calls[-1] == "laplacian":
+            raise RuntimeError("Kernel died")
+
+    monkeypatch.setattr(suite.papermill, "execute_notebook", execute)
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(1.0, only=["vdm"], folder=tmp_path)
+    assert suite.run(1.0, only=["vdm"], folder=tmp_path)[1] == {} and calls == ["vdm", "vdm", "tables"]
+    assert suite.run(1.0, only=["vdm", "laplacian"], folder=tmp_path)[1] == {"laplacian": "RuntimeError: Kernel died"}
+    assert calls == ["vdm", "vdm", "tables", "laplacian", "tables"] and "vdm: done before" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"\['output_dir'\] are set by the suite itself"):
+        suite.run(1.0, folder=tmp_path, changes={"output_dir": "x"})

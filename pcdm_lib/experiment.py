@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,18 +26,24 @@ from pcdm_lib.training import Trainer
 RESULTS_FORMAT = 2  # 2: further keys (likelihoods, quality, twice, ood), and scores.npz beside results.json
 
 # names that IPython puts into every notebook
-_IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open", "check_parameters"}
+_IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open", "check_parameters", "AtLeast"}
 
 SYSTEM_NAMES = {"wavelet": "W-PCDM", "laplacian": "LP-PCDM", "vdm": "VDM", "standard": "C-VDM"}
 
 
-def check_parameters(namespace: MutableMapping[str, Any], allowed: Mapping[str, type | tuple | None]) -> None:
+class AtLeast(NamedTuple):
+    """The rule of a parameter that is a whole number of at least `least`."""
+
+    least: int
+
+
+def check_parameters(namespace: MutableMapping[str, Any], allowed: Mapping[str, type | tuple | AtLeast | None]) -> None:
     """Refuse what papermill only warns of: an unknown parameter, a value of the wrong type, a choice that does not exist.
 
     Args:
         namespace: `globals()` of the notebook, right after the parameters.
-        allowed: for each parameter its type (int passes for float), or a tuple of the values that it may take; a type in a
-            one-element list allows None too.
+        allowed: for each parameter its type (int passes for float), `AtLeast` a number, or a tuple of the values that it may take; a type in
+            a one-element list allows None too.
     """
     given = {k for k in namespace if not k.startswith("_") and k not in _IPYTHON}
     # the second time round, in the same kernel, the notebook's own names are there too
@@ -47,8 +53,12 @@ def check_parameters(namespace: MutableMapping[str, Any], allowed: Mapping[str, 
         raise ValueError(f"unknown parameters {unknown}, missing {missing}: this notebook takes {', '.join(allowed)}")
     for name, rule in allowed.items():
         value = namespace[name]
+        if isinstance(rule, AtLeast):
+            if not isinstance(value, int) or isinstance(value, bool) or value < rule.least:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least {rule.least}")
+            continue
         if isinstance(rule, tuple):
-            if value not in rule:
+            if value not in rule or not isinstance(value, type(rule[0])):
                 raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, rule))}")
             continue
         kind, optional = (rule[0], True) if isinstance(rule, list) else (rule, False)

@@ -37,6 +37,14 @@ def test_parameters_that_are_refused(change, message):
         experiment.check_parameters({"minutes": 3, "seed": 0, "preset": "small", "name": "x"} | change, ALLOWED)
 
 
+@pytest.mark.parametrize("value, message", [(1, "count=1: expected a whole number of at least 2"), (2.0, "count=2.0: expected"),
+                                            (True, "count=True: expected"), ("3", "count='3': expected")])
+def test_numbers_that_are_too_small_are_refused_at_the_door(value, message):
+    experiment.check_parameters({"count": 2}, {"count": experiment.AtLeast(2)})
+    with pytest.raises(ValueError, match=message):
+        experiment.check_parameters({"count": value}, {"count": experiment.AtLeast(2)})
+
+
 def test_a_notebook_can_be_run_twice_in_one_kernel():
     """The second time its own names are there; the values are still checked."""
     names = {"minutes": 3, "seed": 0, "preset": "small", "name": "x"}

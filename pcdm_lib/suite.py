@@ -50,7 +50,8 @@ def run(minutes: float, *, dataset: str = "auto", seed: int = 0, preset: str = "
     """Run the parts that are not done yet.
 
     Args:
-        minutes: training of each system. dataset: of the CIFAR parts. only: names of parts, all by default; the tables are always made.
+        minutes: training of each system. dataset: of the CIFAR parts, and of the larger images where it is of ImageNet or crops.
+        only: names of parts, all by default; the tables are always made.
         folder: where notebooks and runs go; by default one under `runs/tables/` for this data set, preset, budget and seed.
         changes: other values of notebooks' parameters, such as `heldout_images`, for the parts that have them.
     Returns:
@@ -95,19 +96,25 @@ def run(minutes: float, *, dataset: str = "auto", seed: int = 0, preset: str = "
             continue
         print(f"{head}: {part.notebook}.ipynb into {out}", flush=True)
         marker.unlink(missing_ok=True)
-        try:
-            papermill.execute_notebook(notebooks / f"{part.notebook}.ipynb", out, parameters=parameters, cwd=home(), progress_bar=progress,
-                                       kernel_name="python3")
-        except PapermillExecutionError as error:
-            failed[part.name] = f"{error.ename}: {error.evalue}"
-        except RuntimeError as error:  # a kernel that died or did not start
-            failed[part.name] = f"{type(error).__name__}: {error}"
-        if part.name in failed:
-            print(f"{head}: failed, {failed[part.name]}", flush=True)
+        error = _execute(notebooks / f"{part.notebook}.ipynb", out, parameters, progress)
+        if error:
+            failed[part.name] = error
+            print(f"{head}: failed, {error}", flush=True)
         else:
             # papermill marks a notebook as ended however it ended: what is done says so in a file of its own
             records.write_json(marker, {"parameters": parameters, "commit": records.provenance()["commit"]})
     return folder, failed
+
+
+def _execute(notebook: Path, out: Path, parameters: Mapping[str, Any], progress: bool) -> str:
+    """Run one notebook in the repository's folder; empty, or the error that ended it."""
+    try:
+        papermill.execute_notebook(notebook, out, parameters=parameters, cwd=home(), progress_bar=progress, kernel_name="python3")
+    except PapermillExecutionError as error:
+        return f"{error.ename}: {error.evalue}"
+    except RuntimeError as error:  # a kernel that died or did not start
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _parameters(part: Part, minutes: float, dataset: str, seed: int, preset: str, device: str, folder: Path) -> dict[str, Any]:

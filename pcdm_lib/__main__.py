@@ -1,5 +1,5 @@
-"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | likelihoods | sample | tables | ship | card`, with the presets and settings of
-the notebooks."""
+"""The main jobs from a shell: `python -m pcdm_lib train | evaluate | likelihoods | sample | compress | decompress | tables | ship | card`, with the
+presets and settings of the notebooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from pcdm_lib import checkpoints, data, distributed, evaluate, flow, presets, pretrained, records, shipping, training
+from pcdm_lib import archive, checkpoints, data, distributed, evaluate, flow, presets, pretrained, records, shipping, training
+from pcdm_lib.images import SUFFIXES, image_files, read_pixels
+
+DEFAULT_MODEL = "photos32-vdm"  # of compress: the shipped model of the lowest bits per dimension
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     _evaluate_options(commands.add_parser("evaluate", help="held-out bits per dimension of a trained run"))
     _likelihoods_options(commands.add_parser("likelihoods", help="the bound in continuous time and in T steps, and the probability flow, side by side"))
     _sample_options(commands.add_parser("sample", help="images from a trained run, and their coarser scales"))
+    _compress_options(commands.add_parser("compress", help="images into one file, losslessly, by a trained model's likelihood"))
+    _decompress_options(commands.add_parser("decompress", help="the images of such a file, the same to the bit"))
     _tables_options(commands.add_parser("tables", help="every system and every table of the paper at one budget; continues where it was stopped"))
     _ship_options(commands.add_parser("ship", help="make a trained run a model that comes with the package"))
     _card_options(commands.add_parser("card", help="what is known of a shipped model, as Markdown"))
@@ -122,6 +127,36 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--weights", default="ema", choices=("ema", "raw"))
     parser.set_defaults(run=_sample)
+
+
+def _compress_options(parser: argparse.ArgumentParser) -> None:
+    _device_and_progress(parser)
+    parser.add_argument("images", type=Path, nargs="+", help="PNG, JPEG or WebP files, or folders of them; pixels and names are kept, metadata are not")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the file to write, such as out.pcdm")
+    parser.add_argument("--model", default=[DEFAULT_MODEL], nargs="+", metavar="RUN", help=f"a shipped model's name, a run, or several that trained different scales (default: {DEFAULT_MODEL})")
+    parser.add_argument("--steps", type=int, default=archive.STEPS, help="steps of the chain: more take fewer bits and more time (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=archive.BATCH, help="tiles coded at once; more are faster on a GPU (default: %(default)s)")
+    parser.add_argument("--chunk", type=int, default=archive.CHUNK_TILES, metavar="TILES", help="tiles after which a chunk is closed: fewer make single images quicker to get at (default: %(default)s)")
+    parser.add_argument("--tile", type=int, default=None, metavar="SIDE", help="side of the tiles of larger images (default: the side that the model was trained on)")
+    parser.add_argument("--precision", default="float64", choices=tuple(archive.PRECISIONS), help="float64 decodes on any machine (default), float32 is faster and decodes on this one only")
+    parser.add_argument("--no-verify", dest="verify", action="store_false", help="do not decode and compare before the file gets its name: twice as fast")
+    parser.set_defaults(run=_compress)
+
+
+def _decompress_options(parser: argparse.ArgumentParser) -> None:
+    _device_and_progress(parser)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("-o", "--out", type=Path, help="folder for the PNG files, made if need be")
+    parser.add_argument("--model", default=None, nargs="+", metavar="RUN", help="the model that wrote the file, where it is not a shipped one")
+    parser.add_argument("--only", action="append", metavar="NAME", help="only this image; repeatable. Only the chunks that hold them are decoded")
+    parser.add_argument("--list", action="store_true", help="print the names and how the file was written, decode nothing")
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.set_defaults(run=_decompress)
+
+
+def _device_and_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _tables_options(parser: argparse.ArgumentParser) -> None:
@@ -275,6 +310,97 @@ def _sample(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compress(options: argparse.Namespace) -> int:
+    files = _image_files(options.images)
+    settings = archive.Settings(options.steps, batch=options.batch, chunk_tiles=options.chunk, side=options.tile, precision=options.precision)
+    cascade, headers = pretrained.open_model(options.model, "ema", options.device)
+    name = options.model[0] if options.model[0] in pretrained.names() else ", ".join(run.rstrip("/").rpartition("/")[2] for run in options.model)
+    print(f"model {name}, trained on: {headers[0]['data'].get('label', 'unnamed data')}", flush=True)
+    total = archive.work(cascade, settings, map(_size, files.values())) * (1 + options.verify)
+    with tqdm(total=total, desc="coding" + (" and decoding" if options.verify else ""), unit=" evaluations", disable=options.quiet) as bar:
+        books = archive.compress(((name, read_pixels(path)) for name, path in files.items()), options.out, cascade, name, settings,
+                                 verify=options.verify, device=options.device, on_evaluation=bar.update)
+    given = sum(path.stat().st_size for path in files.values())
+    print(f"{options.out}: {books}; the files given have {given} bytes")
+    print(f"coded by the model: {books.model_images} images at {books.net_bpd:.4f} bits per dimension; by PNG or JPEG XL, which was smaller there: "
+          f"{books.plain_images} images and {books.start_tiles} first tiles")
+    print(f"{books.images / books.seconds:.3f} images a second, {1 - books.network_seconds / books.seconds:.0%} of the time outside the network; "
+          + (f"decoded and compared in {books.verify_seconds:.1f} s" if options.verify else "NOT verified: --no-verify was given"))
+    return 0
+
+
+def _image_files(paths: list[Path]) -> dict[str, Path]:
+    """Image files by the name that each gets in an archive; ValueError where two would have the same, or one is none."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        inner = [(file, path / file) for file in image_files(path)] if path.is_dir() else [(path.name, path)]
+        if not inner:
+            raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)})")
+        for name, file in inner:
+            if name in found:
+                raise ValueError(f"{found[name]} and {file} would both be called {name!r} in the file: rename one, or use two files")
+            found[name] = file
+    return found
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file."""
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
+def _decompress(options: argparse.Namespace) -> int:
+    with archive.Archive(options.file) as file:
+        for line in file.reader.damage:
+            print(f"{options.file}: {line}", file=sys.stderr)
+        if options.list:
+            print(f"model {file.model}, {file.settings}")
+            print(*file.names(), sep="\n")
+            return 1 if file.reader.damage else 0
+        if options.out is None:
+            raise ValueError("give a folder for the images by -o")
+        missing = sorted({*(options.only or ())} - {*file.names()})
+        if missing:
+            raise ValueError(f"{options.file} holds no image called {missing[0]!r}: --list shows the names")
+        targets = _targets(file.names() if options.only is None else options.only, options.out, options.force)
+        try:
+            cascade, _ = pretrained.open_model(options.model or [file.model], "ema", options.device)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{options.file} was written with the model {file.model!r}: name the run by --model ({error})") from error
+        failed = len(file.reader.damage)
+        with tqdm(desc="decoding", unit=" evaluations", disable=options.quiet) as bar:
+            file.prepare(cascade, options.device, on_evaluation=bar.update)
+            done = 0
+            for found in file.images(options.only):
+                if isinstance(found, archive.DamagedFile):
+                    print(found, file=sys.stderr)
+                    failed += 1
+                    continue
+                name, pixels = found
+                _save_png(targets[name], pixels if pixels.ndim == 3 else pixels[..., None])
+                done += 1
+    print(f"{done} images in {options.out}")
+    return 1 if failed else 0
+
+
+def _targets(names: list[str], folder: Path, force: bool) -> dict[str, Path]:
+    """The file of every name; ValueError where a name leads out of the folder, or a file is there already."""
+    found = {}
+    for name in names:
+        path = Path(name if name.lower().endswith(".png") else f"{name}.png")
+        if path.is_absolute() or ".." in path.parts or "\\" in name or (folder / path).resolve().is_relative_to(folder.resolve()) is False:
+            raise ValueError(f"the name {name!r} leads out of {folder}: the file was made by somebody who means no good; nothing was written")
+        found[name] = folder / path
+    taken = {path for path in found.values() if path.exists()}
+    if taken and not force:
+        raise ValueError(f"{sorted(taken)[0]} is there already ({len(taken)} such files): give another folder, or --force")
+    if len({*found.values()}) < len(found):
+        raise ValueError("two names of this file would become the same PNG file: take them one by one with --only")
+    return found
+
+
 def _tables(options: argparse.Namespace) -> int:
     from pcdm_lib import suite, tables  # papermill takes a second to import
 
@@ -319,9 +445,10 @@ def _card(options: argparse.Namespace) -> int:
     return 0
 
 
-def _save_png(path: Path, array: np.ndarray, description: str) -> None:
+def _save_png(path: Path, array: np.ndarray, description: str | None = None) -> None:
     text = PngInfo()
-    text.add_text("Description", description)
+    if description is not None:
+        text.add_text("Description", description)
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, "PNG", pnginfo=text)
     records.write_bytes(path, buffer.getvalue())

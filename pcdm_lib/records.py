@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows has no flock; there two processes in one folder are not told apart
     fcntl = None
 
-_PACKAGES = ("torch", "numpy", "safetensors", "pillow", "imagecodecs", "scikit-image", "PyWavelets", "scipy", "scikit-learn", "torchdiffeq", "torch-fidelity")
+_PACKAGES = ("torch", "numpy", "safetensors", "pillow", "imagecodecs", "scikit-image", "PyWavelets", "scipy", "scikit-learn", "torchdiffeq", "constriction", "torch-fidelity")
 
 
 def _umask() -> int:

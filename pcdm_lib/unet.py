@@ -293,6 +293,11 @@ class PreconditionedDenoiser(nn.Module):
         # channels-last: a tenth off the time of a training step at full resolution on a CPU (benchmarks/)
         self.net = UNet(seen + waves * phases, view, **unet).to(memory_format=torch.channels_last)
 
+    @property
+    def multiple(self) -> int:
+        """The sides of this scale's coordinates have to be multiples of it."""
+        return max(self.net.stride * self.spec.shape[1] // self.spec.view_shape[1], 1)
+
     @torch.no_grad()
     def fit(self, z: Tensor, coarse: Tensor | None = None) -> None:
         """Take means, variances and colour axes from the integer coordinates (N, ...) of training images, and from their coarser integers,

@@ -1,0 +1,598 @@
+"""Images of any size and number <-> one `.pcdm` file: which bits carry which tile, and what a plain codec carries instead.
+
+A chunk holds some whole images and can be read alone. Its payload is one stack of bits (codec.py):
+
+    bottom   pseudo-random words, as far as they were used: the noise of the first latents, where nothing better is at hand
+             plain files, whole images and the first tiles: useful bits to start from, since the first latents have to be drawn from something
+    top      the tiles, in batches of one shape, the first of them small, so that one tile's bits start the chunk and not a batch's
+
+and before it varints: how many images are plain and which, how many tiles are, and how many bytes the plain files take. An image that the model
+would expand is plain: PNG or JPEG XL, whichever is smaller. A chunk whose images are all plain has no stack.
+
+The header names the model and a digest of its weights and settings, so that a file is never decoded by another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pcdm_lib import records, reference_codecs
+from pcdm_lib.cascade import Cascade
+from pcdm_lib.codec import FINENESS, FRACTION, PREDICTION, Codec, Message, Predictor, TileCodec, TimeGrid
+from pcdm_lib.container import DamagedFile, Entry, Reader, Writer
+from pcdm_lib.tiles import Box, TileScales, plan
+
+STEPS = 200
+BATCH = 16
+CHUNK_TILES = 256
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+PLAIN = ("PNG", "JPEG XL")
+_MARGIN = 1024  # words at the bottom of a stack beyond those that its largest batch can need
+_CODING = 1  # version of what this module and codec.py do with the bits
+
+Image = NDArray[np.uint8]
+
+
+class WrongModel(ValueError):
+    """A file that another model, other weights or another machine wrote."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a file is written; all of it stands in its header.
+
+    Attributes:
+        steps: T of the chain: the bits of the T-step bound, and the time, both ways. fineness: of the latents' grid (codec.py).
+        batch: largest number of tiles that share the stack at once. chunk_tiles: a chunk is closed once it holds as many.
+        side: of the tiles; the model's own where it is None.
+        precision: "float64", the same on every machine, or "float32", faster and tied to the machine that wrote the file.
+        plain: whether images that the model would expand, and first tiles, may be stored by a plain codec.
+    """
+
+    steps: int = STEPS
+    fineness: float = FINENESS
+    batch: int = BATCH
+    chunk_tiles: int = CHUNK_TILES
+    side: int | None = None
+    precision: str = "float64"
+    plain: bool = True
+
+    def __post_init__(self) -> None:
+        rules = {"steps": 2 <= self.steps <= 65535, "fineness": 0.01 <= self.fineness <= 1, "batch": 1 <= self.batch <= 65535,
+                 "chunk_tiles": self.chunk_tiles >= 1, "side": self.side is None or 1 <= self.side <= 65535, "precision": self.precision in PRECISIONS}
+        for name, fine in rules.items():
+            if not fine:
+                raise ValueError(f"{name}={getattr(self, name)!r} makes no sense for a file: see pcdm_lib.archive.Settings")
+
+
+def digest(cascade: Cascade) -> str:
+    """32 hexadecimal digits of everything that shapes a cascade's predictions: map, noise levels, settings of the networks, weights in float32."""
+    facts: list[Any] = [repr(cascade.map), cascade.image_shape[0], cascade.max_value, FRACTION, PREDICTION]
+    for index, spec in enumerate(cascade.specs):
+        denoiser, schedule = cascade.denoiser(index), cascade.schedules[index]
+        if not isinstance(denoiser, nn.Module):
+            raise ValueError(f"the denoiser of {spec.name!r} is no network with weights, so no file can say which it was: use pcdm_lib.codec.TileCodec")
+        facts.append([type(schedule).__name__, *(getattr(denoiser, name, None) for name in ("preconditioning", "features", "gamma_range", "multiple"))])
+    found = hashlib.sha256(json.dumps(facts).encode())
+    for name, value in sorted(cascade.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)}".encode())
+        found.update(np.ascontiguousarray(value.detach().cpu().to(torch.float32).numpy(), "<f4").tobytes())
+    return found.hexdigest()[:32]
+
+
+def machine(device: torch.device | str = "cpu") -> str:
+    """What a float32 file is tied to: processor, instruction set, threads, version of torch."""
+    facts = records.provenance(device)
+    return f"{facts['machine']}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+class _Batch(NamedTuple):
+    shape: tuple[int, int, int]
+    tiles: tuple[int, ...]  # places in the chunk's list of tiles
+
+
+class _Tile(NamedTuple):
+    image: int
+    plane: int
+    box: Box
+
+
+@dataclass
+class Books:
+    """Where the bits of a file went. All figures in bits, of the tiles that the model coded where nothing else is said."""
+
+    images: int = 0
+    dims: int = 0  # samples of all images, plain ones too
+    model_dims: int = 0
+    model_images: int = 0
+    plain_images: int = 0
+    start_tiles: int = 0
+    model_bits: float = 0.0  # net growth of the stacks
+    start_bits: float = 0.0  # pseudo-random bits at the bottom of the stacks
+    plain_bits: float = 0.0
+    container_bits: float = 0.0
+    chunks: int = 0
+    steps: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # by scale: (T + 2,), 0 the integers, k its step k, T + 1 the prior
+    seconds: float = 0.0  # of encoding, network and coder
+    network_seconds: float = 0.0
+    verify_seconds: float = 0.0
+
+    @property
+    def total_bits(self) -> float:
+        return self.model_bits + self.start_bits + self.plain_bits + self.container_bits
+
+    @property
+    def bpd(self) -> float:
+        """Bits per dimension of the file, everything in it."""
+        return self.total_bits / self.dims
+
+    @property
+    def net_bpd(self) -> float:
+        """Bits per dimension of the tiles that the model coded, without the start of the stacks and the container; NaN where there are none."""
+        return self.model_bits / self.model_dims if self.model_dims else math.nan
+
+    def __str__(self) -> str:
+        share = {"model": self.model_bits, "start of the stacks": self.start_bits, "plain files": self.plain_bits, "container": self.container_bits}
+        parts = ", ".join(f"{name} {bits / 8:.0f}" for name, bits in share.items())
+        return f"{self.images} images, {self.total_bits / 8:.0f} bytes, {self.bpd:.4f} bits per dimension ({parts} bytes)"
+
+
+class ImageCodec:
+    """A cascade made ready to code images: one copy of it in the precision of the file, grids, and tiles by shape.
+
+    Args:
+        cascade: with a network for every scale, of a map that preserves volume, for grey or RGB images of 8 bits.
+        network_batch: tiles that a network sees at once; of no consequence for a float64 file.
+    """
+
+    def __init__(self, cascade: Cascade, settings: Settings, device: torch.device | str = "cpu", network_batch: int | None = None,
+                 on_evaluation: Callable[[int], None] | None = None):
+        if cascade.max_value != 255 or cascade.image_shape[0] not in (1, 3):
+            raise ValueError(f"files hold 8-bit grey or RGB images, this model is of {cascade.image_shape[0]} channels with values 0..{cascade.max_value}")
+        self.settings, self.channels, self.map = settings, cascade.image_shape[0], cascade.map
+        self.side = settings.side or max(cascade.image_shape[1:])
+        TileScales(cascade.map, (self.channels, 1, 1))  # refuses maps that files cannot have
+        if settings.precision == "float32" and network_batch not in (None, settings.batch):
+            raise ValueError("a float32 file depends on what the network sees at once: leave network_batch out")
+        dtype = PRECISIONS[settings.precision]
+        ready = copy.deepcopy(cascade).to(device, dtype).eval()
+        denoisers = [ready.denoiser(index) for index in range(len(ready.specs))]
+        self.predictors = [Predictor(d, getattr(d, "multiple", 1), network_batch or settings.batch, dtype, device, on_evaluation) for d in denoisers]
+        self.grids = [TimeGrid.of(schedule, settings.steps, settings.fineness) for schedule in cascade.schedules]
+        self._scales: dict[tuple[int, int, int], TileScales] = {}
+
+    @property
+    def tables(self) -> int:
+        """A checksum of the numbers that were computed for the grids: the same wherever a file can be decoded."""
+        return zlib.crc32(repr(self.grids).encode())
+
+    def scales(self, shape: tuple[int, int, int]) -> TileScales:
+        """The scales of tiles of that shape."""
+        if shape not in self._scales:
+            self._scales[shape] = TileScales(self.map, shape)
+        return self._scales[shape]
+
+    # ---- planes and tiles
+
+    def tiles(self, shapes: Sequence[tuple[int, int, int]]) -> list[_Tile]:
+        """The tiles of images (C, H, W), image after image. A grey image in a model of colours is one plane, three times the same; a colour
+        image in a model of grey is three."""
+        step = 2**self.map.levels * max(p.multiple for p in self.predictors)
+        return [_Tile(image, plane, box) for image, (channels, height, width) in enumerate(shapes)
+                for plane in range(channels if self.channels == 1 else 1) for box in plan(height, width, self.side, step)]
+
+    def cut(self, image: Image, tile: _Tile) -> Image:
+        """A tile (C of the model, h, w) of an image (C, H, W)."""
+        box = tile.box
+        part = image[:, box.top:box.top + box.height, box.left:box.left + box.width]
+        if self.channels == 1:
+            return part[tile.plane:tile.plane + 1]
+        return np.broadcast_to(part, (self.channels, *part.shape[1:]))
+
+    def paste(self, image: Image, tile: _Tile, values: NDArray) -> None:
+        """Inverse of `cut`. Where three equal channels stand for a grey one, the first is taken; the image's checksum tells if they differ."""
+        box = tile.box
+        part = image[:, box.top:box.top + box.height, box.left:box.left + box.width]
+        if self.channels == 1:
+            part[tile.plane] = values[0]
+        else:
+            part[:] = values[:len(part)]
+
+    def batches(self, tiles: Sequence[_Tile], chosen: Sequence[int]) -> list[_Batch]:
+        """The chosen tiles in batches of one shape, in the order in which they are pushed. The first are small: a batch draws its latents from
+        what those before it left."""
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for place in chosen:
+            box = tiles[place].box
+            groups.setdefault((self.channels, box.height, box.width), []).append(place)
+        found, before = [], 0
+        for shape, places in groups.items():
+            dims = self.scales(shape).dims
+            while places:
+                count = min(self.settings.batch, max(1, before // (2 * dims)))
+                found.append(_Batch(shape, tuple(places[:count])))
+                before += dims * len(places[:count])
+                places = places[count:]
+        return found
+
+    def start_need(self, shape: tuple[int, int, int]) -> float:
+        """Bits that have to lie on the stack before a tile of that shape can be pushed."""
+        return self.scales(shape).coded[-1].sum() * self.grids[-1].start_bits
+
+    def _codec(self, batch: _Batch, number: int, watch: Any = None) -> TileCodec:
+        return TileCodec(self.scales(batch.shape), self.predictors, self.grids, len(batch.tiles), number, watch)
+
+    # ---- stacks
+
+    def push(self, batches: Sequence[_Batch], values: Callable[[int], Image], start: bytes,
+             watch: Callable[[int, _Batch, int, Codec | None, Any, Codec], None] | None = None) -> tuple[Message, int]:
+        """All batches on a stack that begins with `start` above enough pseudo-random words; the stack, and the bits it began with."""
+        most = max((self.scales(b.shape).dims * len(b.tiles) for b in batches), default=0)
+        spare = math.ceil(most * max(grid.start_bits for grid in self.grids) / 32) + _MARGIN
+        bottom = np.random.Philox(key=_CODING).random_raw(spare).astype(np.uint32)
+        filled = np.frombuffer(start + bytes(-len(start) % 4), "<u4").astype(np.uint32)
+        message = Message(np.concatenate([bottom, filled]), needed=len(filled))
+        begun = message.bits
+        for number, batch in enumerate(batches):
+            x = torch.from_numpy(np.stack([values(place) for place in batch.tiles]).astype(np.int32))
+            spy = None if watch is None else (lambda index, *rest, batch=batch: watch(index, batch, *rest))
+            self._codec(batch, number, spy).push(message, x)
+        return message, begun
+
+    def pop(self, batches: Sequence[_Batch], message: Message) -> Iterator[tuple[int, NDArray]]:
+        """Places and values (C, h, w) of the tiles on a stack, the last batch first; what is left is what the stack began with."""
+        for number, batch in reversed(list(enumerate(batches))):
+            x = self._codec(batch, number).pop(message)
+            if int(x.min()) < 0 or int(x.max()) > 255:
+                raise ValueError("the stack decodes to values that no pixel has")
+            yield from zip(batch.tiles, x.numpy().astype(np.uint8))
+
+
+# ---------------------------------------------------------------- chunks
+
+
+def checksum(image: Image) -> int:
+    """CRC32 of an image (C, H, W), its shape and samples."""
+    return zlib.crc32(np.ascontiguousarray(image).tobytes(), zlib.crc32(repr(image.shape).encode()))
+
+
+def _plain(image: Image) -> bytes:
+    """The smallest plain file of an image (C, H, W), after a byte that says of which codec."""
+    array = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    files = []
+    for number, codec in enumerate(PLAIN):
+        with contextlib.suppress(ValueError):  # a codec that cannot store images of this size; PNG can
+            files.append(bytes([number]) + reference_codecs.encode_image(codec, array))
+    return min(files, key=len)
+
+
+def _unplain(data: bytes, shape: tuple[int, int, int]) -> Image:
+    if not data or data[0] >= len(PLAIN):
+        raise ValueError("a plain file of an unknown codec")
+    array = reference_codecs.decode_image(PLAIN[data[0]], data[1:], shape[1:] if shape[0] == 1 else (*shape[1:], 3))
+    return array[None] if shape[0] == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _varints(*values: int) -> bytes:
+    out = bytearray()
+    for value in values:
+        while value > 127:
+            out.append(value & 127 | 128)
+            value >>= 7
+        out.append(value)
+    return bytes(out)
+
+
+class _Bytes:
+    """Reads a payload from the front; ValueError where it ends early."""
+
+    def __init__(self, data: bytes):
+        self.data, self.place = data, 0
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.place:
+            raise ValueError("the payload ends too early")
+        self.place += count
+        return self.data[self.place - count:self.place]
+
+    def varint(self) -> int:
+        value = 0
+        for shift in range(0, 63, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise ValueError("a number of the payload has no end")
+
+    def rest(self) -> bytes:
+        return self.take(len(self.data) - self.place)
+
+
+def encode_chunk(codec: ImageCodec, images: Sequence[Image], books: Books) -> bytes:
+    """The payload of some images (C, H, W), uint8; `books` are kept."""
+    began, network = time.perf_counter(), sum(p.seconds for p in codec.predictors)
+    settings, shapes = codec.settings, [image.shape for image in images]
+    tiles = codec.tiles(shapes)
+    files = [_plain(image) for image in images] if settings.plain else []
+    plain: set[int] = set()
+    starters: list[bytes] = []
+    while True:
+        mine = [place for place, tile in enumerate(tiles) if tile.image not in plain]
+        starters = _starters(codec, images, tiles, mine, sum(len(files[i]) for i in plain)) if settings.plain else []
+        blobs = [files[i] for i in sorted(plain)] + starters
+        start = b"".join(_varints(len(blob)) + blob for blob in blobs)
+        batches = codec.batches(tiles, mine[len(starters):])
+        spent, rows = np.zeros(len(images)), {}
+
+        def watch(index: int, batch: _Batch, k: int, drawn_by: Codec | None, value: Any, coded_by: Codec) -> None:
+            bits = coded_by.bits(value) - (0.0 if drawn_by is None else drawn_by.bits(value))
+            row = rows.setdefault(codec.scales(batch.shape).specs[index].name, np.zeros(settings.steps + 2))
+            row[k] += bits.sum()
+            np.add.at(spent, [tiles[place].image for place in batch.tiles], bits.sum(axis=1))
+
+        message, begun = codec.push(batches, lambda place: codec.cut(images[tiles[place].image], tiles[place]), start, watch)
+        for place, blob in zip(mine, starters):
+            spent[tiles[place].image] += 8 * len(blob)
+        worse = {i for i in range(len(images)) if settings.plain and i not in plain and spent[i] > 8 * len(files[i])}
+        if not worse:
+            break
+        plain |= worse
+    head = _varints(len(plain), *np.diff([-1, *sorted(plain)]).tolist(), len(starters), len(start))
+    words = message.finished().astype("<u4")
+    payload = head + (words.tobytes() if batches else start)
+    # few images: their start costs more than the model saves, or they are nothing but start
+    if settings.plain and (not batches or len(payload) > sum(len(blob) + 3 for blob in files)):
+        plain, starters, batches, rows = set(range(len(images))), [], [], {}
+        start = b"".join(_varints(len(blob)) + blob for blob in files)
+        payload = _varints(len(plain), *[1] * len(plain), 0, len(start)) + start
+    modelled = sum(math.prod((codec.channels, b.shape[1], b.shape[2])) * len(b.tiles) for b in batches)
+    net = message.bits - begun if batches else 0
+    books.chunks += 1
+    books.images, books.dims = books.images + len(images), books.dims + sum(image.size for image in images)
+    books.plain_images += len(plain)
+    books.model_images += len(images) - len(plain)
+    books.start_tiles += len(starters)
+    books.model_dims += modelled
+    books.model_bits += net
+    books.plain_bits += 8 * len(start)
+    if batches:
+        books.start_bits += 32 * len(words) - net - 8 * len(start)
+    books.container_bits += 8 * len(payload) - (32 * len(words) if batches else 8 * len(start))
+    for name, row in rows.items():
+        books.steps[name] = books.steps.get(name, 0.0) + row
+    books.seconds += time.perf_counter() - began
+    books.network_seconds += sum(p.seconds for p in codec.predictors) - network
+    return payload
+
+
+def _starters(codec: ImageCodec, images: Sequence[Image], tiles: Sequence[_Tile], mine: Sequence[int], bytes_there: int) -> list[bytes]:
+    """Plain files of the first tiles, as many as pay: each costs a little more than the model would take, and saves what it brings of the bits
+    that the first batch has to start from."""
+    found: list[bytes] = []
+    for place in mine:
+        tile = tiles[place]
+        need = codec.start_need((codec.channels, tile.box.height, tile.box.width)) / 8 - bytes_there
+        part = codec.cut(images[tile.image], tile)
+        blob = _plain(part[:1] if len(images[tile.image]) == 1 else part)
+        if need < len(blob) / 4 or need <= 0:
+            break
+        found.append(blob)
+        bytes_there += len(blob)
+    return found
+
+
+def decode_chunk(codec: ImageCodec, shapes: Sequence[tuple[int, int, int]], payload: bytes) -> list[Image]:
+    """The images (C, H, W) of a payload; ValueError where it is not one of this codec."""
+    data = _Bytes(payload)
+    count = data.varint()
+    if count > len(shapes):
+        raise ValueError("more plain images than images")
+    plain = np.cumsum([data.varint() for _ in range(count)]) - 1
+    if count and (plain[-1] >= len(shapes) or len(set(plain.tolist())) != count):
+        raise ValueError("plain images that the chunk does not have")
+    plain = set(plain.tolist())
+    tiles = codec.tiles(shapes)
+    mine = [place for place, tile in enumerate(tiles) if tile.image not in plain]
+    starters, length = data.varint(), data.varint()
+    if starters > len(mine) or length > len(payload):
+        raise ValueError("more first tiles, or longer plain files, than there can be")
+    batches = codec.batches(tiles, mine[starters:])
+    images = [np.zeros(shape, np.uint8) for shape in shapes]
+    start = data.rest()
+    if batches:
+        if len(start) % 4:
+            raise ValueError("a stack that is no whole number of words")
+        message = Message(np.frombuffer(start, "<u4").astype(np.uint32), sealed=False)
+        for place, values in codec.pop(batches, message):
+            codec.paste(images[tiles[place].image], tiles[place], values)
+        begun = message.words().astype("<u4").tobytes()
+        padded = length + -length % 4
+        start = begun[len(begun) - padded:len(begun) - padded + length] if padded else b""
+    if len(start) != length:
+        raise ValueError("the plain files end too early")
+    data = _Bytes(start)
+    for i in sorted(plain):
+        images[i] = _unplain(data.take(data.varint()), tuple(shapes[i]))
+    for place in mine[:starters]:
+        tile = tiles[place]
+        channels = 1 if codec.channels == 1 or shapes[tile.image][0] == 1 else 3
+        part = _unplain(data.take(data.varint()), (channels, tile.box.height, tile.box.width))
+        codec.paste(images[tile.image], tile, np.broadcast_to(part, (codec.channels, *part.shape[1:])))
+    if data.rest():
+        raise ValueError("more plain files than images")
+    return images
+
+
+# ---------------------------------------------------------------- files
+
+
+def check_image(name: str, image: NDArray) -> Image:
+    """An image (H, W) or (H, W, 3) as (C, H, W); ValueError for anything else but uint8."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        raise ValueError(f"{name}: files hold images of uint8, got {getattr(image, 'dtype', type(image).__name__)}: convert it yourself, so that you know what is lost")
+    if image.ndim not in (2, 3) or 0 in image.shape or image.shape[2:] not in ((), (3,)):
+        raise ValueError(f"{name}: expected a grey image (H, W) or a colour image (H, W, 3), got shape {image.shape}")
+    return np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1))
+
+
+def _as_given(image: Image) -> NDArray:
+    return image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+
+
+def compress(images: Iterable[tuple[str, NDArray]], path: Path | str, cascade: Cascade, model: str, settings: Settings | None = None, *,
+             verify: bool = True, device: torch.device | str = "cpu", network_batch: int | None = None,
+             on_evaluation: Callable[[int], None] | None = None) -> Books:
+    """Write images to a file, chunk by chunk: memory does not grow with their number.
+
+    Args:
+        images: names, all different, and arrays (H, W) or (H, W, 3) of uint8.
+        model: what the file calls the model, so that a reader can find it.
+        verify: decode every chunk and compare it before it counts, then read the whole file again before it gets its name.
+        on_evaluation: called with the number of tiles after each evaluation of a network, for progress.
+    Raises:
+        ValueError: for bad images or settings; RuntimeError where what was written does not decode to what was given.
+    """
+    settings = settings or Settings()
+    codec = ImageCodec(cascade, settings, device, network_batch, on_evaluation)
+    header = {"model": model, "digest": digest(cascade), "coding": _CODING, "steps": settings.steps, "fineness": settings.fineness,
+              "batch": settings.batch, "side": codec.side, "precision": settings.precision, "tables": codec.tables}
+    if settings.precision == "float32":
+        header["machine"] = machine(device)
+    books, written = Books(), []
+
+    def check(file: Path) -> None:
+        with Reader(file) as reader:
+            found = [hashlib.sha256(reader.chunk(info.number)[1]).digest() for info in reader.chunks]
+        if reader.damage or found != written:
+            raise RuntimeError(f"{path} was not written: what the disk gave back is not what was sent to it")
+
+    with Writer(path, header, check if verify else None) as writer:
+        for names, chunk in _chunks(codec, images):
+            payload = encode_chunk(codec, chunk, books)
+            if verify:
+                began = time.perf_counter()
+                back = decode_chunk(codec, [image.shape for image in chunk], payload)
+                wrong = [name for name, a, b in zip(names, chunk, back) if not np.array_equal(a, b)]
+                if wrong:
+                    raise RuntimeError(f"{path} was not written: {', '.join(wrong[:3])} did not decode to what was given; please report this")
+                books.verify_seconds += time.perf_counter() - began
+            written.append(hashlib.sha256(payload).digest())
+            writer.add_chunk([Entry(name, image.shape, checksum(image)) for name, image in zip(names, chunk)], payload)
+            books.container_bits -= 8 * len(payload)
+    books.container_bits += 8 * writer.bytes_written
+    return books
+
+
+def work(cascade: Cascade, settings: Settings, sizes: Iterable[tuple[int, int]]) -> int:
+    """Network evaluations that images of these sizes (height, width) take, once through and none of them plain: for a progress bar."""
+    side = settings.side or max(cascade.image_shape[1:])
+    return settings.steps * len(cascade.specs) * sum(len(plan(height, width, side)) for height, width in sizes)
+
+
+def _chunks(codec: ImageCodec, images: Iterable[tuple[str, NDArray]]) -> Iterator[tuple[list[str], list[Image]]]:
+    names, chunk, tiles = [], [], 0
+    for name, image in images:
+        names.append(name)
+        chunk.append(check_image(name, image))
+        tiles += len(codec.tiles([chunk[-1].shape]))
+        if tiles >= codec.settings.chunk_tiles:
+            yield names, chunk
+            names, chunk, tiles = [], [], 0
+    if chunk:
+        yield names, chunk
+
+
+class Archive:
+    """A `.pcdm` file opened for reading.
+
+    Attributes:
+        model, digest: what the file calls its model, and that model's digest. settings: how it was written.
+        reader: the container underneath; `reader.damage` says what of it is damaged.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path, self.reader = Path(path), Reader(path)
+        header = self.reader.header
+        try:
+            self.model, self.digest = str(header["model"]), str(header["digest"])
+            self._tables, self._machine, self._coding = int(header["tables"]), header.get("machine"), int(header["coding"])
+            self.settings = Settings(int(header["steps"]), float(header["fineness"]), int(header["batch"]), side=int(header["side"]),
+                                     precision=str(header["precision"]))
+        except (KeyError, TypeError, ValueError) as error:
+            self.reader.close()
+            raise DamagedFile(f"{path}: the header does not say how the file was written ({error}): get it anew") from error
+        self._codec: ImageCodec | None = None
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
+
+    def names(self) -> list[str]:
+        """The names of all images whose chunk headers can be read."""
+        found = []
+        for info in self.reader.chunks:
+            with contextlib.suppress(DamagedFile):
+                found += [entry.name for entry in self.reader.entries(info.number)]
+        return found
+
+    def prepare(self, cascade: Cascade, device: torch.device | str = "cpu", network_batch: int | None = None,
+                on_evaluation: Callable[[int], None] | None = None) -> ImageCodec:
+        """Make a model ready to decode this file; WrongModel where it is another one, or the machine cannot decode it."""
+        if self._coding != _CODING:
+            raise WrongModel(f"{self.path} uses version {self._coding} of the coding, this package reads {_CODING}: use the version that wrote it")
+        found = digest(cascade)
+        if found != self.digest:
+            raise WrongModel(f"{self.path} was written with the model {self.model!r} of digest {self.digest}, this one has {found}: "
+                             "give the very model that wrote it")
+        if self.settings.precision == "float32" and self._machine != machine(device):
+            raise WrongModel(f"{self.path} is a float32 file, which only the machine that wrote it can decode: {self._machine}; this is {machine(device)}")
+        self._codec = ImageCodec(cascade, self.settings, device, network_batch, on_evaluation)
+        if self._codec.tables != self._tables:
+            raise WrongModel(f"{self.path}: this machine computes other tables for the same model and steps, so it cannot decode the file; please report this")
+        return self._codec
+
+    def chunk(self, number: int) -> list[tuple[str, NDArray]]:
+        """Names and arrays (H, W) or (H, W, 3) of one chunk, without those before it; DamagedFile naming the images where that fails."""
+        if self._codec is None:
+            raise ValueError("call prepare with the file's model first")
+        entries, payload = self.reader.chunk(number)
+        names = ", ".join(repr(entry.name) for entry in entries[:3]) + (f" and {len(entries) - 3} more" if len(entries) > 3 else "")
+        try:
+            images = decode_chunk(self._codec, [entry.shape for entry in entries], payload)
+        except (ValueError, OverflowError, IndexError, KeyError) as error:
+            raise DamagedFile(f"{self.path}, chunk {number + 1}: {names} cannot be decoded ({error}), though the bytes are as they were written: "
+                              "please report this") from error
+        for entry, image in zip(entries, images):
+            if checksum(image) != entry.checksum:
+                raise DamagedFile(f"{self.path}: {entry.name!r} does not decode to the image that was written, so this machine's arithmetic or "
+                                  "libraries differ from those that wrote it: decode on that machine, and please report this")
+        return [(entry.name, _as_given(image)) for entry, image in zip(entries, images)]
+
+    def images(self, wanted: Sequence[str] | None = None) -> Iterator[tuple[str, NDArray] | DamagedFile]:
+        """All images, or those of the wanted names, in the order of the file; for a chunk that is damaged its error, and then the others."""
+        for info in self.reader.chunks:
+            try:
+                if wanted is not None and not {e.name for e in self.reader.entries(info.number)} & {*wanted}:
+                    continue
+                found = self.chunk(info.number)
+            except DamagedFile as error:
+                yield error
+                continue
+            yield from (pair for pair in found if wanted is None or pair[0] in wanted)

@@ -1,0 +1,559 @@
+"""Bits-back coding over the diffusion chain of every scale: integers of an image <-> a stack of bits, to the bit.
+
+A codec is a pair `push(message, x)`, `pop(message) -> x` on one stack (asymmetric numeral systems, by `constriction`), and one law tests
+them all: after a push, pop gives x back and leaves the message as it was. Popping with a codec that nothing was pushed with draws from its
+distribution: that is how a latent is chosen by bits that the receiver gets back.
+
+The chain of a scale with integers z and latents z_0, ..., z_T (T steps; Kingma and others 2021, arXiv 2107.00630, for the densities;
+Bit-Swap, arXiv 1905.06845, for the order; the bound that it pays is Eqs. 15-16 of the paper, arXiv 2501.06999):
+
+    pop  z_0 ~ q(z_0 | z)            push z   with P(z | z_0, coarser)     the lattice decoder of lattice.py
+    pop  z_k ~ q(z_k | z_{k-1})      push z_{k-1} with p(z_{k-1} | z_k)    k = 1..T: one evaluation of the network each
+                                     push z_T with N(0, I)
+
+The forward chain is Markov, so all but the first draws are paid by what was pushed before. What remains on the stack is, on average,
+the T-step bound.
+
+Nothing here may differ between machines. Latents are integers n_k that stand for z_k = n_k * spacing_k, with a spacing that follows the
+noise of the two steps that meet there. The network is evaluated in float64 and its prediction rounded to multiples of PREDICTION;
+from there to the parameters of the entropy coder everything is integer arithmetic, with FRACTION bits after the point.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import constriction
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pcdm_lib.diffusion import Denoiser
+from pcdm_lib.lattice import allowed
+from pcdm_lib.scales import ScaleSpec
+from pcdm_lib.schedule import Schedule
+from pcdm_lib.tiles import TileScales
+
+FRACTION = 30  # bits after the point
+PREDICTION = 2.0**-6  # eps_hat is rounded to multiples of it: costs about 3e-4 bits a dimension
+LARGEST_PREDICTION = 64  # in units of the noise; more is clipped
+FINENESS = 0.5  # spacing of a latent's grid in units of the narrower of the two Gaussians that meet there
+MAX_SUPPORT = 2**16  # symbols of one distribution: the coder's probabilities have 24 bits
+_REACH = 8.0  # standard deviations that the symbols of p cover; beyond them an escape
+_DRAW_REACH = 6.0  # and those of q, with no escape: the coder leaves 2^-24 to every symbol, and what can be drawn will be
+_ESCAPE = 15  # bits of each of the two halves of an escape
+_PHASES = 8  # bits in which the decoder sees where z_0 lies between two integers
+
+_models = constriction.stream.model
+_half = constriction.stream.model.Uniform(2**_ESCAPE)
+Ints = NDArray[np.int64]
+
+
+class Message:
+    """A stack of bits that knows how deep it was ever read.
+
+    Args:
+        words: uint32 words to begin with, the bottom first.
+        sealed: whether `words` are given as they are (an encoder's start) or came from `finished` (a decoder's).
+        needed: how many of the topmost words the receiver needs, whether they are read or not.
+    """
+
+    def __init__(self, words: NDArray[np.uint32], sealed: bool = True, needed: int = 0):
+        self._coder = constriction.stream.stack.AnsCoder(np.ascontiguousarray(words, np.uint32), seal=sealed)
+        self._untouched = min(self._coder.pos()[0], len(words) - needed)
+
+    def push(self, symbols: NDArray[np.int32], model: Any, *parameters: NDArray[np.float64]) -> None:
+        """Symbols (n,) with a model and its parameters (n, ...)."""
+        self._coder.encode_reverse(symbols, model, *parameters)
+
+    def pop(self, model: Any, *parameters: Any) -> NDArray[np.int32]:
+        """As many symbols as there are parameters, or as the one number given instead."""
+        symbols = self._coder.decode(model, *parameters)
+        self._untouched = min(self._untouched, self._coder.pos()[0])
+        return symbols
+
+    def scramble(self, count: int, key: int) -> None:
+        """Exclusive-or with a pseudo-random stream of the topmost `count` words, below the two that the coder works on. Twice is not at all."""
+        words = self._coder.get_compressed()
+        top = max(len(words) - 2, 0)
+        bottom = max(top - count, 0)
+        words[bottom:top] ^= np.random.Philox(key=key).random_raw(top - bottom).astype(np.uint32)
+        self._coder = constriction.stream.stack.AnsCoder(words)
+        self._untouched = min(self._untouched, bottom)
+
+    @property
+    def bits(self) -> int:
+        """Bits on the stack."""
+        return self._coder.num_valid_bits()
+
+    @property
+    def untouched(self) -> int:
+        """Words at the bottom that a receiver does not need: no pop ever reached them."""
+        return self._untouched
+
+    def finished(self) -> NDArray[np.uint32]:
+        """What a receiver needs: the stack without its untouched bottom."""
+        return self._coder.get_compressed()[self._untouched:]
+
+    def words(self) -> NDArray[np.uint32]:
+        """The words that the stack began with, once all that was pushed has been popped; ValueError where it has not."""
+        return self._coder.get_compressed(unseal=True)
+
+
+class Codec(Protocol):
+    """push(message, x) and pop(message) -> x, with pop(push(m, x)) == (m, x)."""
+
+    def push(self, message: Message, x: Any) -> None: ...
+
+    def pop(self, message: Message) -> Any: ...
+
+
+# ---------------------------------------------------------------- Gaussians on a grid
+
+
+class Gaussian:
+    """Whole numbers by a Gaussian, element by element: P(n) is its mass between n - 1/2 and n + 1/2.
+
+    Symbols are counted from the whole number next to the mean, so that a few dozen do; what lies outside takes an escape.
+
+    Args:
+        mean: (...) in fixed point, units of 2^-FRACTION. std: one number, in units of the grid.
+    """
+
+    _sigmas = _REACH
+
+    def __init__(self, mean: Ints, std: float):
+        self.reach = math.ceil(self._sigmas * std) + 1
+        if 2 * self.reach + 1 > MAX_SUPPORT:
+            raise ValueError(f"a Gaussian of {std:.0f} grid points takes more than {MAX_SUPPORT} symbols: use fewer steps, or a coarser grid")
+        mean = np.clip(mean, -(1 << 54), 1 << 54)
+        self.std, self.centre = std, (mean + (1 << (FRACTION - 1))) >> FRACTION
+        self.offset = (mean - (self.centre << FRACTION)) * 2.0**-FRACTION  # exact: at most FRACTION bits
+        self._model = _models.QuantizedGaussian(-self.reach, self.reach, std=std)
+
+    def push(self, message: Message, x: Ints) -> None:
+        symbols = (x - self.centre).ravel()
+        outside = np.flatnonzero(np.abs(symbols) >= self.reach)
+        if len(outside):
+            beyond = np.abs(symbols[outside]) - self.reach
+            if beyond.max() >= 1 << (2 * _ESCAPE):
+                raise OverflowError("a latent lies further from its mean than an escape can say: the weights or the schedule are broken")
+            halves = np.concatenate([beyond >> _ESCAPE, beyond & ((1 << _ESCAPE) - 1)]).astype(np.int32)
+            message.push(halves, _half)
+            symbols = np.clip(symbols, -self.reach, self.reach)
+        message.push(symbols.astype(np.int32), self._model, self.offset.ravel())
+
+    def pop(self, message: Message) -> Ints:
+        symbols = message.pop(self._model, self.offset.ravel()).astype(np.int64)
+        outside = np.flatnonzero(np.abs(symbols) == self.reach)
+        if len(outside):
+            high, low = message.pop(_half, 2 * len(outside)).astype(np.int64).reshape(2, -1)
+            symbols[outside] += np.sign(symbols[outside]) * ((high << _ESCAPE) + low)
+        return symbols.reshape(self.centre.shape) + self.centre
+
+    def bits(self, x: Ints) -> NDArray[np.float64]:
+        """What each element costs, (...), closely: the mass of a bin by the density of a Gaussian that is wider by the bin's variance."""
+        return np.where(np.abs(x - self.centre) < self.reach, np.minimum(self._density(x), 24.0), 24.0 + 2 * _ESCAPE)
+
+    def _density(self, x: Ints) -> NDArray[np.float64]:
+        variance = self.std**2 + 1 / 12
+        return ((x - self.centre - self.offset) ** 2 / variance + math.log(2 * math.pi * variance)) / (2 * math.log(2))
+
+
+class Noise(Gaussian):
+    """A Gaussian to draw from: `pop` chooses a latent by the bits that lie on the stack, `push` gives them back.
+
+    Two things differ from a Gaussian to code with. There is no escape: the coder leaves 2^-24 to every symbol, and what can be drawn will be.
+    And the bits are scrambled first. The topmost were written a moment ago, by a Gaussian that was not quite right, and popping undoes
+    pushing: without scrambling, the new noise would be the last latent's deviation over again, too wide and anything but independent.
+
+    Args:
+        key: of the pseudo-random stream; another one for every draw.
+    """
+
+    _sigmas = _DRAW_REACH
+
+    def __init__(self, mean: Ints, std: float, key: int):
+        super().__init__(mean, std)
+        expected = mean.size * math.log2(std * math.sqrt(2 * math.pi * math.e)) + 8 * math.sqrt(mean.size)
+        self._key, self._words = key, math.ceil(expected / 32) + 1
+
+    def push(self, message: Message, x: Ints) -> None:
+        symbols = (x - self.centre).ravel()
+        if symbols.size and np.abs(symbols).max() > self.reach:
+            raise OverflowError("a latent lies where it cannot have been drawn: the message is damaged, or belongs to another model")
+        message.push(symbols.astype(np.int32), self._model, self.offset.ravel())
+        message.scramble(self._words, self._key)
+
+    def pop(self, message: Message) -> Ints:
+        message.scramble(self._words, self._key)
+        symbols = message.pop(self._model, self.offset.ravel()).astype(np.int64)
+        return symbols.reshape(self.centre.shape) + self.centre
+
+    def bits(self, x: Ints) -> NDArray[np.float64]:
+        return np.minimum(self._density(x), 24.0)
+
+
+# ---------------------------------------------------------------- integers given z_0
+
+
+class Progressions:
+    """Integers of arithmetic progressions by P(z | z_0) proportional to N(z_0; z, tau^2), the decoder of lattice.py.
+
+    Args:
+        centre: z_0 on the axis of the integers, (...) in fixed point. tau: its noise there.
+        low, last: the progression low, low + step, ..., low + last * step of every element. step: 1, 2 or 4.
+    """
+
+    def __init__(self, centre: Ints, tau: float, low: Ints, last: Ints, step: int):
+        self.low, self.last, self.step = low, last, step
+        shift = FRACTION - _PHASES + step.bit_length() - 1
+        place = (centre - (low << FRACTION) + (1 << (shift - 1))) >> shift  # in units of 2^-_PHASES steps
+        half = 1 << (_PHASES - 1)
+        self.nearest = np.clip((place + half) >> _PHASES, 0, last)
+        phase = np.clip(place - (self.nearest << _PHASES), -half, half - 1)
+        self.window, table = _decoder_table(tau / step)
+        candidates = self.nearest.ravel()[:, None] + np.arange(-self.window, self.window + 1)
+        inside = (candidates >= 0) & (candidates <= last.ravel()[:, None])
+        self.probabilities = table[phase.ravel() + half] * inside
+        self._model = _models.Categorical(perfect=False)
+
+    def _symbols(self, x: Ints) -> Ints:
+        return ((x - self.low) // self.step - self.nearest + self.window).ravel()
+
+    def push(self, message: Message, x: Ints) -> None:
+        symbols = self._symbols(x)
+        if symbols.size and (symbols.min() < 0 or symbols.max() > 2 * self.window):
+            raise OverflowError("an integer lies further from z_0 than the noise at t = 0 can be: the latent was not drawn from q(z_0 | z)")
+        message.push(symbols.astype(np.int32), self._model, self.probabilities)
+
+    def pop(self, message: Message) -> Ints:
+        symbols = message.pop(self._model, self.probabilities).astype(np.int64)
+        index = symbols.reshape(self.nearest.shape) - self.window + self.nearest
+        return self.low + self.step * np.clip(index, 0, self.last)  # the coder leaves 2^-24 to what is not allowed
+
+    def bits(self, x: Ints) -> NDArray[np.float64]:
+        """What each element costs, (...)."""
+        chosen = np.take_along_axis(self.probabilities, self._symbols(x)[:, None], axis=1)[:, 0]
+        bits = np.log2(self.probabilities.sum(axis=1)) - np.log2(np.maximum(chosen, 2.0**-24))
+        return bits.reshape(self.nearest.shape)
+
+
+def _decoder_table(ratio: float) -> tuple[int, NDArray[np.float64]]:
+    """Half-width of the window, and probabilities (2^_PHASES, 2 * half-width + 1) of the candidates around the nearest for every place of
+    z_0 between them, whole multiples of 2^-24. `ratio`: noise over distance of candidates."""
+    window = math.ceil((_DRAW_REACH + 1) * ratio) + 1
+    if window > 512:
+        raise ValueError(f"noise at t = 0 of {ratio:.0f} spacings of the integers is too much for this codec: use a lower gamma_min")
+    rows = []
+    for phase in range(-(1 << (_PHASES - 1)), 1 << (_PHASES - 1)):
+        f = phase * 2.0**-_PHASES
+        weights = [math.exp(-((f - m) ** 2 - f**2) / (2 * ratio**2)) for m in range(-window, window + 1)]
+        total = math.fsum(weights)
+        rows.append([round(w / total * 2**24) for w in weights])
+    return window, np.array(rows, np.float64) * 2.0**-24
+
+
+# ---------------------------------------------------------------- bits back
+
+
+@dataclass(frozen=True)
+class BitsBack:
+    """x with a Markov chain of latents z_0, ..., z_T: bits back, one latent ahead.
+
+    Args:
+        steps: T. first: q(z_0 | x). data: P(x | z_0). forward(k, z_{k-1}): q(z_k | z_{k-1}). reverse(k, z_k): p(z_{k-1} | z_k). prior: p(z_T).
+        watch: called after each push of `push`, with k, the codec that the value was drawn by, the value and the codec that it was pushed
+            with: k = 0 for x, which was drawn by nothing (None), k for z_{k-1}, T + 1 for z_T.
+    """
+
+    steps: int
+    first: Callable[[Any], Codec]
+    data: Callable[[Any], Codec]
+    forward: Callable[[int, Any], Codec]
+    reverse: Callable[[int, Any], Codec]
+    prior: Codec
+    watch: Callable[[int, Codec | None, Any, Codec], None] | None = None
+
+    def push(self, message: Message, x: Any) -> None:
+        drawn_by = self.first(x)
+        z = drawn_by.pop(message)
+        coded_by = self.data(z)
+        coded_by.push(message, x)
+        self._tell(0, None, x, coded_by)
+        for k in range(1, self.steps + 1):
+            next_by = self.forward(k, z)
+            next_z = next_by.pop(message)
+            coded_by = self.reverse(k, next_z)
+            coded_by.push(message, z)
+            self._tell(k, drawn_by, z, coded_by)
+            z, drawn_by = next_z, next_by
+        self.prior.push(message, z)
+        self._tell(self.steps + 1, drawn_by, z, self.prior)
+
+    def pop(self, message: Message) -> Any:
+        z = self.prior.pop(message)
+        for k in range(self.steps, 0, -1):
+            previous = self.reverse(k, z).pop(message)
+            self.forward(k, previous).push(message, z)
+            z = previous
+        x = self.data(z).pop(message)
+        self.first(x).push(message, z)
+        return x
+
+    def _tell(self, k: int, drawn_by: Codec | None, value: Any, coded_by: Codec) -> None:
+        if self.watch is not None:
+            self.watch(k, drawn_by, value, coded_by)
+
+
+# ---------------------------------------------------------------- the chain of a diffusion
+
+
+def _fixed(value: float) -> int:
+    return round(value * 2**FRACTION)
+
+
+@dataclass(frozen=True)
+class TimeGrid:
+    """The numbers of a T-step chain: spacings of the latents' grids, and means and deviations in units of them.
+
+    Index k of the lists goes from 0 (or 1, where the first is unused) to T. Spacings are exact floats; factors are in fixed point.
+    """
+
+    steps: int
+    gamma: tuple[float, ...]
+    spacing: tuple[float, ...]
+    forward: tuple[int, ...]  # n_k ~ N(forward * n_{k-1}, forward_std^2)
+    forward_std: tuple[float, ...]
+    keep: tuple[int, ...]  # n_{k-1} ~ N(keep * n_k - pull * e, reverse_std^2), with e the rounded prediction
+    pull: tuple[int, ...]
+    reverse_std: tuple[float, ...]
+    alpha: float  # at t = 0
+    sigma: float
+
+    @classmethod
+    def of(cls, schedule: Schedule, steps: int, fineness: float = FINENESS) -> TimeGrid:
+        """The grid of a schedule's T-step model (VDM, appendix A: the same densities as diffusion.reverse_step)."""
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= 65535:
+            raise ValueError(f"the codec takes 2 to 65535 steps, got {steps!r}")
+        if not 0.01 <= fineness <= 1:
+            raise ValueError(f"the fineness of the latents' grid must lie in 0.01..1, got {fineness}")
+        with torch.no_grad():
+            times = torch.arange(steps + 1, dtype=torch.float64) / steps
+            device = schedule.start.device
+            values = copy.deepcopy(schedule).double()(times.to(device)).cpu().tolist()
+        gamma = [round(g * 2**FRACTION) / 2**FRACTION for g in values]  # a last bit that differs elsewhere does not matter
+        if any(b <= a for a, b in zip(gamma, gamma[1:])):
+            raise ValueError(f"the schedule does not rise from each of {steps} steps to the next: use fewer steps")
+        alpha = [round(math.sqrt(1 / (1 + math.exp(g))) * 2**40) / 2**40 for g in gamma]
+        sigma = [round(math.sqrt(1 / (1 + math.exp(-g))) * 2**40) / 2**40 for g in gamma]
+        shrink = [0.0] + [-math.expm1(a - b) for a, b in zip(gamma, gamma[1:])]  # 1 - SNR(t) / SNR(s)
+        drawn = [sigma[0]] + [sigma[k] * math.sqrt(shrink[k]) for k in range(1, steps + 1)]  # of q(z_k | z_{k-1})
+        coded = [sigma[k] * math.sqrt(shrink[k + 1]) for k in range(steps)] + [1.0]  # of p(z_k | z_{k+1}), and of the prior
+        spacing = [2.0 ** (math.floor(math.log2(fineness * min(a, b)) * 8) / 8) for a, b in zip(drawn, coded)]
+        spacing = [round(d * 2.0**40) * 2.0**-40 for d in spacing]
+        ratio = [0.0] + [alpha[k - 1] / alpha[k] for k in range(1, steps + 1)]
+
+        def deviations(values: Sequence[float]) -> tuple[float, ...]:
+            return tuple(round(v / d * 2**16) / 2**16 for v, d in zip(values, spacing))
+
+        def factors(of: Callable[[int], float]) -> tuple[int, ...]:
+            return (0, *(_fixed(of(k)) for k in range(1, steps + 1)))
+
+        return cls(steps, tuple(gamma), tuple(spacing), factors(lambda k: spacing[k - 1] / spacing[k] / ratio[k]), deviations(drawn),
+                   factors(lambda k: ratio[k] * spacing[k] / spacing[k - 1]),
+                   factors(lambda k: ratio[k] * shrink[k] * sigma[k] * PREDICTION / spacing[k - 1]), deviations(coded), alpha[0], sigma[0])
+
+    @property
+    def start_bits(self) -> float:
+        """Bits a coordinate that have to lie on the stack before the first push: those of z_0 and z_1."""
+        return sum(math.log2(self.forward_std[k] * math.sqrt(2 * math.pi * math.e)) for k in (0, 1))
+
+
+class Predictor:
+    """eps_hat of a denoiser as whole multiples of PREDICTION, the same on every machine as far as `dtype` allows.
+
+    Args:
+        denoiser: of `dtype`, on `device`. multiple: sides are padded to multiples of it before the denoiser sees them, by repeating the border.
+        batch: images that the denoiser sees at once; does not matter for the result in float64.
+        on_evaluation: called with the number of images after each evaluation, for progress.
+    """
+
+    def __init__(self, denoiser: Denoiser, multiple: int = 1, batch: int = 16, dtype: torch.dtype = torch.float64,
+                 device: torch.device | str = "cpu", on_evaluation: Callable[[int], None] | None = None):
+        self.denoiser, self.multiple, self.batch, self.dtype, self.device = denoiser, multiple, batch, dtype, device
+        self.on_evaluation, self.seconds = on_evaluation, 0.0
+
+    @torch.no_grad()
+    def __call__(self, n: Ints, spacing: float, gamma: float, coarse: Tensor | None) -> Ints:
+        """(N, bands*C, h, w) latents on their grid -> predictions of the same shape."""
+        start = time.perf_counter()
+        found = [self._some(n[i:i + self.batch], spacing, gamma, None if coarse is None else coarse[i:i + self.batch])
+                 for i in range(0, len(n), self.batch)]
+        self.seconds += time.perf_counter() - start
+        if self.on_evaluation is not None:
+            self.on_evaluation(len(n))
+        return np.concatenate(found)
+
+    def _some(self, n: Ints, spacing: float, gamma: float, coarse: Tensor | None) -> Ints:
+        height, width = n.shape[2:]
+        z = torch.from_numpy(n).double() * spacing
+        z = self._padded(z, height, width).to(self.device, self.dtype)
+        if coarse is not None:
+            coarse = self._padded(coarse.double(), height, width).to(torch.int32).to(self.device)
+        eps = self.denoiser(z, torch.full((len(n),), gamma, dtype=self.dtype, device=self.device), coarse)[..., :height, :width]
+        if not bool(torch.isfinite(eps).all()):
+            raise FloatingPointError("the network predicts values that are not finite: its weights are broken")
+        limit = LARGEST_PREDICTION / PREDICTION
+        return (eps.double() / PREDICTION).round().clamp(-limit, limit).to(torch.int64).cpu().numpy()
+
+    def _padded(self, x: Tensor, height: int, width: int) -> Tensor:
+        down, right = -height % self.multiple, -width % self.multiple
+        return torch.nn.functional.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+
+
+class ScaleCodec:
+    """The integers of one scale, for a batch of tiles of one shape, given the coarser ones.
+
+    Args:
+        spec: the scale, with the shape of the tiles. predict: its network. grid: its times.
+        coarse: integers rebuilt from the coarser scales, (N, C, h, w), or None. count: N.
+        coded: (bands*C, h, w), which coordinates are coded; the others are known to be 0 (tiles.py). All of them where it is None.
+        number: of the batch on its stack, which keeps the pseudo-random streams apart.
+        watch: as `BitsBack.watch`, for the books.
+    """
+
+    def __init__(self, spec: ScaleSpec, predict: Predictor, grid: TimeGrid, coarse: Tensor | None, count: int,
+                 coded: NDArray[np.bool_] | None = None, number: int = 0,
+                 watch: Callable[[int, Codec | None, Any, Codec], None] | None = None):
+        self.number = number
+        self.spec, self.predict, self.grid, self.coarse, self.count = spec, predict, grid, coarse, count
+        self.coded = np.ones(spec.shape, bool) if coded is None else coded
+        self._bands = [np.flatnonzero(part) for part in self.coded.reshape(len(spec.bands), -1)]
+        entries = int(self.coded.sum())
+        if spec.max_value * 4**spec.level * grid.alpha * spec.gain / grid.spacing[0] >= 1 << (54 - FRACTION):
+            raise ValueError(f"the codec has too few bits for {spec.name} after {spec.level} halvings: use fewer levels or fewer steps")
+        prior = Gaussian(np.zeros((count, entries), np.int64), grid.reverse_std[grid.steps])
+        self._chain = BitsBack(grid.steps, self._first, self._data, self._forward, self._reverse, prior, watch)
+
+    def push(self, message: Message, z: Ints) -> None:
+        """z (N, bands*C, h, w)."""
+        self._chain.push(message, z[:, self.coded])
+
+    def pop(self, message: Message) -> Ints:
+        """(N, bands*C, h, w)."""
+        return self._spread(self._chain.pop(message))
+
+    def _spread(self, values: Ints) -> Ints:
+        full = np.zeros((self.count, *self.spec.shape), np.int64)
+        full[:, self.coded] = values
+        return full
+
+    def _key(self, k: int) -> int:
+        return (self.number << 32) + (self.spec.index << 24) + k
+
+    def _first(self, z: Ints) -> Gaussian:
+        spec, spacing = self.spec, self.grid.spacing[0]
+        scale, shift = _fixed(self.grid.alpha * spec.gain / spacing), _fixed(self.grid.alpha * spec.shift / spacing)
+        return Noise(z * scale + shift, self.grid.forward_std[0], self._key(0))
+
+    def _data(self, n_0: Ints) -> Codec:
+        return _Bands(self, n_0)
+
+    def _forward(self, k: int, n: Ints) -> Gaussian:
+        return Noise(n * self.grid.forward[k], self.grid.forward_std[k], self._key(k))
+
+    def _reverse(self, k: int, n: Ints) -> Gaussian:
+        grid = self.grid
+        e = self.predict(self._spread(n), grid.spacing[k], grid.gamma[k], self.coarse)[:, self.coded]
+        return Gaussian(n * grid.keep[k] - e * grid.pull[k], grid.reverse_std[k - 1])
+
+
+class _Bands:
+    """The integers of a scale given z_0, band after band as a decoder meets them: (N, coded entries)."""
+
+    def __init__(self, scale: ScaleCodec, n_0: Ints):
+        spec, grid = scale.spec, scale.grid
+        self._scale = scale
+        unit, shift = grid.spacing[0] / (grid.alpha * spec.gain), _fixed(spec.shift / spec.gain)
+        self._centres = self._split(n_0 * _fixed(unit) - shift)
+        self._tau = grid.sigma / (grid.alpha * spec.gain)
+
+    def _split(self, values: Ints) -> list[Ints]:
+        ends = np.cumsum([len(band) for band in self._scale._bands])
+        return np.split(values, ends[:-1], axis=1)
+
+    def _codec(self, index: int, decoded: dict[str, Tensor]) -> Progressions:
+        spec, places = self._scale.spec, self._scale._bands[index]
+        like = torch.empty((self._scale.count, spec.shape[0] // len(spec.bands), *spec.shape[1:]))
+        progression = allowed(spec, spec.bands[index], self._scale.coarse, decoded, like)
+        low, last = (v.to(torch.int64).flatten(1).numpy()[:, places] for v in (progression.low, progression.last))
+        return Progressions(self._centres[index], self._tau, low, last, progression.step)
+
+    def _decoded(self, index: int, values: Ints) -> Tensor:
+        spec = self._scale.spec
+        full = np.zeros((self._scale.count, math.prod(spec.shape) // len(spec.bands)), np.int32)
+        full[:, self._scale._bands[index]] = values
+        return torch.from_numpy(full).reshape(self._scale.count, spec.shape[0] // len(spec.bands), *spec.shape[1:])
+
+    def _codecs(self, x: Ints) -> list[tuple[Progressions, Ints]]:
+        decoded: dict[str, Tensor] = {}
+        found = []
+        for index, (band, values) in enumerate(zip(self._scale.spec.bands, self._split(x))):
+            found.append((self._codec(index, decoded), values))
+            decoded[band] = self._decoded(index, values)
+        return found
+
+    def push(self, message: Message, x: Ints) -> None:
+        for codec, values in reversed(self._codecs(x)):
+            codec.push(message, values)
+
+    def pop(self, message: Message) -> Ints:
+        decoded: dict[str, Tensor] = {}
+        found = []
+        for index, band in enumerate(self._scale.spec.bands):
+            found.append(self._codec(index, decoded).pop(message))
+            decoded[band] = self._decoded(index, found[-1])
+        return np.concatenate(found, axis=1)
+
+    def bits(self, x: Ints) -> NDArray[np.float64]:
+        """What each element costs, (N, coded entries)."""
+        return np.concatenate([codec.bits(values) for codec, values in self._codecs(x)], axis=1)
+
+
+class TileCodec:
+    """Tiles (N, C, height, width) of one shape, integers, all scales: pushed finest first, popped coarsest first, as a decoder needs them.
+
+    Args:
+        scales: their scales. predictors, grids: one a scale, coarsest first. count: N. number: of the batch.
+        watch: called as `BitsBack.watch` with the scale's index before its arguments.
+    """
+
+    def __init__(self, scales: TileScales, predictors: Sequence[Predictor], grids: Sequence[TimeGrid], count: int, number: int = 0,
+                 watch: Callable[[int, int, Codec | None, Any, Codec], None] | None = None):
+        self.scales, self.predictors, self.grids, self.count, self.number, self.watch = scales, predictors, grids, count, number, watch
+
+    def _scale(self, index: int, coarse: Tensor | None) -> ScaleCodec:
+        watch = None if self.watch is None else functools.partial(self.watch, index)
+        return ScaleCodec(self.scales.specs[index], self.predictors[index], self.grids[index], coarse, self.count, self.scales.coded[index],
+                          self.number, watch)
+
+    def push(self, message: Message, x: Tensor) -> None:
+        pairs = self.scales.decompose(x)
+        for index in reversed(range(len(pairs))):
+            z, coarse = pairs[index]
+            self._scale(index, coarse).push(message, z.to(torch.int64).numpy())
+
+    def pop(self, message: Message) -> Tensor:
+        coarse = None
+        for index in range(len(self.scales.specs)):
+            z = self._scale(index, coarse).pop(message)
+            coarse = self.scales.refine(index, coarse, torch.from_numpy(z).to(torch.int32))
+        return coarse

@@ -128,6 +128,7 @@ class Books:
     container_bits: float = 0.0
     chunks: int = 0
     steps: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # by scale: (T + 2,), 0 the integers, k its step k, T + 1 the prior
+    image_bits: dict[int, float] = field(default_factory=dict)  # by place in the file, of the images that the model coded whole
     seconds: float = 0.0  # of encoding, network and coder
     network_seconds: float = 0.0
     verify_seconds: float = 0.0
@@ -362,6 +363,8 @@ def encode_chunk(codec: ImageCodec, images: Sequence[Image], books: Books) -> by
         payload = _varints(len(plain), *[1] * len(plain), 0, len(start)) + start
     modelled = sum(math.prod((codec.channels, b.shape[1], b.shape[2])) * len(b.tiles) for b in batches)
     net = message.bits - begun if batches else 0
+    starting = {tiles[place].image for place in mine[:len(starters)]}
+    books.image_bits |= {books.images + i: float(spent[i]) for i in range(len(images)) if i not in plain | starting}
     books.chunks += 1
     books.images, books.dims = books.images + len(images), books.dims + sum(image.size for image in images)
     books.plain_images += len(plain)

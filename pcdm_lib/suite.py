@@ -2,8 +2,8 @@
 
 Every part is a notebook of `reproduce/`, executed by papermill into the suite's folder, its run beside it. A part that was executed with the same
 parameters to its end is not run again (also not after a change of the code: each result names its commit), and a part that was stopped continues
-from its checkpoint, so the same command goes on where it was stopped. What reads the runs, out-of-distribution detection, is made anew after a
-new run, and the tables always.
+from its checkpoint, so the same command goes on where it was stopped. What reads the runs, out-of-distribution detection and compression, is made
+anew after a new run, and the tables always.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ PARTS = (
     Part("imagenet64", "imagenet", {"size": 64}),
     Part("imagenet128", "imagenet", {"size": 128}),
     Part("ood", "ood", trains=False),
+    Part("compression", "compression", trains=False),
     Part("tables", "tables", trains=False, always=True),
 )
 
@@ -89,7 +90,8 @@ def run(minutes: float, *, dataset: str = "auto", seed: int = 0, preset: str = "
         out = folder / f"{part.name}.ipynb"
         head = f"part {number} of {len(parts)}, {part.name}"
         # what reads the runs of others is done only while no run has been made anew
-        newest = 0.0 if part.trains else max((path.stat().st_mtime for path in folder.rglob("results.json")), default=0.0)
+        ends = [folder / f"{p.name}.done.json" for p in PARTS if p.trains and not part.trains]
+        newest = max((path.stat().st_mtime for path in ends if path.exists()), default=0.0)
         marker = folder / f"{part.name}.done.json"
         if not part.always and done(out, marker, parameters) and marker.stat().st_mtime >= newest:
             print(f"{head}: done before", flush=True)
@@ -124,7 +126,7 @@ def _parameters(part: Part, minutes: float, dataset: str, seed: int, preset: str
             own["dataset"] = dataset
     else:
         own = {"runs": str(folder)}
-        if part.name == "ood":
+        if part.name in ("ood", "compression"):
             own |= {"dataset": dataset, "seed": seed, "device": device}
     return own | dict(part.parameters)
 

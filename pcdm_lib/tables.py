@@ -23,7 +23,7 @@ import numpy as np
 from pcdm_lib import published, records
 from pcdm_lib.experiment import SYSTEM_NAMES
 from pcdm_lib.presets import SYSTEMS
-from pcdm_lib.published import AUROC, BPD, FID, LIKELIHOODS, NOT_GIVEN, NOT_MEASURED, NOT_RUN, Published
+from pcdm_lib.published import AUROC, BPD, FID, FILES, LIKELIHOODS, NOT_GIVEN, NOT_MEASURED, NOT_RUN, Published
 
 FORMATS = (1, 2)
 MEASURED = "measured here"
@@ -36,6 +36,7 @@ TITLES = {
     "quality": "Sample quality",
     "cascade": "The standard cascade against volume-preserving ones (Appendix C of the paper)",
     "likelihood": "Three likelihoods of one model",
+    "compression": "Lossless compression: bits per dimension of files (Tables 3 and 6 of the paper)",
     "paired": "Differences between systems, image by image",
 }
 
@@ -48,6 +49,8 @@ NOTES = {
     "quality": "The floor is what a measure gives between two halves of the real images. A measure other than FID is no FID, and an FID of as few "
                "samples as stand here is larger than the published ones of 50,000.",
     "cascade": "Paid twice: what the standard cascade's fine scale spends on what the coarse image already told.",
+    "compression": "Ours: everything in the file counted; net is what the images that the model coded took, without the start of the stack and the container. "
+                   "Figures of others: each work's own coder and accounting.",
     "likelihood": "Minus continuous: less the continuous-time bound on the same images, with the standard error of that difference.",
     "paired": "The standard error is that of the difference, from the choice of images and the noise; another seed of training would add to it.",
 }
@@ -59,7 +62,7 @@ PARTS = {"wavelet": "wavelet", "laplacian": "laplacian", "standard": "standard_c
 _ARGUMENTS = {"folder": "folder:PATH", "crops": "crops:PATH", "imagenet32": "imagenet32-new", "imagenet64": "imagenet64-old", "imagenet128": "imagenet128:PATH"}
 
 _SECTIONS: dict[str, type] = {"config": dict, "data": dict, "training": dict, "evaluation": dict, "reference_codecs": dict, "provenance": dict,
-                              "ood": dict, "quality": dict, "likelihoods": list, "twice": dict}
+                              "ood": dict, "quality": dict, "likelihoods": list, "twice": dict, "compression": list}
 _AGREE = 1e-6  # bits per dimension: scores.npz is the mean's own array, so only float rounding lies between them
 
 
@@ -439,6 +442,25 @@ def likelihood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "evaluations an image": text(number(entry.get("evaluations")), 0), "images": text(number(entry.get("images")), 0)} | _ours(result))
     return rows + [{"system": SYSTEM_NAMES[s], "likelihood": "", "bpd": NOT_RUN} | dict.fromkeys(after, "") | _absent(_part(s))
                    for s in _missing_systems(filled)]
+
+
+def compression_table(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Bits per dimension of real files, beside the T-step bound that they were to pay."""
+    own = ("T", "T-step bound", "net", "net minus bound", "images")
+    rows = [{"system": _name(p), "file": p.text} | dict.fromkeys(own, NOT_GIVEN) | _theirs(p) for p in published.figures("cifar10", FILES)]
+    filled = []
+    for result in _in_order(results):
+        for entry in result.part("compression") or []:
+            if not isinstance(entry, Mapping):
+                continue
+            filled.append(result)
+            parts = {key: entry.get(key) if isinstance(entry.get(key), Mapping) else {} for key in ("bound", "excess", "books")}
+            rows.append({"system": result.title, "file": text(number(entry.get("file_bpd"))), "T": text(number(entry.get("steps")), 0),
+                         "T-step bound": text(number(parts["bound"].get("bpd"))), "net": text(number(entry.get("net_bpd"))),
+                         "net minus bound": f"{text(number(parts['excess'].get('bpd')))} ± {text(number(parts['excess'].get('se')))}",
+                         "images": text(number(parts["books"].get("images")), 0)} | _ours(result))
+    return rows + [{"system": SYSTEM_NAMES[s], "file": NOT_RUN} | dict.fromkeys(own, "") | _absent(f"{_part(s)},compression")
+                   for s in _missing_systems(filled) if s != "standard"]
 
 
 def obstacles(a: Result, b: Result) -> list[str]:

@@ -108,6 +108,7 @@ def test_a_trained_model_beats_its_plain_start_and_pays_the_bound(tmp_path):
     books = assert_round_trip(tmp_path, images, Settings(steps=30, plain=False), load_pretrained("photos32-wavelet"))
     assert books.model_images == 6 and 3.0 < books.net_bpd < 8.0
     assert abs(sum(row.sum() for row in books.steps.values()) / books.model_bits - 1) < 0.005  # the books add up to the stack
+    assert abs(sum(books.image_bits.values()) / books.model_bits - 1) < 0.005 and [*books.image_bits] == [*range(6)]
     assert set(books.steps) == {"base", "details1"} and all(len(row) == 32 for row in books.steps.values())
 
 

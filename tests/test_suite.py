@@ -14,7 +14,8 @@ from pcdm_lib import experiment, records, suite, tables
 from pcdm_lib.__main__ import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SMALL = {"heldout_images": 64, "flow_images": 2, "samples": 8, "sampling_steps": 10, "images": 30, "reference": 24, "evaluations": 2}
+SMALL = {"heldout_images": 64, "flow_images": 2, "samples": 8, "sampling_steps": 10, "images": 30, "reference": 24, "evaluations": 2, "compressed_images": 4,
+         "codec_steps": "4", "law_steps": "3"}
 CIFAR = ("wavelet", "laplacian", "vdm", "standard_cascade", "wavelet_edm")
 
 
@@ -48,6 +49,7 @@ def test_every_part_leaves_its_figures(ran: Path) -> None:
         assert [row["name"] for row in record["likelihoods"]] == ["continuous time", "T = 100", "T = 1000", "flow, hutchinson"]
         assert record["quality"]["band distance"]["samples"] == 8 and set(record["quality"]["FID"]) & {"missing", "value"}
         assert ("ood" in record) == (name != "wavelet_edm")  # whose training is not on the bound
+        assert ("compression" in record) == (name in ("wavelet", "laplacian", "vdm"))  # C-VDM would pay twice
     assert by_name["standard_cascade"].record["twice"]["bpd"] > 0 and "twice" not in by_name["wavelet"].record
     assert by_name["wavelet_edm"].record["config"]["training"]["weighting"] == "edm"
     assert by_name["imagenet64"].record["config"]["model"]["levels"] == 2  # S = 3
@@ -58,7 +60,7 @@ def test_the_tables_hold_them(ran: Path) -> None:
     notebook = json.loads((ran / "tables.ipynb").read_text())
     shown = [output for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
     text = "\n".join("".join(output["data"].get("text/markdown", "")) for output in shown if "data" in output)
-    for name in ("W-PCDM", "LP-PCDM", "VDM", "C-VDM", "as quoted by", tables.TITLES["paired"], "not run", "not at hand"):
+    for name in ("W-PCDM", "LP-PCDM", "VDM", "C-VDM", "as quoted by", tables.TITLES["paired"], tables.TITLES["compression"], "not run", "not at hand"):
         assert name in text, name
     assert sum("image/png" in output.get("data", {}) for output in shown) >= 2
     results, _ = tables.read_results(ran)

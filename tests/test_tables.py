@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 
 HELDOUT = np.array([3.0, 5.0, 4.0, 2.0])
 SCALES = {"wavelet": ["base", "details1"], "laplacian": ["base", "residual1"], "standard": ["base", "image0"], "vdm": ["base"]}
-TABLES = [tables.density_table, tables.ood_table, tables.quality_table, tables.cascade_table, tables.likelihood_table, tables.paired_table]
+TABLES = [tables.density_table, tables.ood_table, tables.quality_table, tables.cascade_table, tables.likelihood_table, tables.compression_table, tables.paired_table]
 
 
 def write(folder: Path, system: str = "wavelet", bpd: np.ndarray | None = HELDOUT, *, label: str = "CIFAR-10", **changes) -> dict:
@@ -189,7 +189,7 @@ def test_tables_of_nothing_say_what_is_not_run(table):
     experiment.markdown_table(rows)
     assert all(list(r) == list(rows[0]) for r in rows)
     empty = [r for r in rows if "not run" in r.values()]
-    assert len(empty) == (1 if table is tables.paired_table else 4)
+    assert len(empty) == {tables.paired_table: 1, tables.compression_table: 3}.get(table, 4)
     parts = {p.name for p in suite.PARTS}
     for row in empty:
         command = (row.get("source") or row["note"]).removeprefix("to fill it: ")
@@ -288,6 +288,16 @@ def test_likelihoods(tmp_path):
     assert rows[0]["bpd"] == "not at hand"
     assert [(r["likelihood"], r["bpd"], r["minus continuous"]) for r in cells(rows, run="w")] == [
         ("continuous bound", "3.5000", "0.0000"), ("T=1000", "3.5100", "0.0100"), ("probability flow, Hutchinson", "3.3000", "-0.2000")]
+
+
+def test_compression(tmp_path):
+    entry = {"steps": 200, "file_bpd": 3.71, "net_bpd": 3.7, "bound": {"bpd": 3.69}, "excess": {"bpd": 0.01, "se": 0.02}, "books": {"images": 64}}
+    write(tmp_path / "w", compression=[entry, entry | {"steps": 50, "bound": None, "net_bpd": None, "excess": {"bpd": None, "se": None}}, "nonsense"])
+    rows = tables.compression_table(read(tmp_path))
+    assert rows[0]["system"] == "W-PCDM, paper" and rows[0]["file"] == "2.37"
+    assert [(r["T"], r["file"], r["net"], r["T-step bound"], r["net minus bound"], r["images"]) for r in cells(rows, run="w")] == [
+        ("200", "3.7100", "3.7000", "3.6900", "0.0100 ± 0.0200", "64"), ("50", "3.7100", "n/a", "n/a", "n/a ± n/a", "64")]
+    assert [r["system"] for r in cells(rows, file="not run")] == ["LP-PCDM", "VDM"]
 
 
 # ---- differences image by image

@@ -20,14 +20,14 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 from pcdm_lib import archive, checkpoints, data, distributed, evaluate, flow, presets, pretrained, records, shipping, training
-from pcdm_lib.images import SUFFIXES, image_files, read_pixels
+from pcdm_lib.images import SUFFIXES, beyond_rgb, image_files, read_pixels
 
 DEFAULT_MODEL = "photos32-vdm"  # of compress: the shipped model of the lowest bits per dimension
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status: 0, 2 with one line on stderr for bad input, 1 where another process of the
-    job, or a part of the tables, failed."""
+    job or a part of the tables failed, an image of a file is damaged, or a file that was written does not decode."""
     parser = argparse.ArgumentParser(prog="python -m pcdm_lib", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _train_options(commands.add_parser("train", help="train a cascade, or some of its scales"))
@@ -44,14 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
         if options.device != "auto":
             records.check_device(options.device)
         return options.run(options)
-    except (ValueError, TypeError, OSError, KeyError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, KeyError, ArithmeticError) as error:
         print(f"{parser.prog} {options.command}: {_process()}{error}", file=sys.stderr)
         return 2
     except distributed.ProcessFailed as error:
         print(f"{parser.prog} {options.command}: {_process()}{error}", file=sys.stderr)
         return 1
+    except archive.NotVerified as error:
+        print(f"{parser.prog} {options.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(f"{_process()}stopped; a training run continues with --resume, tables with the same command", file=sys.stderr)
+        print(f"{_process()}stopped; a training run continues with --resume, tables with the same command; of a file nothing was written", file=sys.stderr)
         return 130
 
 
@@ -346,9 +349,16 @@ def _image_files(paths: list[Path]) -> dict[str, Path]:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file."""
-    with Image.open(path) as image:
-        return image.height, image.width
+    """Height and width of an image file; ValueError where it holds more than 8-bit grey or RGB, so that this is known before hours of work."""
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            what = beyond_rgb(image, file)
+            size = image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as PNG, JPEG or WebP ({error}): repair or remove it") from error
+    if what:
+        raise ValueError(f"{path} has {what}, expected one 8-bit RGB, grey or palette image: convert or remove it")
+    return size
 
 
 def _decompress(options: argparse.Namespace) -> int:
@@ -356,8 +366,9 @@ def _decompress(options: argparse.Namespace) -> int:
         for line in file.reader.damage:
             print(f"{options.file}: {line}", file=sys.stderr)
         if options.list:
-            print(f"model {file.model}, {file.settings}")
-            print(*file.names(), sep="\n")
+            s = file.settings
+            print(ascii(f"model {file.model}, {s.steps} steps, tiles of {s.side}, {s.precision}")[1:-1])
+            print(*(ascii(name)[1:-1] if not name.isprintable() else name for name in file.names()), sep="\n")
             return 1 if file.reader.damage else 0
         if options.out is None:
             raise ValueError("give a folder for the images by -o")
@@ -365,10 +376,9 @@ def _decompress(options: argparse.Namespace) -> int:
         if missing:
             raise ValueError(f"{options.file} holds no image called {missing[0]!r}: --list shows the names")
         targets = _targets(file.names() if options.only is None else options.only, options.out, options.force)
-        try:
-            cascade, _ = pretrained.open_model(options.model or [file.model], "ema", options.device)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{options.file} was written with the model {file.model!r}: name the run by --model ({error})") from error
+        if options.model is None and file.model not in pretrained.names():  # a path in a stranger's file is not followed
+            raise ValueError(f"{options.file} was written with the model {file.model!r}, which does not come with the package: name the run by --model")
+        cascade, _ = pretrained.open_model(options.model or [file.model], "ema", options.device)
         failed = len(file.reader.damage)
         with tqdm(desc="decoding", unit=" evaluations", disable=options.quiet) as bar:
             file.prepare(cascade, options.device, on_evaluation=bar.update)
@@ -396,8 +406,8 @@ def _targets(names: list[str], folder: Path, force: bool) -> dict[str, Path]:
     taken = {path for path in found.values() if path.exists()}
     if taken and not force:
         raise ValueError(f"{sorted(taken)[0]} is there already ({len(taken)} such files): give another folder, or --force")
-    if len({*found.values()}) < len(found):
-        raise ValueError("two names of this file would become the same PNG file: take them one by one with --only")
+    if len({str(path).casefold() for path in found.values()}) < len(found):
+        raise ValueError("two names of this file would become the same PNG file (also where case does not count): take them one by one with --only")
     return found
 
 

@@ -21,7 +21,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +33,8 @@ from torch import nn
 
 from pcdm_lib import records, reference_codecs
 from pcdm_lib.cascade import Cascade
-from pcdm_lib.codec import FINENESS, FRACTION, PREDICTION, Codec, Message, Predictor, TileCodec, TimeGrid
-from pcdm_lib.container import DamagedFile, Entry, Reader, Writer
+from pcdm_lib.codec import FINENESS, FRACTION, PREDICTION, Counted, Message, Predictor, TileCodec, TimeGrid, probe
+from pcdm_lib.container import MAX_CHUNK_IMAGES, DamagedFile, Entry, Reader, Writer
 from pcdm_lib.tiles import Box, TileScales, plan
 
 STEPS = 200
@@ -42,6 +42,7 @@ BATCH = 16
 CHUNK_TILES = 256
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 PLAIN = ("PNG", "JPEG XL")
+MAX_SAMPLES = 1 << 26  # of the images of a chunk that the model codes: a limit of the format, so that no file can ask for more memory
 _MARGIN = 1024  # words at the bottom of a stack beyond those that its largest batch can need
 _CODING = 1  # version of what this module and codec.py do with the bits
 
@@ -52,9 +53,13 @@ class WrongModel(ValueError):
     """A file that another model, other weights or another machine wrote."""
 
 
+class NotVerified(RuntimeError):
+    """What was written does not decode to what was given."""
+
+
 @dataclass(frozen=True)
 class Settings:
-    """How a file is written; all of it stands in its header.
+    """How a file is written. What a reader needs of it stands in the header: all but `chunk_tiles` and `plain`.
 
     Attributes:
         steps: T of the chain: the bits of the T-step bound, and the time, both ways. fineness: of the latents' grid (codec.py).
@@ -74,7 +79,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         rules = {"steps": 2 <= self.steps <= 65535, "fineness": 0.01 <= self.fineness <= 1, "batch": 1 <= self.batch <= 65535,
-                 "chunk_tiles": self.chunk_tiles >= 1, "side": self.side is None or 1 <= self.side <= 65535, "precision": self.precision in PRECISIONS}
+                 "chunk_tiles": 1 <= self.chunk_tiles <= MAX_CHUNK_IMAGES, "side": self.side is None or 1 <= self.side <= 65535, "precision": self.precision in PRECISIONS}
         for name, fine in rules.items():
             if not fine:
                 raise ValueError(f"{name}={getattr(self, name)!r} makes no sense for a file: see pcdm_lib.archive.Settings")
@@ -123,11 +128,13 @@ class Books:
     plain_images: int = 0
     start_tiles: int = 0
     model_bits: float = 0.0  # net growth of the stacks
+    ideal_bits: float = 0.0  # the same by the densities themselves: a draw of the T-step bound, on the very latents of the file
     start_bits: float = 0.0  # pseudo-random bits at the bottom of the stacks
     plain_bits: float = 0.0
     container_bits: float = 0.0
     chunks: int = 0
-    steps: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # by scale: (T + 2,), 0 the integers, k its step k, T + 1 the prior
+    steps: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # by scale, (T + 2,): 0 the integers, k the push of z_{k-1} less its own draw, so
+    # that single entries may be negative, T + 1 the same of z_T
     image_bits: dict[int, float] = field(default_factory=dict)  # by place in the file, of the images that the model coded whole
     seconds: float = 0.0  # of encoding, network and coder
     network_seconds: float = 0.0
@@ -179,22 +186,27 @@ class ImageCodec:
 
     @property
     def tables(self) -> int:
-        """A checksum of the numbers that were computed for the grids: the same wherever a file can be decoded."""
-        return zlib.crc32(repr(self.grids).encode())
+        """A checksum of all that is computed but for the networks: the same wherever a file can be decoded."""
+        return probe(self.grids)
 
     def scales(self, shape: tuple[int, int, int]) -> TileScales:
         """The scales of tiles of that shape."""
         if shape not in self._scales:
+            if len(self._scales) >= 64:  # images of many sizes
+                self._scales.clear()
             self._scales[shape] = TileScales(self.map, shape)
         return self._scales[shape]
 
     # ---- planes and tiles
 
-    def tiles(self, shapes: Sequence[tuple[int, int, int]]) -> list[_Tile]:
-        """The tiles of images (C, H, W), image after image. A grey image in a model of colours is one plane, three times the same; a colour
+    def tiles(self, shapes: Sequence[tuple[int, int, int]], without: Collection[int] = ()) -> list[_Tile]:
+        """The tiles of images (C, H, W), image after image, but for some. A grey image in a model of colours is one plane, three times the same; a colour
         image in a model of grey is three."""
+        samples = sum(math.prod(shape) for image, shape in enumerate(shapes) if image not in without)
+        if samples > MAX_SAMPLES:
+            raise ValueError(f"{samples} samples in one chunk, a model codes at most {MAX_SAMPLES}: cut the image into parts")
         step = 2**self.map.levels * max(p.multiple for p in self.predictors)
-        return [_Tile(image, plane, box) for image, (channels, height, width) in enumerate(shapes)
+        return [_Tile(image, plane, box) for image, (channels, height, width) in enumerate(shapes) if image not in without
                 for plane in range(channels if self.channels == 1 else 1) for box in plan(height, width, self.side, step)]
 
     def cut(self, image: Image, tile: _Tile) -> Image:
@@ -224,11 +236,12 @@ class ImageCodec:
         found, before = [], 0
         for shape, places in groups.items():
             dims = self.scales(shape).dims
-            while places:
-                count = min(self.settings.batch, max(1, before // (2 * dims)))
-                found.append(_Batch(shape, tuple(places[:count])))
-                before += dims * len(places[:count])
-                places = places[count:]
+            at = 0
+            while at < len(places):
+                some = tuple(places[at:at + min(self.settings.batch, max(1, before // (2 * dims)))])
+                found.append(_Batch(shape, some))
+                before += dims * len(some)
+                at += len(some)
         return found
 
     def start_need(self, shape: tuple[int, int, int]) -> float:
@@ -241,11 +254,11 @@ class ImageCodec:
     # ---- stacks
 
     def push(self, batches: Sequence[_Batch], values: Callable[[int], Image], start: bytes,
-             watch: Callable[[int, _Batch, int, Codec | None, Any, Codec], None] | None = None) -> tuple[Message, int]:
+             watch: Callable[[int, _Batch, int, Counted | None, Any, Counted], None] | None = None) -> tuple[Message, int]:
         """All batches on a stack that begins with `start` above enough pseudo-random words; the stack, and the bits it began with."""
         most = max((self.scales(b.shape).dims * len(b.tiles) for b in batches), default=0)
         spare = math.ceil(most * max(grid.start_bits for grid in self.grids) / 32) + _MARGIN
-        bottom = np.random.Philox(key=_CODING).random_raw(spare).astype(np.uint32)
+        bottom = np.random.Philox(key=_CODING << 96).random_raw(spare).astype(np.uint32)
         filled = np.frombuffer(start + bytes(-len(start) % 4), "<u4").astype(np.uint32)
         message = Message(np.concatenate([bottom, filled]), needed=len(filled))
         begun = message.bits
@@ -277,7 +290,7 @@ def _plain(image: Image) -> bytes:
     array = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
     files = []
     for number, codec in enumerate(PLAIN):
-        with contextlib.suppress(ValueError):  # a codec that cannot store images of this size; PNG can
+        with contextlib.suppress(ValueError, RuntimeError):  # a codec that cannot store an image of this size, or changed it; PNG can
             files.append(bytes([number]) + reference_codecs.encode_image(codec, array))
     return min(files, key=len)
 
@@ -324,71 +337,101 @@ class _Bytes:
         return self.take(len(self.data) - self.place)
 
 
+class _Coded(NamedTuple):
+    """One way to code a chunk: what is plain, the stack of the rest, and what the rest took."""
+
+    plain: set[int]
+    tiles: list[_Tile]
+    batches: list[_Batch]
+    starters: int  # how many tiles are plain files
+    start: bytes  # all plain files
+    message: Message
+    begun: int  # bits that the stack began with
+    spent: NDArray[np.float64]  # bits by image
+    ideal: float
+    steps: dict[str, NDArray[np.float64]]
+
+    def payload(self) -> bytes:
+        head = _varints(len(self.plain), *np.diff([-1, *sorted(self.plain)]).tolist(), self.starters, len(self.start))
+        return head + (self.message.finished().astype("<u4").tobytes() if self.batches else self.start)
+
+
 def encode_chunk(codec: ImageCodec, images: Sequence[Image], books: Books) -> bytes:
-    """The payload of some images (C, H, W), uint8; `books` are kept."""
+    """The payload of some images (C, H, W), uint8; `books` are kept.
+
+    Where images turn out to be shorter as plain files, the rest is coded again without them.
+    """
     began, network = time.perf_counter(), sum(p.seconds for p in codec.predictors)
-    settings, shapes = codec.settings, [image.shape for image in images]
-    tiles = codec.tiles(shapes)
-    files = [_plain(image) for image in images] if settings.plain else []
-    plain: set[int] = set()
-    starters: list[bytes] = []
+    may_be_plain = codec.settings.plain
+    files = [_plain(image) for image in images] if may_be_plain else []
+    plain = {i for i, image in enumerate(images) if may_be_plain and image.size > MAX_SAMPLES}
+    while may_be_plain and sum(image.size for i, image in enumerate(images) if i not in plain) > MAX_SAMPLES:
+        plain.add(max((i for i in range(len(images)) if i not in plain), key=lambda i: images[i].size))
     while True:
-        mine = [place for place, tile in enumerate(tiles) if tile.image not in plain]
-        starters = _starters(codec, images, tiles, mine, sum(len(files[i]) for i in plain)) if settings.plain else []
-        blobs = [files[i] for i in sorted(plain)] + starters
-        start = b"".join(_varints(len(blob)) + blob for blob in blobs)
-        batches = codec.batches(tiles, mine[len(starters):])
-        spent, rows = np.zeros(len(images)), {}
-
-        def watch(index: int, batch: _Batch, k: int, drawn_by: Codec | None, value: Any, coded_by: Codec) -> None:
-            bits = coded_by.bits(value) - (0.0 if drawn_by is None else drawn_by.bits(value))
-            row = rows.setdefault(codec.scales(batch.shape).specs[index].name, np.zeros(settings.steps + 2))
-            row[k] += bits.sum()
-            np.add.at(spent, [tiles[place].image for place in batch.tiles], bits.sum(axis=1))
-
-        message, begun = codec.push(batches, lambda place: codec.cut(images[tiles[place].image], tiles[place]), start, watch)
-        for place, blob in zip(mine, starters):
-            spent[tiles[place].image] += 8 * len(blob)
-        worse = {i for i in range(len(images)) if settings.plain and i not in plain and spent[i] > 8 * len(files[i])}
+        coded = _code(codec, images, files, plain)
+        worse = {i for i, bits in enumerate(coded.spent) if may_be_plain and i not in plain and bits > 8 * len(files[i])}
         if not worse:
             break
-        plain |= worse
-    head = _varints(len(plain), *np.diff([-1, *sorted(plain)]).tolist(), len(starters), len(start))
-    words = message.finished().astype("<u4")
-    payload = head + (words.tobytes() if batches else start)
+        plain = plain | worse
     # few images: their start costs more than the model saves, or they are nothing but start
-    if settings.plain and (not batches or len(payload) > sum(len(blob) + 3 for blob in files)):
-        plain, starters, batches, rows = set(range(len(images))), [], [], {}
-        start = b"".join(_varints(len(blob)) + blob for blob in files)
-        payload = _varints(len(plain), *[1] * len(plain), 0, len(start)) + start
-    modelled = sum(math.prod((codec.channels, b.shape[1], b.shape[2])) * len(b.tiles) for b in batches)
-    net = message.bits - begun if batches else 0
-    starting = {tiles[place].image for place in mine[:len(starters)]}
-    books.image_bits |= {books.images + i: float(spent[i]) for i in range(len(images)) if i not in plain | starting}
-    books.chunks += 1
-    books.images, books.dims = books.images + len(images), books.dims + sum(image.size for image in images)
-    books.plain_images += len(plain)
-    books.model_images += len(images) - len(plain)
-    books.start_tiles += len(starters)
-    books.model_dims += modelled
-    books.model_bits += net
-    books.plain_bits += 8 * len(start)
-    if batches:
-        books.start_bits += 32 * len(words) - net - 8 * len(start)
-    books.container_bits += 8 * len(payload) - (32 * len(words) if batches else 8 * len(start))
-    for name, row in rows.items():
-        books.steps[name] = books.steps.get(name, 0.0) + row
+    if may_be_plain and (not coded.batches or len(coded.payload()) > sum(len(blob) + 3 for blob in files)):
+        coded = _code(codec, images, files, {*range(len(images))})
+    _enter(books, codec, images, coded)
     books.seconds += time.perf_counter() - began
     books.network_seconds += sum(p.seconds for p in codec.predictors) - network
-    return payload
+    return coded.payload()
 
 
-def _starters(codec: ImageCodec, images: Sequence[Image], tiles: Sequence[_Tile], mine: Sequence[int], bytes_there: int) -> list[bytes]:
+def _code(codec: ImageCodec, images: Sequence[Image], files: Sequence[bytes], plain: set[int]) -> _Coded:
+    """Code a chunk with these images plain."""
+    tiles = codec.tiles([image.shape for image in images], without=plain)
+    starters = _starters(codec, images, tiles, sum(len(files[i]) for i in plain)) if codec.settings.plain else []
+    start = b"".join(_varints(len(blob)) + blob for blob in [*(files[i] for i in sorted(plain)), *starters])
+    batches = codec.batches(tiles, range(len(starters), len(tiles)))
+    spent, steps, ideal = np.zeros(len(images)), {}, 0.0
+
+    def watch(index: int, batch: _Batch, k: int, drawn_by: Counted | None, value: Any, coded_by: Counted) -> None:
+        nonlocal ideal
+        bits = coded_by.bits(value) - (0.0 if drawn_by is None else drawn_by.bits(value))
+        ideal += float((coded_by.ideal(value) - (0.0 if drawn_by is None else drawn_by.ideal(value))).sum())
+        row = steps.setdefault(codec.scales(batch.shape).specs[index].name, np.zeros(codec.settings.steps + 2))
+        row[k] += bits.sum()
+        np.add.at(spent, [tiles[place].image for place in batch.tiles], bits.sum(axis=1))
+
+    message, begun = codec.push(batches, lambda place: codec.cut(images[tiles[place].image], tiles[place]), start, watch)
+    for tile, blob in zip(tiles, starters):
+        spent[tile.image] += 8 * len(blob)
+    return _Coded(plain, tiles, batches, len(starters), start, message, begun, spent, ideal, steps)
+
+
+def _enter(books: Books, codec: ImageCodec, images: Sequence[Image], coded: _Coded) -> None:
+    """Enter a chunk into the books."""
+    starting = [tile.image for tile in coded.tiles[:coded.starters]]
+    modelled = {tile.image for tile in coded.tiles[coded.starters:]}
+    net = coded.message.bits - coded.begun if coded.batches else 0
+    stack = 32 * len(coded.message.finished()) if coded.batches else 0
+    books.image_bits |= {books.images + i: float(coded.spent[i]) for i in sorted(modelled - {*starting})}
+    books.chunks += 1
+    books.plain_images += len(coded.plain)
+    books.model_images += len(modelled)
+    books.start_tiles += coded.starters
+    books.images, books.dims = books.images + len(images), books.dims + sum(image.size for image in images)
+    for tile in coded.tiles[coded.starters:]:
+        books.model_dims += tile.box.height * tile.box.width * (len(images[tile.image]) if codec.channels == 3 else 1)
+    books.model_bits += net
+    books.ideal_bits += coded.ideal
+    books.plain_bits += 8 * len(coded.start)
+    books.start_bits += stack - net - 8 * len(coded.start) if coded.batches else 0
+    books.container_bits += 8 * len(coded.payload()) - (stack if coded.batches else 8 * len(coded.start))
+    for name, row in coded.steps.items():
+        books.steps[name] = books.steps.get(name, 0.0) + row
+
+
+def _starters(codec: ImageCodec, images: Sequence[Image], tiles: Sequence[_Tile], bytes_there: int) -> list[bytes]:
     """Plain files of the first tiles, as many as pay: each costs a little more than the model would take, and saves what it brings of the bits
     that the first batch has to start from."""
     found: list[bytes] = []
-    for place in mine:
-        tile = tiles[place]
+    for tile in tiles:
         need = codec.start_need((codec.channels, tile.box.height, tile.box.width)) / 8 - bytes_there
         part = codec.cut(images[tile.image], tile)
         blob = _plain(part[:1] if len(images[tile.image]) == 1 else part)
@@ -405,17 +448,16 @@ def decode_chunk(codec: ImageCodec, shapes: Sequence[tuple[int, int, int]], payl
     count = data.varint()
     if count > len(shapes):
         raise ValueError("more plain images than images")
-    plain = np.cumsum([data.varint() for _ in range(count)]) - 1
-    if count and (plain[-1] >= len(shapes) or len(set(plain.tolist())) != count):
+    gaps = [data.varint() for _ in range(count)]
+    plain = {*(np.cumsum(gaps, dtype=object) - 1).tolist()} if gaps else set()
+    if gaps and (min(gaps) < 1 or max(plain) >= len(shapes)):
         raise ValueError("plain images that the chunk does not have")
-    plain = set(plain.tolist())
-    tiles = codec.tiles(shapes)
-    mine = [place for place, tile in enumerate(tiles) if tile.image not in plain]
+    tiles = codec.tiles(shapes, without=plain)
     starters, length = data.varint(), data.varint()
-    if starters > len(mine) or length > len(payload):
+    if starters > len(tiles) or length > len(payload):
         raise ValueError("more first tiles, or longer plain files, than there can be")
-    batches = codec.batches(tiles, mine[starters:])
-    images = [np.zeros(shape, np.uint8) for shape in shapes]
+    batches = codec.batches(tiles, range(starters, len(tiles)))
+    images = [None if i in plain else np.zeros(shape, np.uint8) for i, shape in enumerate(shapes)]
     start = data.rest()
     if batches:
         if len(start) % 4:
@@ -431,8 +473,7 @@ def decode_chunk(codec: ImageCodec, shapes: Sequence[tuple[int, int, int]], payl
     data = _Bytes(start)
     for i in sorted(plain):
         images[i] = _unplain(data.take(data.varint()), tuple(shapes[i]))
-    for place in mine[:starters]:
-        tile = tiles[place]
+    for tile in tiles[:starters]:
         channels = 1 if codec.channels == 1 or shapes[tile.image][0] == 1 else 3
         part = _unplain(data.take(data.varint()), (channels, tile.box.height, tile.box.width))
         codec.paste(images[tile.image], tile, np.broadcast_to(part, (codec.channels, *part.shape[1:])))
@@ -468,7 +509,8 @@ def compress(images: Iterable[tuple[str, NDArray]], path: Path | str, cascade: C
         verify: decode every chunk and compare it before it counts, then read the whole file again before it gets its name.
         on_evaluation: called with the number of tiles after each evaluation of a network, for progress.
     Raises:
-        ValueError: for bad images or settings; RuntimeError where what was written does not decode to what was given.
+        ValueError: for bad images or settings. NotVerified: where what was written does not decode to what was given. OverflowError,
+            FloatingPointError: where the model's weights or schedule are broken. Nothing is written then.
     """
     settings = settings or Settings()
     codec = ImageCodec(cascade, settings, device, network_batch, on_evaluation)
@@ -482,7 +524,7 @@ def compress(images: Iterable[tuple[str, NDArray]], path: Path | str, cascade: C
         with Reader(file) as reader:
             found = [hashlib.sha256(reader.chunk(info.number)[1]).digest() for info in reader.chunks]
         if reader.damage or found != written:
-            raise RuntimeError(f"{path} was not written: what the disk gave back is not what was sent to it")
+            raise NotVerified(f"{path} was not written: what the disk gave back is not what was sent to it")
 
     with Writer(path, header, check if verify else None) as writer:
         for names, chunk in _chunks(codec, images):
@@ -492,7 +534,7 @@ def compress(images: Iterable[tuple[str, NDArray]], path: Path | str, cascade: C
                 back = decode_chunk(codec, [image.shape for image in chunk], payload)
                 wrong = [name for name, a, b in zip(names, chunk, back) if not np.array_equal(a, b)]
                 if wrong:
-                    raise RuntimeError(f"{path} was not written: {', '.join(wrong[:3])} did not decode to what was given; please report this")
+                    raise NotVerified(f"{path} was not written: {', '.join(wrong[:3])} did not decode to what was given; please report this")
                 books.verify_seconds += time.perf_counter() - began
             written.append(hashlib.sha256(payload).digest())
             writer.add_chunk([Entry(name, image.shape, checksum(image)) for name, image in zip(names, chunk)], payload)
@@ -536,7 +578,7 @@ class Archive:
             self._tables, self._machine, self._coding = int(header["tables"]), header.get("machine"), int(header["coding"])
             self.settings = Settings(int(header["steps"]), float(header["fineness"]), int(header["batch"]), side=int(header["side"]),
                                      precision=str(header["precision"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             self.reader.close()
             raise DamagedFile(f"{path}: the header does not say how the file was written ({error}): get it anew") from error
         self._codec: ImageCodec | None = None
@@ -579,7 +621,7 @@ class Archive:
         names = ", ".join(repr(entry.name) for entry in entries[:3]) + (f" and {len(entries) - 3} more" if len(entries) > 3 else "")
         try:
             images = decode_chunk(self._codec, [entry.shape for entry in entries], payload)
-        except (ValueError, OverflowError, IndexError, KeyError) as error:
+        except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
             raise DamagedFile(f"{self.path}, chunk {number + 1}: {names} cannot be decoded ({error}), though the bytes are as they were written: "
                               "please report this") from error
         for entry, image in zip(entries, images):

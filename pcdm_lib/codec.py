@@ -25,6 +25,7 @@ import copy
 import functools
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -115,6 +116,14 @@ class Codec(Protocol):
     def pop(self, message: Message) -> Any: ...
 
 
+class Counted(Codec, Protocol):
+    """A codec that knows what each element costs: `bits` as it is coded, and `ideal` by the distribution that it stands for."""
+
+    def bits(self, x: Any) -> NDArray[np.float64]: ...
+
+    def ideal(self, x: Any) -> NDArray[np.float64]: ...
+
+
 # ---------------------------------------------------------------- Gaussians on a grid
 
 
@@ -160,10 +169,15 @@ class Gaussian:
 
     def bits(self, x: Ints) -> NDArray[np.float64]:
         """What each element costs, (...), closely: the mass of a bin by the density of a Gaussian that is wider by the bin's variance."""
-        return np.where(np.abs(x - self.centre) < self.reach, np.minimum(self._density(x), 24.0), 24.0 + 2 * _ESCAPE)
-
-    def _density(self, x: Ints) -> NDArray[np.float64]:
         variance = self.std**2 + 1 / 12
+        found = self._density(x, variance)
+        return np.where(np.abs(x - self.centre) < self.reach, np.minimum(found, 24.0), 24.0 + 2 * _ESCAPE)
+
+    def ideal(self, x: Ints) -> NDArray[np.float64]:
+        """By the density itself, (...), with no grid, floor or escape: summed over a chain, a draw of the T-step bound on the same latents."""
+        return self._density(x, self.std**2)
+
+    def _density(self, x: Ints, variance: float) -> NDArray[np.float64]:
         return ((x - self.centre - self.offset) ** 2 / variance + math.log(2 * math.pi * variance)) / (2 * math.log(2))
 
 
@@ -198,7 +212,7 @@ class Noise(Gaussian):
         return symbols.reshape(self.centre.shape) + self.centre
 
     def bits(self, x: Ints) -> NDArray[np.float64]:
-        return np.minimum(self._density(x), 24.0)
+        return np.minimum(self._density(x, self.std**2 + 1 / 12), 24.0)
 
 
 # ---------------------------------------------------------------- integers given z_0
@@ -210,16 +224,17 @@ class Progressions:
     Args:
         centre: z_0 on the axis of the integers, (...) in fixed point. tau: its noise there.
         low, last: the progression low, low + step, ..., low + last * step of every element. step: 1, 2 or 4.
+        reach: how many tau z_0 can be away from the truth.
     """
 
-    def __init__(self, centre: Ints, tau: float, low: Ints, last: Ints, step: int):
+    def __init__(self, centre: Ints, tau: float, low: Ints, last: Ints, step: int, reach: float = _DRAW_REACH + 1):
         self.low, self.last, self.step = low, last, step
         shift = FRACTION - _PHASES + step.bit_length() - 1
         place = (centre - (low << FRACTION) + (1 << (shift - 1))) >> shift  # in units of 2^-_PHASES steps
         half = 1 << (_PHASES - 1)
         self.nearest = np.clip((place + half) >> _PHASES, 0, last)
         phase = np.clip(place - (self.nearest << _PHASES), -half, half - 1)
-        self.window, table = _decoder_table(tau / step)
+        self.window, table = _decoder_table(tau / step, reach)
         candidates = self.nearest.ravel()[:, None] + np.arange(-self.window, self.window + 1)
         inside = (candidates >= 0) & (candidates <= last.ravel()[:, None])
         self.probabilities = table[phase.ravel() + half] * inside
@@ -245,11 +260,16 @@ class Progressions:
         bits = np.log2(self.probabilities.sum(axis=1)) - np.log2(np.maximum(chosen, 2.0**-24))
         return bits.reshape(self.nearest.shape)
 
+    def ideal(self, x: Ints) -> NDArray[np.float64]:
+        """The same: the table is the decoder's distribution."""
+        return self.bits(x)
 
-def _decoder_table(ratio: float) -> tuple[int, NDArray[np.float64]]:
+
+@functools.lru_cache(maxsize=64)
+def _decoder_table(ratio: float, reach: float) -> tuple[int, NDArray[np.float64]]:
     """Half-width of the window, and probabilities (2^_PHASES, 2 * half-width + 1) of the candidates around the nearest for every place of
-    z_0 between them, whole multiples of 2^-24. `ratio`: noise over distance of candidates."""
-    window = math.ceil((_DRAW_REACH + 1) * ratio) + 1
+    z_0 between them, whole multiples of 2^-24. `ratio`: noise over distance of candidates. `reach`: standard deviations that z_0 can be away."""
+    window = math.ceil(reach * ratio) + 1
     if window > 512:
         raise ValueError(f"noise at t = 0 of {ratio:.0f} spacings of the integers is too much for this codec: use a lower gamma_min")
     rows = []
@@ -280,7 +300,7 @@ class BitsBack:
     forward: Callable[[int, Any], Codec]
     reverse: Callable[[int, Any], Codec]
     prior: Codec
-    watch: Callable[[int, Codec | None, Any, Codec], None] | None = None
+    watch: Callable[[int, Counted | None, Any, Counted], None] | None = None
 
     def push(self, message: Message, x: Any) -> None:
         drawn_by = self.first(x)
@@ -432,7 +452,7 @@ class ScaleCodec:
 
     def __init__(self, spec: ScaleSpec, predict: Predictor, grid: TimeGrid, coarse: Tensor | None, count: int,
                  coded: NDArray[np.bool_] | None = None, number: int = 0,
-                 watch: Callable[[int, Codec | None, Any, Codec], None] | None = None):
+                 watch: Callable[[int, Counted | None, Any, Counted], None] | None = None):
         self.number = number
         self.spec, self.predict, self.grid, self.coarse, self.count = spec, predict, grid, coarse, count
         self.coded = np.ones(spec.shape, bool) if coded is None else coded
@@ -445,11 +465,12 @@ class ScaleCodec:
 
     def push(self, message: Message, z: Ints) -> None:
         """z (N, bands*C, h, w)."""
-        self._chain.push(message, z[:, self.coded])
+        if self.coded.any():  # the details of a single pixel are all known
+            self._chain.push(message, z[:, self.coded])
 
     def pop(self, message: Message) -> Ints:
         """(N, bands*C, h, w)."""
-        return self._spread(self._chain.pop(message))
+        return self._spread(self._chain.pop(message) if self.coded.any() else np.zeros((self.count, 0), np.int64))
 
     def _spread(self, values: Ints) -> Ints:
         full = np.zeros((self.count, *self.spec.shape), np.int64)
@@ -464,7 +485,7 @@ class ScaleCodec:
         scale, shift = _fixed(self.grid.alpha * spec.gain / spacing), _fixed(self.grid.alpha * spec.shift / spacing)
         return Noise(z * scale + shift, self.grid.forward_std[0], self._key(0))
 
-    def _data(self, n_0: Ints) -> Codec:
+    def _data(self, n_0: Ints) -> Counted:
         return _Bands(self, n_0)
 
     def _forward(self, k: int, n: Ints) -> Gaussian:
@@ -485,6 +506,8 @@ class _Bands:
         unit, shift = grid.spacing[0] / (grid.alpha * spec.gain), _fixed(spec.shift / spec.gain)
         self._centres = self._split(n_0 * _fixed(unit) - shift)
         self._tau = grid.sigma / (grid.alpha * spec.gain)
+        std = grid.forward_std[0]
+        self._reach = (math.ceil(_DRAW_REACH * std) + 2) / std  # of `Noise`, with what rounding adds
 
     def _split(self, values: Ints) -> list[Ints]:
         ends = np.cumsum([len(band) for band in self._scale._bands])
@@ -495,7 +518,7 @@ class _Bands:
         like = torch.empty((self._scale.count, spec.shape[0] // len(spec.bands), *spec.shape[1:]))
         progression = allowed(spec, spec.bands[index], self._scale.coarse, decoded, like)
         low, last = (v.to(torch.int64).flatten(1).numpy()[:, places] for v in (progression.low, progression.last))
-        return Progressions(self._centres[index], self._tau, low, last, progression.step)
+        return Progressions(self._centres[index], self._tau, low, last, progression.step, self._reach)
 
     def _decoded(self, index: int, values: Ints) -> Tensor:
         spec = self._scale.spec
@@ -527,6 +550,10 @@ class _Bands:
         """What each element costs, (N, coded entries)."""
         return np.concatenate([codec.bits(values) for codec, values in self._codecs(x)], axis=1)
 
+    def ideal(self, x: Ints) -> NDArray[np.float64]:
+        """The same."""
+        return self.bits(x)
+
 
 class TileCodec:
     """Tiles (N, C, height, width) of one shape, integers, all scales: pushed finest first, popped coarsest first, as a decoder needs them.
@@ -537,7 +564,7 @@ class TileCodec:
     """
 
     def __init__(self, scales: TileScales, predictors: Sequence[Predictor], grids: Sequence[TimeGrid], count: int, number: int = 0,
-                 watch: Callable[[int, int, Codec | None, Any, Codec], None] | None = None):
+                 watch: Callable[[int, int, Counted | None, Any, Counted], None] | None = None):
         self.scales, self.predictors, self.grids, self.count, self.number, self.watch = scales, predictors, grids, count, number, watch
 
     def _scale(self, index: int, coarse: Tensor | None) -> ScaleCodec:
@@ -557,3 +584,18 @@ class TileCodec:
             z = self._scale(index, coarse).pop(message)
             coarse = self.scales.refine(index, coarse, torch.from_numpy(z).to(torch.int32))
         return coarse
+
+
+def probe(grids: Sequence[TimeGrid]) -> int:
+    """A checksum of all that is computed on the way to a stream but for the networks: the grids' numbers, and what the entropy coder makes of
+    some fixed symbols. The same wherever a stream can be decoded."""
+    message = Message(np.random.Philox(key=7).random_raw(2000).astype(np.uint32))
+    mean = (np.arange(-300, 300) * 0x9E3779B97) % (1 << 40) - (1 << 39)
+    for std in (2.25, 17.03125, 160.5):
+        x = Noise(mean, std, key=11).pop(message)
+        Gaussian(mean + (1 << 31), 1.5 * std).push(message, x)
+    for step, tau in ((1, 0.15), (2, 0.15), (4, 0.4)):
+        centre = np.arange(600) * step * (1 << FRACTION) + mean // (1 << 12)
+        codec = Progressions(centre, tau, np.zeros(600, np.int64), np.full(600, 599), step)
+        codec.push(message, codec.pop(message))
+    return zlib.crc32(message.finished().astype("<u4").tobytes(), zlib.crc32(repr(grids).encode()))

@@ -43,20 +43,32 @@ class Measured:
         return 8 * self.bytes / self.books.dims
 
     @property
+    def dims(self) -> float:
+        """Samples of an image."""
+        return self.books.dims / self.books.images
+
+    @property
+    def law(self) -> float:
+        """Net bits over the T-step bound on the very latents of the file, less 1: what grids, rounding and the entropy coder add. NaN where the model
+        coded nothing."""
+        return self.books.model_bits / self.books.ideal_bits - 1 if self.books.model_dims else math.nan
+
+    @property
     def excess(self) -> tuple[float, float]:
         """Net bits per dimension less the bound, image by image, and the standard error of the mean; NaN where nothing can be said."""
         if self.bound is None:
             return math.nan, math.nan
-        net = np.array([*self.books.image_bits.values()]) * self.books.images / self.books.dims
+        net = np.array([*self.books.image_bits.values()])  # estimates, which the stack itself puts right
+        net *= self.books.model_bits / net.sum() * (len(net) * self.dims / self.books.model_dims) / self.dims
         difference = net - self.bound.per_image
         return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.nan
 
     def images_within(self, share: float) -> int | None:
         """From how many such images on a file of one chunk takes at most that share more than its net bits, by what this file spent beside them;
-        None where no number does, or where the model coded nothing."""
-        if not self.books.model_images:
+        None where no number does, where the model coded nothing, or where images were stored whole by a plain codec."""
+        if not self.books.model_images or self.books.plain_images:
             return None
-        dims = self.books.dims / self.books.images
+        dims = self.dims
         each = 8 * (4 + 1)  # a checksum, and the little that a name and a place take
         once = self.books.total_bits - self.books.net_bpd * self.books.dims - each * self.books.images
         saved = share * self.books.net_bpd * dims - each
@@ -67,7 +79,7 @@ class Measured:
         mean, error = self.excess
         within = self.images_within(0.02)
         return {"model": self.model, "T": self.settings.steps, "images": self.books.images, "T-step bound": math.nan if self.bound is None else self.bound.bpd,
-                "net": self.books.net_bpd, "net minus bound": f"{mean:+.4f} ± {error:.4f}", "file": self.file_bpd,
+                "net": self.books.net_bpd, "net minus bound": f"{mean:+.4f} ± {error:.4f}", "on the same latents": f"{self.law:+.2%}", "file": self.file_bpd,
                 "within 2 % from": "never" if within is None else within, "plain": self.books.plain_images,
                 "images/s": f"{self.books.images / self.books.seconds:.3f}",
                 "outside the network": f"{1 - self.books.network_seconds / self.books.seconds:.1%}", "peak MB": f"{self.peak_megabytes:.0f}"}
@@ -78,7 +90,7 @@ class Measured:
         books = {key: value for key, value in vars(self.books).items() if key not in ("steps", "image_bits")}
         return {"model": self.model, "steps": self.settings.steps, "fineness": self.settings.fineness, "precision": self.settings.precision, "bytes": self.bytes,
                 "file_bpd": self.file_bpd, "net_bpd": self.books.net_bpd, "bound": None if self.bound is None else self.bound.to_dict(),
-                "excess": {"bpd": mean, "se": error}, "books": books, "peak_megabytes": self.peak_megabytes}
+                "excess": {"bpd": mean, "se": error}, "law": self.law, "books": books, "peak_megabytes": self.peak_megabytes}
 
 
 def measure(cascade: Cascade, images: Tensor, model: str, settings: archive.Settings, *, repeats: int = 2, seed: int = 0, verify: bool = True,

@@ -27,7 +27,7 @@ def waterfall(ax: Axes, levels: Sequence[float], labels: Sequence[str], numbers:
     steps = np.diff(levels)
     ax.bar(range(len(steps)), steps, bottom=levels[:-1], width=0.75, color=[POP if s < 0 else PUSH for s in steps])
     for i, (step, low) in enumerate(zip(steps, levels)):
-        ax.plot([i - 0.375, i + 1.375], [levels[i + 1]] * 2, color="0.4", lw=0.8)
+        ax.plot([i - 0.375, min(i + 1.375, len(steps) - 0.625)], [levels[i + 1]] * 2, color="0.4", lw=0.8)
         if numbers:
             down = step < 0
             ax.annotate(f"{step:+.2f}".replace("-", "\N{MINUS SIGN}"), (i, low + step), (0, -3 if down else 3), textcoords="offset points",
@@ -42,18 +42,18 @@ def by_hand(moves: Mapping[str, tuple[Sequence[str], Sequence[float]]], costs: M
     Args:
         moves: by panel title, labels and bits (signed) of the moves. costs: by name of the code, bits of x = 0, 1, ...
     """
-    fig, axes = plt.subplots(1, len(moves) + 1, figsize=(3.1 * len(moves) + 4.6, 3.3), width_ratios=[1] * len(moves) + [1.5])
+    fig, axes = plt.subplots(1, len(moves) + 1, figsize=(3.2 * len(moves) + 4.6, 3.4), width_ratios=[1] * len(moves) + [1.4])
     span = [level for _, bits in moves.values() for level in np.cumsum([0, *bits])]
     for ax, (name, (labels, bits)) in zip(axes, moves.items()):
         levels = np.cumsum([0.0, *bits])
-        waterfall(ax, levels, labels)
+        waterfall(ax, levels, labels, size=8.5)
         ax.axhline(levels[-1], color=NET, lw=1.2, ls="--")
         ax.set(title=f"{name}\nnet {levels[-1]:.3f} bits", ylim=(min(span) - 0.6, max(span) + 0.7))
     axes[0].set_ylabel("bits on the stack, from its start")
     width = 0.8 / len(costs)
     for i, (name, bits) in enumerate(costs.items()):
         axes[-1].bar(np.arange(len(bits)) + (i - (len(costs) - 1) / 2) * width, bits, width, color=COLOURS[i], label=name)
-    axes[-1].set(xticks=range(len(bits)), xlabel="value of x", ylabel="bits", title="what each x costs", ylim=(0, 1.45 * max(map(max, costs.values()))))
+    axes[-1].set(xticks=range(len(bits)), xlabel="value of x", ylabel="bits", title="what each x costs", ylim=(0, 1.6 * max(map(max, costs.values()))))
     axes[-1].legend(loc="upper center", fontsize=8.5)
     fig.suptitle(title)
     return fig
@@ -68,6 +68,7 @@ def growth(zoom: Moves, heights: Mapping[str, Sequence[float]], entropy: float, 
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.5), width_ratios=(1, 1.2))
     levels = [h - zoom[0][1] for _, h in zoom]
     waterfall(axes[0], levels, [], numbers=False)
+    axes[0].set_ylim(min(levels) - 1, max(levels) + 1)
     axes[0].set(xlabel="moves: draw z, push x, push z, and again", ylabel="bits on the stack, from its start", title="the first symbols")
     axes[0].legend(handles=[Patch(color=POP, label="drawn (popped)"), Patch(color=PUSH, label="pushed")], loc="upper left")
     most = max(len(h) for h in heights.values()) - 1
@@ -106,7 +107,7 @@ def chain(moves: Moves, ends: Mapping[str, int], dims: int, first: int = 8, titl
         k += what == "pop"
     waterfall(axes[0], [(h - start) / dims for _, h in opening], labels, size=8.5)
     low, high = axes[0].get_ylim()
-    axes[0].set(ylabel="bits a dimension on the stack, from its start", title="the first moves", ylim=(low - 0.06 * (high - low), high + 0.06 * (high - low)))
+    axes[0].set(ylabel="bits a dimension, from the start", title="the first moves", ylim=(low - 0.1 * (high - low), high + 0.06 * (high - low)))
     begin, before = 1, start
     for (name, end), colour in zip(ends.items(), COLOURS):
         part = merged(moves[begin:end])
@@ -178,23 +179,29 @@ def grid_costs(fineness: Sequence[float], cost: NDArray, start: Sequence[float],
     return fig
 
 
-def last_bits(differences: Mapping[str, NDArray], counts: Mapping[str, int], grid: float, wrong: NDArray, title: str = "") -> Figure:
+def last_bits(differences: Mapping[str, NDArray], counts: Mapping[str, int], expected: Mapping[str, float], grid: float, wrong: NDArray,
+              title: str = "") -> Figure:
     """How far predictions for one tile and for sixteen lie apart, and what one that rounds differently does to what follows it.
 
     Args:
         differences: by precision, of every prediction, in units of the noise. counts: by precision, rounded predictions that differ.
-        grid: that they are rounded to. wrong: decoded minus true latent, in the order of decoding, where one mean was off.
+        expected: by precision, how many of them a file of 16 images would have. grid: what they are rounded to.
+        wrong: decoded minus true latent, in the order of decoding, where one mean was off.
     """
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.7), width_ratios=(1.2, 1))
     for (name, found), colour in zip(differences.items(), COLOURS):
         size = np.abs(found)
         seen = size[size > 0]
-        label = f"{name}: {counts[name]} of {found.size:,} round differently"
+        often = f"{expected[name]:.0f}" if expected[name] >= 1 else f"{expected[name]:.0e}"
+        label = f"{name}: {counts[name]} of {found.size:,} round differently\n(expected in a file of 16 images: {often})"
         axes[0].hist(np.log10(seen) if len(seen) else [-18.0], bins=np.arange(-18.5, 0.5, 0.25), color=colour, alpha=0.75, label=label)
     axes[0].axvline(np.log10(grid), color=BLACK, lw=1.5)
-    axes[0].annotate("the grid", (np.log10(grid), axes[0].get_ylim()[1] * 0.5), (-4, 0), textcoords="offset points", rotation=90, ha="right", va="center", fontsize=9)
-    axes[0].set(xlabel=r"$\log_{10}$ of the difference, in units of the noise", ylabel="predictions", title="the same network, a tile alone or among sixteen")
-    axes[0].set_ylim(0, axes[0].get_ylim()[1] * 1.35)
+    axes[0].annotate("the grid", (np.log10(grid), axes[0].get_ylim()[1] * 0.5), (-4, 0), textcoords="offset points", rotation=90, ha="right",
+                     va="center", fontsize=9)
+    axes[0].set(xlabel=r"$\log_{10}$ of the difference, in units of the noise", ylabel="predictions that differ at all",
+                title="the same network, a tile alone or among sixteen")
+    axes[0].set_ylim(0, axes[0].get_ylim()[1] * 1.5)
+    axes[0].set_xticks(range(-18, 1, 3))
     axes[0].legend(loc="upper left", fontsize=8.5)
     axes[1].plot(wrong, ",", color=VERMILION)
     axes[1].plot(wrong, ".", ms=2, color=VERMILION)
@@ -219,24 +226,24 @@ def file_parts(files: Mapping[str, Mapping[str, float]], raw: float, scales: Seq
             if bits > 0.05 * raw:
                 ax.text(left + bits / 16, row, f"{bits / 8:.0f}", ha="center", va="center", color="white" if part in scales else "black", fontsize=9)
             left += bits / 8
-        ax.text(left + raw / 8 * 0.01, row, f"{left:.0f}", va="center", fontweight="bold", fontsize=9)
-    ax.axvline(raw / 8, color="0.4", ls=":")
+        ax.text(left + raw / 8 * 0.01, row, f"{left:.0f}", va="center", fontweight="bold", fontsize=9, bbox={"fc": "white", "ec": "none", "pad": 1})
+    ax.axvline(raw / 8, color="0.4", ls=":", zorder=0)
     ax.annotate("pixels", (raw / 8, -0.5), (-4, 0), textcoords="offset points", ha="right", va="center", fontsize=9)
     present = {part for parts in files.values() for part in parts}
-    ax.legend(handles=[Patch(color=c, label=p) for p, c in colours.items() if p in present], ncols=5, loc="upper center", bbox_to_anchor=(0.45, -0.28), fontsize=9)
+    patches = [Patch(color=c, label=p) for p, c in colours.items() if p in present]
+    fig.legend(handles=patches, ncols=5, loc="outside lower center", fontsize=9)
     ax.set(yticks=range(len(files)), yticklabels=list(files), xlabel="bytes", xlim=(0, 1.08 * raw / 8), ylim=(len(files) - 0.4, -0.7))
     fig.suptitle(title)
     return fig
 
 
-def bits_by_step(steps: Mapping[str, NDArray], dims: int, title: str = "") -> Figure:
-    """What each time step put on the stack: a panel a scale, (T + 2,) bits each: the integers, steps 1..T, the end."""
+def bits_by_step(steps: Mapping[str, NDArray], title: str = "") -> Figure:
+    """What each time step cost: a panel a scale, (T + 2,) bits a dimension of the image each: the integers, steps 1..T, the end."""
     fig, axes = plt.subplots(1, len(steps), figsize=(4.8 * len(steps), 3.3), sharey=True, squeeze=False)
     for ax, (name, row), colour in zip(axes[0], steps.items(), COLOURS):
-        row = np.asarray(row) / dims
         ax.bar(range(1, len(row) - 1), row[1:-1], 0.85, color=colour)
         ax.set(xlabel=f"step k of {len(row) - 2}: from clean to noise",
-               title=f"{name}: {row.sum():.2f} bits a dimension\n(the integers given $z_0$: {row[0]:.4f}, the end: {row[-1]:.4f})")
+               title=f"{name}: {row.sum():.2f} bits a dimension\n(the integers given $z_0$: {abs(row[0]):.3f}, the end: {abs(row[-1]):.3f})")
     axes[0, 0].set_ylabel("bits a dimension")
     fig.suptitle(title)
     return fig

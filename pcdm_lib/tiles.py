@@ -3,7 +3,8 @@
 An image is cut into tiles of about the side that the model was trained on, all nearly equal, so that none is a sliver. Only the last
 row and column of tiles can have sides that do not halve. There, each Haar step repeats the last row or column of what it takes, which makes
 some of its coefficients zero whatever the image is: p and r below a repeated row, q and r beside a repeated column. Both sides know that, so
-those coefficients are not coded at all, and a border costs what its pixels cost, no more.
+those coefficients are not coded at all: n pixels take n coordinates. What is left of a waste: a model that was not trained on
+borders does not know that the sums there are even, which is about a bit for each sample of a repeated row or column.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class TileScales:
     """The scales of tiles (C, height, width) of any size, as `HierarchicalMap.decompose` gives those of sides that halve.
 
     Attributes:
-        specs: one a scale, coarsest first, with this tile's shapes.
+        specs: one a scale, coarsest first, with this tile's shape (that of views and conditions is left as it was).
         coded: one a scale, (bands*C, h, w) bool: False where a coefficient is zero for every image.
     Raises:
         ValueError: for a map that does not preserve volume: its coarse pixels would be paid for twice.

@@ -17,8 +17,8 @@ def test_tiles_cover_every_pixel_once_and_none_is_a_sliver(height, width, side, 
     seen = np.zeros((height, width), int)
     for top, left, h, w in plan(height, width, side, multiple):
         seen[top:top + h, left:left + w] += 1
-        for cut, length, whole in ((h, top + h == height, height), (w, left + w == width, width)):
-            assert length or cut % multiple == 0
+        for cut, last, whole in ((h, top + h == height, height), (w, left + w == width, width)):
+            assert last or cut % multiple == 0
             if whole >= side:
                 assert side / 2 - multiple <= cut <= 1.5 * side + multiple
     assert (seen == 1).all()

@@ -174,8 +174,9 @@ class Gaussian:
         return np.where(np.abs(x - self.centre) < self.reach, np.minimum(found, 24.0), 24.0 + 2 * _ESCAPE)
 
     def ideal(self, x: Ints) -> NDArray[np.float64]:
-        """By the density itself, (...), with no grid, floor or escape: summed over a chain, a draw of the T-step bound on the same latents."""
-        return self._density(x, self.std**2)
+        """By the density, as wide as the grid's bins make it, with no floor and no escape, (...): summed over a chain, a draw of the T-step bound on
+        the same latents."""
+        return self._density(x, self.std**2 + 1 / 12)
 
     def _density(self, x: Ints, variance: float) -> NDArray[np.float64]:
         return ((x - self.centre - self.offset) ** 2 / variance + math.log(2 * math.pi * variance)) / (2 * math.log(2))

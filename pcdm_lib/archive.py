@@ -34,7 +34,7 @@ from torch import nn
 from pcdm_lib import records, reference_codecs
 from pcdm_lib.cascade import Cascade
 from pcdm_lib.codec import FINENESS, FRACTION, PREDICTION, Counted, Message, Predictor, TileCodec, TimeGrid, probe
-from pcdm_lib.container import MAX_CHUNK_IMAGES, DamagedFile, Entry, Reader, Writer
+from pcdm_lib.container import MAX_CHUNK_IMAGES, DamagedFile, Entry, Reader, Writer, varints
 from pcdm_lib.tiles import Box, TileScales, plan
 
 STEPS = 200
@@ -302,16 +302,6 @@ def _unplain(data: bytes, shape: tuple[int, int, int]) -> Image:
     return array[None] if shape[0] == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _varints(*values: int) -> bytes:
-    out = bytearray()
-    for value in values:
-        while value > 127:
-            out.append(value & 127 | 128)
-            value >>= 7
-        out.append(value)
-    return bytes(out)
-
-
 class _Bytes:
     """Reads a payload from the front; ValueError where it ends early."""
 
@@ -352,7 +342,7 @@ class _Coded(NamedTuple):
     steps: dict[str, NDArray[np.float64]]
 
     def payload(self) -> bytes:
-        head = _varints(len(self.plain), *np.diff([-1, *sorted(self.plain)]).tolist(), self.starters, len(self.start))
+        head = varints([len(self.plain), *np.diff([-1, *sorted(self.plain)]).tolist(), self.starters, len(self.start)])
         return head + (self.message.finished().astype("<u4").tobytes() if self.batches else self.start)
 
 
@@ -386,7 +376,7 @@ def _code(codec: ImageCodec, images: Sequence[Image], files: Sequence[bytes], pl
     """Code a chunk with these images plain."""
     tiles = codec.tiles([image.shape for image in images], without=plain)
     starters = _starters(codec, images, tiles, sum(len(files[i]) for i in plain)) if codec.settings.plain else []
-    start = b"".join(_varints(len(blob)) + blob for blob in [*(files[i] for i in sorted(plain)), *starters])
+    start = b"".join(varints([len(blob)]) + blob for blob in [*(files[i] for i in sorted(plain)), *starters])
     batches = codec.batches(tiles, range(len(starters), len(tiles)))
     spent, steps, ideal = np.zeros(len(images)), {}, 0.0
 

@@ -161,7 +161,8 @@ def _inflate(data: bytes, limit: int) -> tuple[bytes, bytes]:
     return result, unpacker.unused_data
 
 
-def _varints(values: Iterable[int]) -> bytes:
+def varints(values: Iterable[int]) -> bytes:
+    """Numbers from 0 on as varints, one after the other."""
     result = bytearray()
     for value in values:
         while value > 127:
@@ -230,7 +231,7 @@ def _pack_entries(entries: Sequence[Entry], texts: Sequence[bytes]) -> bytes:
             runs[-1] = (runs[-1][0] + 1, *entry.shape)
         else:
             runs.append((1, *entry.shape))
-    columns = b"".join(name + b"\0" for name in names) + b"".join(map(_varints, runs))
+    columns = b"".join(name + b"\0" for name in names) + b"".join(map(varints, runs))
     if max(len(columns), sum(map(len, texts))) > MAX_CHUNK_NAMES:
         raise ValueError(f"the names and shapes of {len(entries)} images take more than {MAX_CHUNK_NAMES} bytes: put fewer images into a chunk")
     return _deflate(columns) + struct.pack(f"<{len(entries)}I", *(entry.checksum for entry in entries))
@@ -307,7 +308,7 @@ def _unpack_header(data: bytes) -> dict[str, Any]:
 
 def _pack_index(chunks: Sequence[tuple[int, int]], seal: int) -> bytes:
     """Index and trailer of chunks given as (length, images)."""
-    index = _varints([len(chunks), *(length for length, _ in chunks), *(images for _, images in chunks)])
+    index = varints([len(chunks), *(length for length, _ in chunks), *(images for _, images in chunks)])
     deflated = _deflate(index)
     flag = _DEFLATED if len(deflated) < len(index) else 0
     index = deflated if flag else index
@@ -390,7 +391,7 @@ class Writer:
             if entry.name in self._names or entry.name in names:
                 raise ValueError(f"two images are named {entry.name!r}: every name in a file must differ from the others; rename one")
             names.add(entry.name)
-        body = _varints([len(self._chunks), self._images, len(pairs)]) + _pack_entries([entry for entry, _ in pairs], [text for _, text in pairs])
+        body = varints([len(self._chunks), self._images, len(pairs)]) + _pack_entries([entry for entry, _ in pairs], [text for _, text in pairs])
         view = memoryview(payload).cast("B")
         fields = _CHUNK.pack(_MARKER, len(body), len(view), zlib.crc32(view), 0)[:-4]
         head = fields + struct.pack("<I", zlib.crc32(body, zlib.crc32(fields, self._seal))) + body

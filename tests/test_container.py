@@ -279,7 +279,8 @@ def test_random_damage(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...
         data = data[:offset] + new + data[offset + size :]
     path = tmp_path / "x.pcdm"
     path.write_bytes(data)
-    read_some(path)
+    result = read_some(path)
+    assert result is None or result[0] <= {0, 1, 2}
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -571,7 +572,8 @@ def test_garbage_under_right_checksums(tmp_path: Path, numbers: bytes, columns: 
     path = tmp_path / "x.pcdm"
     for body in (numbers + columns, b"\0\0" + numbers[:1] + deflated(columns) + tail, b"\0\0\1" + deflated(columns + b"\0" + tail) + bytes(4)):
         for end in (index_of(index), index_of(deflated(index), flag), index_of(b"\1" + bytes([len(chunk_of(body)), 1]))):
-            cheap(path, START + chunk_of(body) + end)
+            result = cheap(path, START + chunk_of(body) + end)
+            assert result is None or result[0] <= {0}  # one chunk at most
 
 
 def test_floods(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Is an estimator that minimises the earth mover's distance of scores consistent, and what does it cost? (The open question of the paper's conclusion.)
 
-Two small exponential families in which everything can be computed, and every way of minimising such a distance without knowing the true score s.
+Two small exponential families in which everything can be computed, and three ways of minimising such a distance without knowing the true score s.
 
 **Squares.** With f_s the part of an error f in Haar scale s, training minimises E sum_s w_s |f_s|^2 = E f' A f, A = sum_s w_s P_s. `transport_weights` takes
 w_s = C_s^2 from `emd_bound`: then W(f)^2 <= S sum_s w_s |f_s|^2 (S scales), the distance being bounded by what is minimised. Integrating by parts
@@ -14,17 +14,18 @@ g_i = tr(A B_i), and sqrt(n) (theta_hat - theta) -> N(0, H^-1 V H^-1) with H_ij 
 part of B_i A Q (`score_matching_covariance`). *Efficient* where A is proportional to the covariance and the B_i commute: M_i = B_i, and the equations
 mean(x' B_i x) = tr(B_i Sigma) are those of maximum likelihood.
 
-**The distance itself.** E W(s_theta - s) is minimal at s_theta = s as well, but W is no square: there is no cross term to integrate by parts, and s is in it. Putting
-in the true score (the oracle) gives theta exactly from as many data as make it identifiable, and is no estimator. What remains is denoising (Vincent 2011): x_noisy =
-alpha x + sigma eps, and minimise mean W(eps - m_theta(x_noisy)), m_theta = E_theta[eps | x_noisy]. Its minimum over all functions m is not the posterior's mean but its
-*W-median*. Where the posterior is symmetric both are one: *consistent in every Gaussian family* (a norm's mean over a symmetric law is minimal at its centre: average
-|r + c| and |r - c|). Where it is skewed they differ, and in `TiltedMixture`, on two pixels, where W is the absolute value, the estimator converges to something else:
-*not consistent in general*. `denoising_covariance` is the sandwich of the Gaussian case: with r = eps - m ~ N(0, S) independent of x_noisy, g the gradient of W at r,
+**The distance itself.** E W(s_theta - s) is minimal at s_theta = s as well, but W is no square: there is no cross term to integrate by parts, and s is in
+it. Putting in the true score (the oracle) gives theta exactly from as many data as make it identifiable, and is no estimator. What remains is denoising
+(Vincent 2011): x_noisy = alpha x + sigma eps, and minimise mean W(eps - m_theta(x_noisy)), m_theta = E_theta[eps | x_noisy]. Its minimum over all functions
+m is not the posterior's mean but its *W-median*. Where the posterior is symmetric both are one: *consistent in every Gaussian family*, theta in a compact
+set (a norm's mean over a symmetric law is minimal at its centre: average |r + c| and |r - c|). Where it is skewed they differ, and in `TiltedMixture`, on
+two pixels, where W is the absolute value, the estimator converges to something else: *not consistent in general*. `denoising_covariance` is the sandwich of
+the Gaussian case: with r = eps - m ~ N(0, S) independent of x_noisy, g the gradient of W at r,
 
     H_ij = sigma^2 tr(D_i B D_j Sigma_noisy),  V_ij = sigma^2 tr(D_i G D_j Sigma_noisy),  G = E g g',  B = E dg/dr = E[g r'] S^-1 (Stein),       (2)
 
 D_i the derivative of the noisy precision. By least squares with general weights (Aitken) the best A of the squares is S^-1 there, which leans to the fine
-scales, against transport's; with the noise averaged out, as by training long, it leans to the coarse ones again (`averaged_denoising`). Covariances are
+scales, against transport's; with small noise that is averaged out, as by training long, to the coarse ones again (`averaged_denoising`). Covariances are
 those of sqrt(n) (theta_hat - theta).
 """
 

@@ -111,8 +111,8 @@ def by_noise_level(gammas: Sequence[float], found: Sequence[TransportBound], nam
         left.plot(gammas, norms, LINES[index], marker="o", ms=3.5, color=COLOURS[index + 1], label=name)
         right.plot(gammas, constants[index] * norms, LINES[index], marker="o", ms=3.5, color=COLOURS[index + 1],
                    label=f"{name}: $C_s$ = {constants[index]:.0f} times its norm")
-    for name, pick, colour, line in (("bound (2), equal weights", lambda b: b.bound, SKY, ":"), ("bound (1), scale by scale", lambda b: b.by_scales, BLUE, "--"),
-                                     ("exact distance W", lambda b: b.exact, BLACK, "-")):
+    for name, pick, colour, line in (("bound (2), equal weights", lambda b: b.bound, SKY, ":"),
+                                     ("bound (1), scale by scale", lambda b: b.by_scales, BLUE, "--"), ("exact distance W", lambda b: b.exact, BLACK, "-")):
         right.plot(gammas, [pick(b).mean() for b in found], line, color=colour, lw=2, label=name)
     left.set(yscale="log", xlabel="noise level gamma (clean to noisy)", ylabel="norm of the error (no unit)", title="What training minimises")
     right.set(yscale="log", xlabel="noise level gamma (clean to noisy)", ylabel="mass times pixels", title="What it is worth in transport")
@@ -156,7 +156,8 @@ def noise_level(image: Tensor, noisy: Tensor, error: np.ndarray, scales: Mapping
     for row, ((name, value), colour) in enumerate(zip(sides.items(), (BLACK, BLUE, SKY))):
         axes[-1].plot(value, row, "o", ms=8, color=colour)
         axes[-1].text(value * 1.35, row, f"{value:.0f}", va="center", fontsize=8.5)
-    axes[-1].set(xlabel="mass times pixels", title="W and its bounds", xscale="log", xlim=(200, 1e5), ylim=(-0.6, 2.6), yticks=range(3), yticklabels=list(sides))
+    axes[-1].set(xlabel="mass times pixels", title="W and its bounds", xscale="log", xlim=(200, 1e5), ylim=(-0.6, 2.6))
+    axes[-1].set_yticks(range(3), list(sides))
     axes[-1].invert_yaxis()
     return figure
 
@@ -207,7 +208,7 @@ def errors_by_size(sizes: Sequence[int], found: Mapping[str, tuple[np.ndarray, f
 
 
 def efficiencies(ratios: np.ndarray, curves: Mapping[str, np.ndarray], measured: Mapping[str, Mapping[float, tuple[float, float]]], title: str) -> Figure:
-    """Efficiency against theta_2 / theta_1, lines by the sandwich, dots with two standard errors measured; small ratios on a linear axis, large on a log one."""
+    """Efficiency against theta_2 / theta_1, lines by the sandwich, dots measured, with two standard errors; the axis is linear, then log."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     split = 0.3
     for ax, inside in zip(axes, (lambda c: c <= split, lambda c: c >= split)):

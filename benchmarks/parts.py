@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import transport
 from benchmarks.steps import Autocast, LibraryStep, PlainStep, tf32
 from benchmarks.timing import CLOCKS, MIN_ROUNDS, Clock, Ratio, Stages, interleave, measure, quartiles, ratios
 from pcdm_lib import evaluate
@@ -430,6 +431,16 @@ def paper(settings: Settings) -> Section:
                    "measured; where the batch measured is smaller than 128, the time is taken as proportional to it.", rows)
 
 
+# ---------------------------------------------------------------- earth mover's distances
+
+
+def emd(settings: Settings) -> Section:
+    """Exact and wavelet earth mover's distances on the processor: time against the number of pixels."""
+    clock = Clock(torch.device("cpu"), settings.clock_kind)
+    return Section("Earth mover's distances", "White noise of equal positive and negative mass, square images. Exponent: the slope of log time against "
+                   "log pixels over all sides, by least squares; 1 is linear.", transport.times(settings.seconds, clock, settings.seed))
+
+
 PARTS: dict[str, Callable[[Settings], Section]] = {
     "throughput": throughput, "stages": stages, "transform": transform, "scaling": scaling, "training": training, "variants": variants,
-    "compiled": compiled, "evaluation": evaluation, "bf16": bf16, "peak": peak, "paper": paper}
+    "compiled": compiled, "evaluation": evaluation, "bf16": bf16, "peak": peak, "emd": emd, "paper": paper}

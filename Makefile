@@ -9,6 +9,7 @@ PARAMS   ?=
 MINUTES  ?= 5
 DATASET  ?= auto
 TABLES_ARGS ?=
+WORKERS  ?= 2
 PYTEST_ARGS ?=
 LAB_ARGS ?=
 HOLD     ?=
@@ -51,8 +52,8 @@ reproduce: $(STAMP)  ## run NOTEBOOK into OUT (out.ipynb), with PARAMS="-p name 
 tables: $(STAMP)  ## train every system for MINUTES each on DATASET, then print every table; goes on where it was stopped
 	"$(BIN)/python" -m pcdm_lib tables --minutes $(MINUTES) --dataset "$(DATASET)" $(TABLES_ARGS)
 
-test: $(STAMP)  ## run the tests, and the notebooks as tests, with PYTEST_ARGS="..."
-	"$(BIN)/python" -m pytest --nbval $(PYTEST_ARGS)
+test: $(STAMP)  ## run the tests, and the notebooks as tests, WORKERS (2) files at a time, with PYTEST_ARGS="..."
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest --nbval -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lab: $(STAMP)  ## open JupyterLab, with LAB_ARGS="--no-browser ..."
 	"$(BIN)/python" -m jupyterlab $(LAB_ARGS)

@@ -21,7 +21,7 @@ from pcdm_lib.emd import RATIOS, Ratios, exact_emd, wavelet_emd
 from pcdm_lib.emd_cases import FAMILIES, difference
 
 EXACT_SIDES = (8, 16, 32, 64)
-WAVELET_SIDES = (128, 256, 512, 1024)  # below that, calls take longer than arithmetic
+WAVELET_SIDES = (150, 300, 600, 1200)  # below that, calls take longer than arithmetic; rows of 2^k numbers fight over the same lines of a cache
 
 
 # ---------------------------------------------------------------- wavelet over exact

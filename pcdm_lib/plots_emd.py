@@ -94,7 +94,9 @@ def crossings(places: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[
                 ax.axvline(edge - 1, ymax=0.15 + 0.85 * level / side, color="0.85", lw=1, zorder=0)
             level //= 2
         ax.set(yscale="log", xlabel="column it starts from", title=name)
-        ax.legend(fontsize=9)
+        ax.legend(fontsize=7.5, loc="upper center", ncols=len(curves), handlelength=1.5, columnspacing=1)
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(low, high * (high / low) ** 0.15)  # room for the legends above the curves
     axes[0].set_ylabel("wavelet / exact distance (no unit)")
     figure.suptitle(title)
     return figure

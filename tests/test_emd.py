@@ -376,6 +376,24 @@ def test_bad_wavelet_input_is_told(call, message):
         call()
 
 
+@pytest.mark.parametrize("wavelet", ["haar", "coif1", "coif2"])
+def test_work_is_linear_in_the_pixels(wavelet, monkeypatch):
+    """Numbers read by all filter steps together: exponent against pixels at most 1.01, and at most 4/3 of the pixels
+    and a border as wide as the filter.
+    (Time is measured, not asserted: `python -m benchmarks --parts emd`, notebook 05.)"""
+    read, step = [], pywt.dwt2
+    monkeypatch.setattr(pywt, "dwt2", lambda values, *args, **kwargs: (read.append(values.size), step(values, *args, **kwargs))[1])
+    sides, totals = (128, 256, 512, 1024), []
+    for side in sides:
+        read.clear()
+        wavelet_emd(noise(0, side, side), wavelet)
+        assert len(read) == math.log2(side)
+        totals.append(sum(read))
+    length = pywt.Wavelet(wavelet).dec_len  # level k has at most (side / 2^k + length)^2 numbers
+    assert transport.exponent([side**2 for side in sides], totals) <= 1.01
+    assert totals[-1] <= 4 / 3 * sides[-1] ** 2 + 4 * sides[-1] * length + length**2 * math.log2(sides[-1])
+
+
 # ---------------------------------------------------------------- wavelets: against the exact distance
 
 

@@ -216,7 +216,7 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     if shutil.which("make") is None:
         pytest.skip("no make here")
     ours = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "VENV", "PYTHON", "NOTEBOOK", "OUT", "PARAMS")
-    clean = {key: value for key, value in os.environ.items() if key not in (*ours, "PYTEST_ARGS", "LAB_ARGS", "HOLD")}
+    clean = {key: value for key, value in os.environ.items() if key not in (*ours, "WORKERS", "PYTEST_ARGS", "LAB_ARGS", "HOLD")}
     return subprocess.run(["make", *arguments], cwd=cwd, env=clean, capture_output=True, text=True, timeout=60)
 
 
@@ -228,7 +228,10 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
             ["reproduce", "VENV=v", "OUT=a.ipynb", "PARAMS=-p minutes 2 -p dataset photos"],
             '"v/bin/python" -m papermill --log-output reproduce/cifar_wavelet.ipynb a.ipynb -p minutes 2 -p dataset photos',
         ),
-        (["test", "PYTEST_ARGS=-k maps"], '".venv/bin/python" -m pytest --nbval -k maps'),
+        (
+            ["test", "WORKERS=3", "PYTEST_ARGS=-k maps"],
+            'OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ".venv/bin/python" -m pytest --nbval -n 3 --dist loadfile -k maps',
+        ),
         (["lab", "LAB_ARGS=--no-browser"], '".venv/bin/python" -m jupyterlab --no-browser'),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

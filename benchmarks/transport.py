@@ -1,7 +1,7 @@
 """Earth mover's distances: their time against the number of pixels, and the wavelet form against the exact one.
 
     python -m benchmarks --parts emd               times and fitted exponents
-    python -m benchmarks.transport --cases 2000    the table `RATIOS` of pcdm_lib/emd.py, a few minutes
+    python -m benchmarks.transport                 the table `RATIOS` of pcdm_lib/emd.py, a few minutes
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from benchmarks.timing import Clock, measure, quartiles
-from pcdm_lib.emd import RATIOS, Ratios, exact_emd, wavelet_emd
+from pcdm_lib.emd import RATIOS, Ratios, exact_emd, wavelet_emd, weighted_bands
 from pcdm_lib.emd_cases import FAMILIES, difference
 
 EXACT_SIDES = (8, 16, 32, 64)
@@ -29,19 +29,15 @@ WAVELET_SIDES = (150, 300, 600, 1200)  # below that, calls take longer than arit
 
 def ratios(wavelet: str, side: int, cases: int, seed: int, **options: Any) -> dict[str, np.ndarray]:
     """Wavelet distance over the exact Euclidean one on `cases` random differences of each family."""
-    found = {}
-    for index, family in enumerate(FAMILIES):
-        random = np.random.default_rng((seed, index, side))
-        fs = np.stack([difference(family, side, random) for _ in range(cases)])
-        found[family] = wavelet_emd(fs, wavelet, **options) / _exact(family, side, cases, seed)
-    return found
+    return {family: wavelet_emd(fs, wavelet, **options) / exact for family in FAMILIES for fs, exact in (_cases(family, side, cases, seed),)}
 
 
-@functools.lru_cache(maxsize=64)
-def _exact(family: str, side: int, cases: int, seed: int) -> np.ndarray:
+@functools.lru_cache(maxsize=9)
+def _cases(family: str, side: int, cases: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Differences (cases, side, side) and their exact distances."""
     random = np.random.default_rng((seed, FAMILIES.index(family), side))
     fs = np.stack([difference(family, side, random) for _ in range(cases)])
-    return exact_emd(fs, np.zeros_like(fs))
+    return fs, exact_emd(fs, np.zeros_like(fs))
 
 
 def largest_ratio(wavelet: str, side: int, **options: Any) -> float:
@@ -51,23 +47,11 @@ def largest_ratio(wavelet: str, side: int, **options: Any) -> float:
     The wavelet distance of two deltas is the l1 distance of their weighted coefficients; all pairs are compared.
     """
     deltas = np.eye(side**2).reshape(-1, side, side)
-    coefficients = _weighted_coefficients(deltas, wavelet, **options)
+    coefficients = np.concatenate([weight * band.reshape(len(deltas), -1) for weight, band in weighted_bands(deltas, wavelet, **options)], axis=1)
     position = np.argwhere(np.ones((side, side))).astype(float)
     distance = cdist(position, position)
     np.fill_diagonal(distance, np.inf)
     return float((cdist(coefficients, coefficients, "cityblock") / distance).max())
-
-
-def _weighted_coefficients(images: np.ndarray, wavelet: str, c0: float = 1.0) -> np.ndarray:
-    """(N, K) such that the l1 norm of a row is `wavelet_emd` of its image."""
-    import pywt
-
-    rows, values, level = [], images, 0
-    while 2**level < images.shape[-1]:
-        level += 1
-        values, details = pywt.dwt2(values, wavelet, mode="zero", axes=(-2, -1))
-        rows += [4**level * band.reshape(len(images), -1) for band in details]
-    return np.concatenate([*rows, c0 * 4**level * values.reshape(len(images), -1)], axis=1)
 
 
 def table(wavelets: Sequence[str], sides: Sequence[int], cases: int, seed: int) -> dict[str, dict[int, Ratios]]:
@@ -113,7 +97,7 @@ def times(seconds: float, clock: Clock, seed: int = 0) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of ratios as Python; 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.transport", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=2000, help="differences of each family, side and wavelet")
+    parser.add_argument("--cases", type=int, default=1000, help="differences of each family, side and wavelet")
     parser.add_argument("--sides", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -15,7 +15,7 @@ corrects. What is true of it here is said at `wavelet_emd` and measured in `RATI
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from pcdm_lib.scales import Scales
 
 METRICS = ("euclidean", "l1")
 SOLVERS = ("auto", "pot", "grid", "lp")
+ROUNDING = 8  # units of rounding of the whole mass by which masses of floats may differ: what dividing by a sum leaves
 GRID_PAYS = 1600  # pixels with mass above which `auto` takes the grid for "l1": one side of 40, between the measured 32 and 48
 Array = np.ndarray | Tensor
 
@@ -66,7 +67,8 @@ def exact_emd(a: Array, b: Array, *, metric: str = "euclidean", create_cost: flo
         a, b: arrays or tensors of one shape, of either sign; channels and batches are handled one by one.
         metric: ground distance between pixels, "euclidean" or "l1".
         create_cost: what creating or destroying a unit of mass costs, in pixels (lambda > 0). Moving further than 2 lambda never pays, so at
-            lambda = 1/2 the distance is lambda |a - b|_1. None: masses must be equal.
+            lambda = 1/2 the distance is lambda |a - b|_1. None: masses must be equal, those of integers exactly, those of floats within
+            `ROUNDING` units of rounding (of float32, for shorter types) of the whole mass |a|_1 + |b|_1; they are scaled to their mean then.
         solver: all are exact and give the same number.
             "pot": network simplex of POT (`ot.emd`, the extra `emd`), memory of the square of the pixels with mass;
             "grid": "l1" only; a flow along the edges of the grid by SciPy's HiGHS, memory linear in the pixels;
@@ -84,10 +86,9 @@ def exact_emd(a: Array, b: Array, *, metric: str = "euclidean", create_cost: flo
         ImportError: the solver is POT's and it is not installed.
         RuntimeError: the solver gave up.
     """
-    f, scale = _differences(a, b)
+    f, rounding = _differences(a, b)
     _check_options(metric, create_cost, solver)
-    values = [_emd(part, mass, metric, create_cost, solver) for part, mass in zip(f.reshape(-1, *f.shape[-2:]), scale.ravel())]
-    return values[0] if f.ndim == 2 else np.array(values).reshape(f.shape[:-2])
+    return _distances(f, rounding, metric, create_cost, solver)
 
 
 class Plan(NamedTuple):
@@ -113,14 +114,14 @@ def transport_plan(a: Array, b: Array, *, metric: str = "euclidean", create_cost
 
     Arguments and errors are those of `exact_emd`, but for `solver`: "auto" is "pot", and "grid" has no arrows.
     """
-    f, scale = _differences(a, b)
+    f, rounding = _differences(a, b)
     _check_options(metric, create_cost, solver)
     if f.ndim != 2:
         raise ValueError(f"transport_plan wants one image (H, W), got {f.shape}: give one channel of one image")
     if solver == "grid":
         raise ValueError('the solver "grid" knows flows along edges and no arrows: use "pot" or "lp"')
     destroyed, created = np.zeros_like(f), np.zeros_like(f)
-    problem = _problem(f, float(scale), metric, create_cost)
+    problem = _problem(f, float(rounding), metric, create_cost)
     if problem is None:
         none = np.zeros(0, dtype=np.intp)
         return Plan(none, none, none, none, np.zeros(0), destroyed, created)
@@ -143,11 +144,11 @@ def potential(a: Array, b: Array, *, metric: str = "euclidean", create_cost: flo
     |u(x) - u(y)| <= |x - y| and, with `create_cost`, |u| <= create_cost; without, u has mean zero. It is unique, but for that constant, where W has a
     gradient, that is for nearly all differences; else it is one of several. By POT. Errors are those of `exact_emd`, but for `solver`.
     """
-    f, scale = _differences(a, b)
+    f, rounding = _differences(a, b)
     _check_options(metric, create_cost, "pot")
     if f.ndim != 2:
         raise ValueError(f"potential wants one image (H, W), got {f.shape}: give one channel of one image")
-    problem = _problem(f, float(scale), metric, create_cost)
+    problem = _problem(f, float(rounding), metric, create_cost)
     if problem is None:
         return np.zeros_like(f)
     _, u, v = _network_simplex(problem.supply, problem.demand, problem.cost)
@@ -166,24 +167,37 @@ def potential(a: Array, b: Array, *, metric: str = "euclidean", create_cost: flo
 
 
 def _numbers(x: Array, what: str) -> np.ndarray:
-    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if isinstance(x, Tensor):
+        x = (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
+    array = np.asarray(x)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{what} must hold real numbers, got {array.dtype}")
-    if array.ndim < 2 or array.size == 0:
+    if array.ndim < 2:
         raise ValueError(f"{what} must be images (..., H, W), got the shape {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{what} is empty, of shape {array.shape}: give at least one image of at least one pixel")
     if not np.isfinite(array).all():
         raise ValueError(f"{what} holds values that are not finite")
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and max(int(array.max()), -int(array.min())) > 2**53:
+        raise ValueError(f"{what} holds integers beyond 2^53, which double precision does not: subtract what both have in common")
     return array
 
 
-def _differences(a: Array, b: Array) -> tuple[np.ndarray, np.ndarray]:
-    """a - b in double precision, and for every image the mass below which a sum is rounding."""
+def _unit(dtype: np.dtype | torch.dtype) -> float:
+    """The unit of rounding in which masses may differ: none for integers, float32's for shorter floats, whose own would hide whole pixels."""
+    if isinstance(dtype, torch.dtype):
+        return min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) if dtype.is_floating_point else 0.0
+    return float(min(np.finfo(dtype).eps, np.finfo(np.float32).eps)) if dtype.kind == "f" else 0.0
+
+
+def _differences(a: Array, b: Array, unit: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """a - b in double precision, and for every image the mass below which a sum is rounding, `unit` by default that of the types."""
     first, second = _numbers(a, "the first image"), _numbers(b, "the second image")
     if first.shape != second.shape:
         raise ValueError(f"the images must have one shape, got {first.shape} and {second.shape}")
-    rounding = max(16 * np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0.0 for x in (first, second))
+    unit = max(_unit(first.dtype), _unit(second.dtype)) if unit is None else unit
     first, second = first.astype(np.float64), second.astype(np.float64)
-    return first - second, max(1e-9, rounding) * (np.abs(first) + np.abs(second)).sum(axis=(-2, -1))
+    return first - second, ROUNDING * unit * (np.abs(first) + np.abs(second)).sum(axis=(-2, -1))
 
 
 def _check_options(metric: str, create_cost: float | None, solver: str) -> None:
@@ -211,11 +225,11 @@ class _Problem(NamedTuple):
 
 
 def _balanced(f: np.ndarray, rounding: float) -> np.ndarray | None:
-    """f with exactly equal positive and negative mass; None where it is nothing but rounding."""
+    """f with exactly equal positive and negative mass; None where nothing is to be moved."""
     plus, minus = f.clip(min=0).sum(), -f.clip(max=0).sum()
     if abs(plus - minus) > rounding:
         raise ValueError(f"the images differ by {plus - minus:.6g} in mass: give create_cost, or make the masses equal")
-    if min(plus, minus) == 0 or plus + minus <= rounding * 1e-3:
+    if min(plus, minus) == 0:
         return None
     mean = (plus + minus) / 2
     return np.where(f > 0, f * (mean / plus), f * (mean / minus))
@@ -239,6 +253,12 @@ def _problem(f: np.ndarray, rounding: float, metric: str, create_cost: float | N
         elif rest < 0:
             supply, cost = np.append(supply, -rest), np.vstack([cost, np.full((1, len(demand)), create_cost)])
     return _Problem(sources, sinks, supply, demand * (supply.sum() / demand.sum()), cost)
+
+
+def _distances(f: np.ndarray, rounding: np.ndarray, metric: str, create_cost: float | None, solver: str) -> float | np.ndarray:
+    """W of every difference f (..., H, W), whose mass is rounding up to `rounding` (...)."""
+    values = [_emd(part, mass, metric, create_cost, solver) for part, mass in zip(f.reshape(-1, *f.shape[-2:]), rounding.ravel())]
+    return values[0] if f.ndim == 2 else np.array(values).reshape(f.shape[:-2])
 
 
 def _emd(f: np.ndarray, rounding: float, metric: str, create_cost: float | None, solver: str) -> float:
@@ -340,6 +360,13 @@ def wavelet_emd(f: Array, wavelet: str = "haar", *, levels: int | None = None, c
     Raises:
         ValueError: a wavelet that is unknown or not orthogonal, levels < 0, p outside (0, 1], f not finite.
     """
+    total = sum(weight * np.abs(band).sum(axis=(-2, -1)) for weight, band in weighted_bands(f, wavelet, levels=levels, c0=c0, c1=c1, p=p))
+    return float(total) if np.ndim(total) == 0 else total
+
+
+def weighted_bands(f: Array, wavelet: str = "haar", *, levels: int | None = None, c0: float = 1.0, c1: float = 1.0, p: float = 1.0
+                   ) -> Iterator[tuple[float, np.ndarray]]:
+    """What `wavelet_emd` adds up: weights and bands of coefficients (..., h, w), finest first, the approximation last. Its arguments and errors."""
     values = _numbers(f, "the difference").astype(np.float64)
     depth = _depth(values.shape, levels, p)
     try:
@@ -348,12 +375,10 @@ def wavelet_emd(f: Array, wavelet: str = "haar", *, levels: int | None = None, c
         raise ValueError(f"unknown wavelet {wavelet!r}: {error}") from None
     if not filters.orthogonal:
         raise ValueError(f"the wavelet {wavelet!r} is not orthogonal: its coefficients do not measure mass; use haar, db, sym or coif")
-    total = np.zeros(values.shape[:-2])
     for level in range(1, depth + 1):
         values, details = pywt.dwt2(values, filters, mode="zero", axes=(-2, -1))
-        total += c1 * 2 ** (level * (p + 1)) * sum(np.abs(band).sum(axis=(-2, -1)) for band in details)
-    total += c0 * 2 ** (depth * (p + 1)) * np.abs(values).sum(axis=(-2, -1))
-    return float(total) if total.ndim == 0 else total
+        yield from ((c1 * 2 ** (level * (p + 1)), band) for band in details)
+    yield c0 * 2 ** (depth * (p + 1)), values
 
 
 def wavelet_emd_of_scales(scales: Scales | Sequence[Tensor], *, levels: int | None = None, c0: float = 1.0, c1: float = 1.0, p: float = 1.0) -> Tensor:
@@ -362,9 +387,12 @@ def wavelet_emd_of_scales(scales: Scales | Sequence[Tensor], *, levels: int | No
     Args:
         scales: orthonormal coordinates, coarsest first: (N, C, h, w), then (N, 3C, h, w), (N, 3C, 2h, 2w), ...
         levels: depth; the base is transformed on from the map's depth to this one, by default until it is one number.
+
+    Types shorter than float32 are added up in float32. ValueError for other shapes and for values that are not finite.
     """
     base, *details = list(scales)
     _check_shapes(base, details)
+    base, *details = (v.float() if torch.finfo(v.dtype).bits < 32 else v for v in (base, *details))
     depth = _depth(tuple(side * 2 ** len(details) for side in base.shape[-2:]), levels, p)
     if depth < len(details):
         raise ValueError(f"the scales have {len(details)} levels, which levels={depth} is less than")
@@ -395,3 +423,5 @@ def _check_shapes(base: Tensor, details: Sequence[Tensor]) -> None:
         if tuple(v.shape) != expected:
             raise ValueError(f"scale {index + 1} must have the shape {expected} beside a base of {tuple(base.shape)}, got {tuple(v.shape)}: "
                              "coarsest first, three bands a channel")
+    if not all(bool(v.isfinite().all()) for v in (base, *details)):
+        raise ValueError("the scales hold values that are not finite")

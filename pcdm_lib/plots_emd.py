@@ -105,17 +105,25 @@ def crossings(places: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[
 # ---------------------------------------------------------------- Theorem 5.1
 
 
+def _bar(values: np.ndarray) -> float:
+    """Two standard errors of the mean of values (N, C), from the spread over N images."""
+    return 2 * float(values.mean(1).std(ddof=1)) / len(values) ** 0.5
+
+
 def by_noise_level(gammas: Sequence[float], found: Sequence[TransportBound], names: Sequence[str], constants: np.ndarray, label: str = "") -> Figure:
-    """Left: mean norms of the scales, what training minimises. Right: the same in pixels, their sum, and the exact distance below it."""
+    """Left: mean norms of the scales, what training minimises. Right: the same in pixels, their sum, and the exact distance below it.
+
+    Means over images and channels; bars are two standard errors over images."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.7), layout="constrained")
     for index, name in enumerate(names):
         norms = np.array([b.norms[index].mean() for b in found])
-        left.plot(gammas, norms, LINES[index], marker="o", ms=3.5, color=COLOURS[index + 1], label=name)
+        left.errorbar(gammas, norms, [_bar(b.norms[index]) for b in found], fmt=LINES[index], marker="o", ms=3.5, capsize=2, color=COLOURS[index + 1],
+                      label=name)
         right.plot(gammas, constants[index] * norms, LINES[index], marker="o", ms=3.5, color=COLOURS[index + 1],
                    label=f"{name}: $C_s$ = {constants[index]:.0f} times its norm")
     for name, pick, colour, line in (("bound (2), equal weights", lambda b: b.bound, SKY, ":"),
                                      ("bound (1), scale by scale", lambda b: b.by_scales, BLUE, "--"), ("exact distance W", lambda b: b.exact, BLACK, "-")):
-        right.plot(gammas, [pick(b).mean() for b in found], line, color=colour, lw=2, label=name)
+        right.errorbar(gammas, [pick(b).mean() for b in found], [_bar(pick(b)) for b in found], fmt=line, color=colour, lw=2, capsize=2, label=name)
     left.set(yscale="log", xlabel="noise level gamma (clean to noisy)", ylabel="norm of the error (no unit)", title="What training minimises")
     right.set(yscale="log", xlabel="noise level gamma (clean to noisy)", ylabel="mass times pixels", title="What it is worth in transport")
     left.legend()

@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 
 from benchmarks import parts, transport
 from benchmarks.timing import Clock
-from pcdm_lib import emd
+from pcdm_lib import data, emd, load_pretrained
 from pcdm_lib.cascade import Cascade
 from pcdm_lib.diffusion import diffusion_term
 from pcdm_lib.emd import METRICS, RATIOS, exact_emd, potential, transport_plan, wavelet_emd, wavelet_emd_of_scales
@@ -213,13 +213,52 @@ def test_masses_equal_up_to_rounding_are_equal():
     a, b = a / a.sum(), b / b.sum()
     assert exact_emd(a, b, metric="l1", solver="grid") == pytest.approx(exact_emd(a, b, metric="l1", solver="lp"), rel=1e-9)
     assert exact_emd(a, a * (1 + np.float32(1e-7)), solver="lp") == 0
+    for dtype, much in ((np.float32, 3e-6), (np.float64, 1e-14)):  # a few times the rounding of a sum is a difference
+        ones = np.ones((8, 8), dtype)
+        with pytest.raises(ValueError, match="in mass: give create_cost"):
+            exact_emd(ones, ones * dtype(1 + much), solver="lp")
     with pytest.raises(ValueError, match=r"differ by 0\.01 in mass: give create_cost"):
         exact_emd(a * 1.01, b, solver="lp")
+
+
+def changed(dtype: type, side: int, value: float, *pixels: tuple[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """An even image, and the same with something added to some pixels."""
+    image = np.full((side, side), value, dtype)
+    other = image.copy()
+    for place, much in pixels:
+        other.flat[place] += dtype(much)
+    return other, image
+
+
+@pytest.mark.parametrize("images", [changed(np.float16, 32, 1, (0, 10)), changed(np.float16, 8, 1, (0, 0.5)), changed(np.float16, 8, 1, (0, 10), (1, -1)),
+                                    changed(np.int64, 4, 2**33, (0, 50)), changed(np.uint8, 64, 250, (0, 1)), changed(np.float64, 32, 1, (0, 1e-9))],
+                         ids=lambda pair: pair[0].dtype.name)
+def test_small_differences_in_mass_are_differences(images):
+    """In no type is a difference lost in a tolerance: refused without a price, and at a price paid for."""
+    with pytest.raises(ValueError, match="in mass: give create_cost"):
+        exact_emd(*images, solver="lp")
+    difference = images[0].astype(float) - images[1].astype(float)
+    assert exact_emd(*images, create_cost=0.5, solver="lp") == pytest.approx(0.5 * np.abs(difference).sum())
+
+
+def test_small_masses_are_moved():
+    """A twentieth of a grey level from corner to corner of 64x64, in half precision; and 1e-13 of an image in double."""
+    half, image = changed(np.float16, 64, 1, (0, 0.05), (64 * 64 - 1, -0.05))
+    moved = float(half.flat[0] - image.flat[0])
+    left = float(half.flat[-1] - image.flat[-1])
+    assert exact_emd(half, image, create_cost=1e3, solver="lp") == pytest.approx(min(moved, -left) * 63 * math.sqrt(2) + abs(moved + left) * 1e3)
+    assert exact_emd(*changed(np.float64, 8, 0, (0, 1e-13), (7, -1e-13)), solver="lp") == pytest.approx(7e-13)
+    single, image = changed(np.float32, 64, 1, (0, 2.0**-10), (2, -(2.0**-10)))  # less than what masses may differ by
+    assert exact_emd(single, image, solver="lp") == pytest.approx(2 * 2.0**-10)
+    assert exact_emd(*(torch.from_numpy(v).bfloat16() for v in changed(np.float32, 8, 0, (0, 1), (7, -1))), solver="lp") == pytest.approx(7)
 
 
 @pytest.mark.parametrize("arguments, options, message", [
     ((np.ones((2, 2)), np.ones((2, 3))), {}, "one shape"),
     ((np.ones(4), np.ones(4)), {}, r"must be images \(\.\.\., H, W\)"),
+    ((np.ones((0, 4, 4)),) * 2, {}, r"is empty, of shape \(0, 4, 4\)"),
+    ((np.full((2, 2), 2**60), np.full((2, 2), 2**60)), {}, "integers beyond 2\\^53"),
+    ((np.full((2, 2), 2**63, np.uint64),) * 2, {}, "integers beyond 2\\^53"),
     ((np.ones((2, 2)) * np.nan, np.ones((2, 2))), {}, "first image holds values that are not finite"),
     ((np.ones((2, 2)),) * 2, {"metric": "l2"}, "unknown metric 'l2'"),
     ((np.ones((2, 2)),) * 2, {"solver": "simplex"}, "unknown solver 'simplex'"),
@@ -352,6 +391,14 @@ def test_form_of_the_models_scales_is_the_haar_form(levels, shape):
     specs = pyramid.specs((3, *shape))
     coords = [pyramid.from_view(spec, v) for spec, v in zip(specs, pyramid.analyse(x))]
     assert np.allclose(wavelet_emd_of_scales(coords), wavelet_emd(x), rtol=1e-12)
+
+
+def test_form_of_scales_in_half_precision_and_of_no_numbers():
+    """Half precision would overflow where 4^level meets whole grey levels; it is added up in float32. What is no number is told."""
+    scales = HaarWavelet(1).analyse(torch.randint(0, 256, (1, 1, 256, 256), generator=torch.Generator().manual_seed(0)).float())
+    assert wavelet_emd_of_scales([v.half() for v in scales]).item() == pytest.approx(wavelet_emd_of_scales(scales).item(), rel=1e-2)
+    with pytest.raises(ValueError, match="not finite"):
+        wavelet_emd_of_scales([v * math.nan for v in scales])
 
 
 def test_form_of_scales_has_a_gradient():
@@ -614,6 +661,42 @@ def test_bad_levels_and_bands_are_told():
         haar_cost(0, "p")
     with pytest.raises(ValueError, match="sides divisible by 8"):
         scale_constants((12, 8), 3)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 3])
+@pytest.mark.parametrize("price", [0.1, 2.5])
+def test_what_an_even_error_costs(levels, price):
+    """An even error can only be destroyed, at the price: Haar's form and (1) are equalities then. So is (2) where the price is what limits it."""
+    even = HaarWavelet(levels).analyse(torch.full((1, 1, 8, 8), 0.3, dtype=torch.float64))
+    found = transport_bound(even, create_cost=price, solver="lp")
+    assert found.exact.item() == pytest.approx(price * 0.3 * 64)
+    assert found.wavelet.item() / 4 == pytest.approx(found.exact.item()) and found.by_scales.item() == pytest.approx(found.exact.item())
+    if price == 0.1:  # below half a pixel nothing moves: W = price |f|_1 <= price sqrt(H W) |f|_2
+        assert found.bound.item() == pytest.approx(found.exact.item()) and found.constant == pytest.approx(price * 8)
+        weighted = transport_bound(even, create_cost=price, weights=[4.0] + [9.0] * levels, solver="lp")
+        assert weighted.constant == pytest.approx(price * 8 / 2)
+
+
+def test_float32_errors_without_mass_need_no_price():
+    """Their mean is zero but for float32's rounding, as a float32 image's is; the same numbers in double would be a difference."""
+    scales = HaarWavelet(2).analyse(torch.from_numpy(noise(3, 4, 1, 16, 16).astype(np.float32)))
+    mass = HaarWavelet(2).synthesise(scales).double().sum((2, 3))
+    found = transport_bound(scales, solver="lp")
+    assert (mass != 0).any() and (found.exact <= found.bound).all()
+    with pytest.raises(ValueError, match="in mass"):
+        transport_bound(scales.apply(lambda v: v.double()), solver="lp")
+
+
+@pytest.mark.parametrize("name", ["photos32-wavelet", "photos32-laplacian", "photos32-vdm", "cifar10-subset-wavelet"])
+def test_corrected_bound_holds_for_every_shipped_model(ot, name):
+    """Trained models at a clean, a middle and a noisy level, on a photograph, noise and an even image; all three forms."""
+    cascade, generator = load_pretrained(name), torch.Generator().manual_seed(0)
+    images = torch.stack([data.load("photos").heldout[100], torch.randint(0, 256, (3, 32, 32), generator=generator, dtype=torch.uint8),
+                          torch.full((3, 32, 32), 128, dtype=torch.uint8)])
+    for errors in score_errors(cascade, images, (-8.0, -2.0, 2.0), generator):
+        found = transport_bound(errors, create_cost=16.0)
+        assert (0 < found.exact).all() and (found.exact <= found.by_scales).all() and (found.exact <= found.bound).all()
+        assert (found.exact <= found.wavelet / 4).all()
 
 
 def test_no_error_costs_nothing():

@@ -21,7 +21,7 @@ from pcdm_lib.emd import RATIOS, Ratios, exact_emd, wavelet_emd, weighted_bands
 from pcdm_lib.emd_cases import FAMILIES, difference
 
 EXACT_SIDES = (8, 16, 32, 64)
-WAVELET_SIDES = (150, 300, 600, 1200)  # below that, calls take longer than arithmetic; rows of 2^k numbers fight over the same lines of a cache
+WAVELET_SIDES = (300, 600, 1200, 2400)  # below that, calls take longer than arithmetic; rows of 2^k numbers fight over the same lines of a cache
 
 
 # ---------------------------------------------------------------- wavelet over exact

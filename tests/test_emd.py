@@ -434,11 +434,25 @@ def test_work_is_linear_in_the_pixels(wavelet, monkeypatch):
     for side in sides:
         read.clear()
         wavelet_emd(noise(0, side, side), wavelet)
-        assert len(read) == math.log2(side)
         totals.append(sum(read))
-    length = pywt.Wavelet(wavelet).dec_len  # level k has at most (side / 2^k + length)^2 numbers
+    length = pywt.Wavelet(wavelet).dec_len  # level k has at most (side / 2^k + length)^2 numbers; a strip of it reads `length` rows again
+    strips = (4 / 3) * (sides[-1] ** 2 / emd.STRIP + 1) * length * (sides[-1] + length)
     assert transport.exponent([side**2 for side in sides], totals) <= 1.01
-    assert totals[-1] <= 4 / 3 * sides[-1] ** 2 + 4 * sides[-1] * length + length**2 * math.log2(sides[-1])
+    assert totals[-1] <= 4 / 3 * sides[-1] ** 2 + 4 * sides[-1] * length + length**2 * math.log2(sides[-1]) + strips
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db2", "coif2", "dmey"])
+@pytest.mark.parametrize("shape", [(70, 31), (2, 3, 25, 51), (1, 9), (5, 1)])
+def test_strips_change_nothing(wavelet, shape, monkeypatch):
+    """Every coefficient once, whatever the strips: those of PyWavelets on the whole image."""
+    f, total = noise(0, *shape), 0.0
+    values, levels = f, math.ceil(math.log2(max(shape[-2:])))
+    for level in range(1, levels + 1):
+        values, details = pywt.dwt2(values, wavelet, mode="zero", axes=(-2, -1))
+        total = total + 4**level * sum(np.abs(band).sum(axis=(-2, -1)) for band in details)
+    for strip in (1, 500, 2**18):
+        monkeypatch.setattr(emd, "STRIP", strip)
+        assert wavelet_emd(f, wavelet) == pytest.approx(total + 4**levels * np.abs(values).sum(axis=(-2, -1)), rel=1e-12)
 
 
 # ---------------------------------------------------------------- wavelets: against the exact distance

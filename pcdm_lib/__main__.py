@@ -438,7 +438,7 @@ def _ship(options: argparse.Namespace) -> int:
     images = data.load(options.dataset, root=options.data_root, size=options.size)
     print(f"data: {images.label}", flush=True)
     checks = {options.dataset if images.of_a_path else images.name: images}
-    if images.name != "photos":  # figures that can be checked where that data set is not at hand
+    if images.name != "photos" and images.train.shape[1] == 3:  # figures that can be checked where that data set is not at hand
         checks["photos"] = data.load("photos", size=images.train.shape[-1])
     words = ["python", "-m", "pcdm_lib", "ship", *(f"runs/{run.resolve().name}" for run in options.run_dirs), options.name, "--dataset", options.dataset,
              *(["--images", str(options.images)] if options.images else []), "--repeats", str(options.repeats), "--times", str(options.times),

@@ -1,9 +1,10 @@
 """Image datasets as uint8 tensors.
 
 `load` is the one way in: photographs that come with scikit-image (nothing to fetch), CIFAR-10 in its
-official binary format, SVHN, ImageNet at 32, 64 and 128 pixels, a folder of images, or crops of large
-photographs. Every dataset carries the label that figures and result files print, so that a number
-measured on a part of a dataset never reads as one measured on all of it.
+official binary format, SVHN, ImageNet at 32, 64 and 128 pixels, a folder of images, crops of large
+photographs, or what is no photograph: spectrograms and a tissue section (domains.py). Every dataset
+carries the label that figures and result files print, so that a number measured on a part of a dataset
+never reads as one measured on all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from pcdm_lib import crops, imagenet, svhn
+from pcdm_lib import crops, domains, imagenet, svhn
 from pcdm_lib.download import CIFAR10, CIFAR_ARCHIVE, CIFAR_FOLDER, CIFAR_TEST, CIFAR_TRAIN, fetch, unpack
 from pcdm_lib.images import (
     TRANSPARENCY, ImageData, beyond_rgb, box_reduce, count, data_folder, grid, image_data, read_rgb, split_files, spread,
@@ -25,7 +26,7 @@ from pcdm_lib.svhn import load_svhn
 
 __all__ = ["NAMES", "ImageData", "constant_images", "data_folder", "load", "load_svhn", "read_square", "uniform_images"]
 
-NAMES = ("auto", "photos", "cifar10", *svhn.NAMES, *imagenet.NAMES, *crops.NAMES, "folder:PATH")
+NAMES = ("auto", "photos", "cifar10", *svhn.NAMES, *domains.NAMES, *imagenet.NAMES, *crops.NAMES, "folder:PATH")
 
 CIFAR_RECORD, CIFAR_BATCH = 1 + 3 * 32 * 32, 10_000  # bytes a record (label, then pixels); records a file
 
@@ -62,8 +63,8 @@ def load(
 ) -> ImageData:
     """Load a dataset of size x size images.
 
-    name: "photos", "cifar10", "svhn", "imagenet32-old", "imagenet32-new", "imagenet64-old", "imagenet64-new", "imagenet128:PATH",
-        "folder:PATH", "crops:PATH?train=random&count=2000&margin=16&seed=0" (its options as by default), or "auto": CIFAR-10 where
+    name: "photos", "cifar10", "svhn", "spectrograms", "histology", "imagenet32-old", "imagenet32-new", "imagenet64-old", "imagenet64-new",
+        "imagenet128:PATH", "folder:PATH", "crops:PATH?train=random&count=2000&margin=16&seed=0" (its options as by default), or "auto": CIFAR-10 where
         the data folder holds it, else the photographs (print `.label` to see which). "auto" never downloads and never hides a
         broken CIFAR-10.
     root: the data folder, see `data_folder`.
@@ -87,6 +88,10 @@ def load(
         return _load_cifar10(folder, size or 32, heldout_limit, download)
     if name == "svhn":
         return svhn.load(folder, size or 32, heldout_limit, download)
+    if name == "spectrograms":
+        return domains.load_spectrograms(size or 32, heldout_limit)
+    if name == "histology":
+        return domains.load_histology(_read_photo(domains.SLIDE, domains.SLIDE_SHA256), size or 32, heldout_limit)
     if name in imagenet.SETS or name in imagenet.AMBIGUOUS:
         return imagenet.load(name, folder, size, heldout_limit)
     kind, _, path = name.partition(":")

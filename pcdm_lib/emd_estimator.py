@@ -1,6 +1,6 @@
 """Is an estimator that minimises the earth mover's distance of scores consistent, and what does it cost? (The open question of the paper's conclusion.)
 
-Two small exponential families in which everything can be computed, and three ways of minimising such a distance without knowing the true score s.
+A small exponential family in which everything can be computed, and three ways of minimising such a distance without knowing the true score s.
 
 **Squares.** With f_s the part of an error f in Haar scale s, training minimises E sum_s w_s |f_s|^2 = E f' A f, A = sum_s w_s P_s. `transport_weights` takes
 w_s = C_s^2 from `emd_bound`: then W(f)^2 <= S sum_s w_s |f_s|^2 (S scales), the distance being bounded by what is minimised. Integrating by parts
@@ -8,19 +8,22 @@ w_s = C_s^2 from `emd_bound`: then W(f)^2 <= S sum_s w_s |f_s|^2 (S scales), the
 
     1/2 E (s_theta - s)' A (s_theta - s) = E[ 1/2 s_theta' A s_theta + div(A s_theta) ] + what does not depend on theta,                     (1)
 
-whose sample mean needs no s. *Consistent*, in every family that is identifiable, for every A > 0: (1) is minimal where s_theta = s. For a Gaussian with
+whose sample mean needs no s. *Consistent* for every A > 0, theta in a compact set, in every family that is regular (Hyvarinen's conditions: s_theta
+differentiable, second moments finite, p s_theta zero at infinity) and identifiable by its score: (1) is minimal where s_theta = s, and that must be the
+truth alone. Where the support of p is connected, identifiable is enough; of pieces that do not touch, a score does not tell the weights. For a Gaussian with
 precision Q = sum_i theta_i B_i the score -Q x is linear in theta and (1) is a quadratic form: theta_hat = H_n^-1 g in closed form, H_ij = mean(x' B_i A B_j x),
 g_i = tr(A B_i), and sqrt(n) (theta_hat - theta) -> N(0, H^-1 V H^-1) with H_ij = tr(B_i A B_j Sigma), V_ij = 2 tr(M_i Sigma M_j Sigma), M_i the symmetric
-part of B_i A Q (`score_matching_covariance`). *Efficient* where A is proportional to the covariance and the B_i commute: M_i = B_i, and the equations
-mean(x' B_i x) = tr(B_i Sigma) are those of maximum likelihood.
+part of B_i A Q (`score_matching_covariance`). *Efficient in the limit* where A is proportional to the true covariance: M_i = B_i, H = 2 I and V = 4 I with the
+Fisher information I. At the truth, and there only, the equations mean(x' B_i x) = tr(B_i Sigma) are those of maximum likelihood: for finite n the two
+estimates differ. Such an A, or weights by the field's own length, need theta: in practice a first estimate of it.
 
 **The distance itself.** E W(s_theta - s) is minimal at s_theta = s as well, but W is no square: there is no cross term to integrate by parts, and s is in
 it. Putting in the true score (the oracle) gives theta exactly from as many data as make it identifiable, and is no estimator. What remains is denoising
 (Vincent 2011): x_noisy = alpha x + sigma eps, and minimise mean W(eps - m_theta(x_noisy)), m_theta = E_theta[eps | x_noisy]. Its minimum over all functions
 m is not the posterior's mean but its *W-median*. Where the posterior is symmetric both are one: *consistent in every Gaussian family*, theta in a compact
-set (a norm's mean over a symmetric law is minimal at its centre: average |r + c| and |r - c|). Where it is skewed they differ, and in `TiltedMixture`, on
-two pixels, where W is the absolute value, the estimator converges to something else: *not consistent in general*. `denoising_covariance` is the sandwich of
-the Gaussian case: with r = eps - m ~ N(0, S) independent of x_noisy, g the gradient of W at r,
+set (a norm's mean over a symmetric law is minimal at its centre: average |r + c| and |r - c|). In general they differ, and it is *not consistent in
+general*: `tilted_mixture` has a counterexample. `denoising_covariance` is the sandwich of the Gaussian case: with r = eps - m ~ N(0, S) independent of
+x_noisy, g the gradient of W at r,
 
     H_ij = sigma^2 tr(D_i B D_j Sigma_noisy),  V_ij = sigma^2 tr(D_i G D_j Sigma_noisy),  G = E g g',  B = E dg/dr = E[g r'] S^-1 (Stein),       (2)
 
@@ -32,13 +35,11 @@ those of sqrt(n) (theta_hat - theta).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.special import ndtr
 
 from pcdm_lib.emd import potential
 from pcdm_lib.emd_bound import scale_constants
@@ -275,11 +276,15 @@ def _noisy(field: GridField, theta: np.ndarray, sigma: float) -> tuple[np.ndarra
     return q / (alpha2 + sigma**2 * q), field.spectra * alpha2 / (alpha2 + sigma**2 * q) ** 2
 
 
-def _bread(field: GridField, theta: np.ndarray, sigma: float, middle: np.ndarray) -> np.ndarray:
-    """sigma^2 tr(D_i middle D_j Sigma_noisy), (2, 2); everything but `middle` is diagonal in the Laplacian's basis."""
+def gradient_moments(field: GridField, theta: np.ndarray, sigma: float, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
+    """H and V of (2), (2, 2) each: the slope in theta of the mean gradient of loss(eps - m_theta(x_noisy)), and the covariance of one image's gradient."""
     q, d = _noisy(field, theta, sigma)
-    inner = np.einsum("ak,ab,bk->k", field.vectors, middle, field.vectors, optimize=True)
-    return sigma**2 * np.einsum("ik,k,jk->ij", d, inner / q, d)
+    outer, curvature = loss.moments(residual_covariance(field, theta, sigma))
+
+    def between(middle: np.ndarray) -> np.ndarray:  # all but `middle` is diagonal in the Laplacian's basis
+        inner = np.einsum("ak,ab,bk->k", field.vectors, middle, field.vectors, optimize=True)
+        return sigma**2 * np.einsum("ik,k,jk->ij", d, inner / q, d)
+    return between(curvature), between(outer)
 
 
 def denoising(field: GridField, noised: Noised, loss: Loss, start: Sequence[float] | None = None, steps: int = 16) -> np.ndarray:
@@ -293,8 +298,7 @@ def denoising(field: GridField, noised: Noised, loss: Loss, start: Sequence[floa
         start = maximum_likelihood(field, second_moments((noised.images - noised.sigma * noised.eps) / math.sqrt(1 - noised.sigma**2)))
     theta = np.array(start, dtype=float)
     rotated = noised.images @ field.vectors
-    outer, middle = loss.moments(residual_covariance(field, theta, noised.sigma))
-    curvature, variance = (_bread(field, theta, noised.sigma, m) for m in (middle, outer))
+    curvature, variance = gradient_moments(field, theta, noised.sigma, loss)
     best, least = theta, math.inf
     for index in range(steps):
         q, d = _noisy(field, theta, noised.sigma)
@@ -321,9 +325,7 @@ def residual_covariance(field: GridField, theta: np.ndarray, sigma: float) -> np
 
 def denoising_covariance(field: GridField, theta: Sequence[float], sigma: float, loss: Loss) -> np.ndarray:
     """Limit covariance of sqrt(n) (theta_hat - theta) for `denoising`, (2, 2): the sandwich of (2)."""
-    theta = np.asarray(theta, dtype=float)
-    outer, curvature = loss.moments(residual_covariance(field, theta, sigma))
-    h, v = (_bread(field, theta, sigma, middle) for middle in (curvature, outer))
+    h, v = gradient_moments(field, np.asarray(theta, dtype=float), sigma, loss)
     return np.linalg.solve(h, np.linalg.solve(h, v).T)
 
 
@@ -359,112 +361,3 @@ def averaged_denoising_covariance(field: GridField, theta: Sequence[float], sigm
     m = (halves + np.swapaxes(halves, 1, 2)) / 2 * clean
     v = 2 * (1 - sigma**2) ** 2 * np.einsum("ikl,jlk->ij", m, m)
     return np.linalg.solve(h, np.linalg.solve(h, v).T)
-
-
-# ---------------------------------------------------------------- a skewed family on two pixels
-
-
-class TiltedMixture:
-    """p(d; theta) proportional to exp(theta d) b(d), b a mixture of two Gaussians: an exponential family with a skewed posterior under noise.
-
-    d is the Haar detail of two pixels in a row, (x_1 - x_2) / sqrt(2), with x_1 + x_2 = 0. An error f of its score is a multiple of (1, -1), so its earth
-    mover's distance is |f| / sqrt(2), f the error in d: minimising W is least absolute deviations. Tilting leaves a mixture: everything is in closed form.
-
-    Args:
-        weights, means: of the components at theta = 0, (2,). sd: of both.
-    """
-
-    def __init__(self, weights: Sequence[float] = (0.8, 0.2), means: Sequence[float] = (-0.5, 1.5), sd: float = 0.6):
-        self.log_weights, self.means, self.sd = np.log(weights), np.array(means, dtype=float), sd
-
-    def _components(self, theta: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """Weights and means of the components, (..., 2)."""
-        theta = np.asarray(theta, dtype=float)[..., None]
-        return _softmax(self.log_weights + theta * self.means), self.means + theta * self.sd**2
-
-    def moments(self, theta: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of d; the variance is the Fisher information of theta."""
-        w, m = self._components(theta)
-        mean = (w * m).sum(-1)
-        return mean, (w * (m - mean[..., None]) ** 2).sum(-1) + self.sd**2
-
-    def draw(self, theta: float, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-        w, m = self._components(theta)
-        return m[(random.uniform(size=shape) > w[0]).astype(int)] + self.sd * random.normal(size=shape)
-
-    def base_score(self, d: np.ndarray) -> np.ndarray:
-        """(log b)'; the family's score is that plus theta."""
-        off = d[..., None] - self.means
-        return -(_softmax(self.log_weights - off**2 / (2 * self.sd**2)) * off).sum(-1) / self.sd**2
-
-    def posterior(self, noisy: np.ndarray, theta: np.ndarray | float, sigma: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """Of eps given alpha d + sigma eps: weights and means of two Gaussians, (..., 2), and their standard deviation. theta broadcasts against noisy."""
-        w, m = self._components(theta)
-        alpha = math.sqrt(1 - sigma**2)
-        total = (alpha * self.sd) ** 2 + sigma**2
-        off = noisy[..., None] - alpha * m
-        return _softmax(np.log(w) - off**2 / (2 * total)), sigma * off / total, alpha * self.sd / math.sqrt(total)
-
-    def eps_mean(self, noisy: np.ndarray, theta: np.ndarray | float, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-        """m_theta = E[eps | noisy] and its derivative in theta, - sigma / alpha Var(eps | noisy): the tilt moves d's mean by d's variance."""
-        w, m, sd = self.posterior(noisy, theta, sigma)
-        mean = (w * m).sum(-1)
-        return mean, -sigma / math.sqrt(1 - sigma**2) * ((w * (m - mean[..., None]) ** 2).sum(-1) + sd**2)
-
-    # ---- estimators; d, noisy, eps (..., n) -> (...)
-
-    def maximum_likelihood(self, d: np.ndarray) -> np.ndarray:
-        return _root(lambda theta: self.moments(theta)[0] - d.mean(-1), d.shape[:-1])
-
-    def score_matching(self, d: np.ndarray) -> np.ndarray:
-        """Minimiser of mean[(base_score + theta)^2 / 2 + ...]: closed form."""
-        return -self.base_score(d).mean(-1)
-
-    def denoising(self, noisy: np.ndarray, eps: np.ndarray, sigma: float, power: int) -> np.ndarray:
-        """Minimiser of mean |eps - m_theta(noisy)|^power, power 2 (squares) or 1 (the earth mover's distance)."""
-        def gradient(theta: np.ndarray) -> np.ndarray:
-            mean, slope = self.eps_mean(noisy, theta[..., None], sigma)
-            return ((np.sign(mean - eps) if power == 1 else mean - eps) * slope).mean(-1)
-        return _root(gradient, noisy.shape[:-1])
-
-    def limit(self, theta: float, sigma: float) -> float:
-        """What `denoising` with power 1 converges to: where E[(2 F(m) - 1) m'] = 0, F the posterior's distribution function at `theta`; by quadrature."""
-        noisy = np.linspace(-12, 12, 6001)
-        w, m, sd = self.posterior(noisy, theta, sigma)
-        weights, means = self._components(theta)
-        alpha = math.sqrt(1 - sigma**2)
-        total = (alpha * self.sd) ** 2 + sigma**2
-        density = (weights * np.exp(-((noisy[:, None] - alpha * means) ** 2) / (2 * total))).sum(-1)
-
-        def gradient(candidate: float) -> float:
-            mean, slope = self.eps_mean(noisy, candidate, sigma)
-            return float((density * (2 * (w * ndtr((mean[:, None] - m) / sd)).sum(-1) - 1) * slope).sum())
-        return brentq(gradient, theta - 2, theta + 2, xtol=1e-13)
-
-    def small_noise_bias(self, theta: float) -> float:
-        """Limit of (limit(theta, sigma) - theta) / sigma^2 as sigma -> 0: - E[third derivative of log p] / 6.
-
-        A posterior's mean lies above its median by kappa_3 / (6 kappa_2) to first order in its third cumulant. For eps given the noisy d, kappa_3 is
-        - sigma^3 times that derivative, kappa_2 = 1 and dm / dtheta = - sigma. Solving (2F(m) - 1) dm / dtheta = 0 in the mean to first order divides
-        E[kappa_3 / 6 * dm / dtheta] by - E[(dm / dtheta)^2].
-        """
-        d, step = np.linspace(-12, 12, 24001, retstep=True)
-        weights, means = self._components(theta)
-        density = (weights * np.exp(-((d[:, None] - means) ** 2) / (2 * self.sd**2))).sum(-1)
-        third = np.gradient(np.gradient(self.base_score(d), step), step)
-        return -float((density * third).sum() / density.sum()) / 6
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    e = np.exp(logits - logits.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def _root(increasing: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], reach: float = 4.0, steps: int = 24) -> np.ndarray:
-    """Where functions of theta, one an entry of `shape`, change sign in [-reach, reach]; by bisection, to 5e-7."""
-    low, high = np.full(shape, -reach), np.full(shape, reach)
-    for _ in range(steps):
-        middle = (low + high) / 2
-        above = increasing(middle) > 0
-        low, high = np.where(above, low, middle), np.where(above, middle, high)
-    return (low + high) / 2

@@ -166,7 +166,7 @@ def noise_level(image: Tensor, noisy: Tensor, error: np.ndarray, scales: Mapping
     for row, ((name, value), colour) in enumerate(zip(sides.items(), (BLACK, BLUE, SKY))):
         axes[-1].plot(value, row, "o", ms=8, color=colour)
         axes[-1].text(value * 1.35, row, f"{value:.0f}", va="center", fontsize=8.5)
-    axes[-1].set(xlabel="mass times pixels", title="W and its bounds", xscale="log", xlim=(200, 1e5), ylim=(-0.6, 2.6))
+    axes[-1].set(xlabel="mass times pixels", title="W and its bounds", xscale="log", xlim=(80, 1e5), ylim=(-0.6, 2.6))
     axes[-1].set_yticks(range(3), list(sides))
     axes[-1].invert_yaxis()
     return figure
@@ -204,7 +204,8 @@ def fields(panels: Mapping[str, np.ndarray], title: str) -> Figure:
     return figure
 
 
-def errors_by_size(sizes: Sequence[int], found: Mapping[str, tuple[np.ndarray, float | None]], title: str, ylabel: str, ax: Axes | None = None) -> Figure:
+def errors_by_size(sizes: Sequence[int], found: Mapping[str, tuple[np.ndarray, float | None]], title: str, ylabel: str, label: str = "",
+                   ax: Axes | None = None) -> Figure:
     """Root mean squares with two standard errors against the sample size: (squared errors (sizes, repeats), the limit of n times their mean, a line)."""
     figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained") if ax is None else (ax.figure, ax)
     for (name, (squared, limit)), colour, marker in zip(found.items(), COLOURS, "osD^v"):
@@ -214,10 +215,13 @@ def errors_by_size(sizes: Sequence[int], found: Mapping[str, tuple[np.ndarray, f
             ax.plot(sizes, np.sqrt(limit / np.array(sizes)), "-", lw=1, color=colour)
     ax.set(xscale="log", yscale="log", xlabel="images n", ylabel=ylabel, title=title)
     ax.legend(fontsize=9)
+    if label:
+        figure.supxlabel(label, fontsize=8, color="0.35")
     return figure
 
 
-def efficiencies(ratios: np.ndarray, curves: Mapping[str, np.ndarray], measured: Mapping[str, Mapping[float, tuple[float, float]]], title: str) -> Figure:
+def efficiencies(ratios: np.ndarray, curves: Mapping[str, np.ndarray], measured: Mapping[str, Mapping[float, tuple[float, float]]], title: str,
+                 label: str = "") -> Figure:
     """Efficiency against theta_2 / theta_1, lines by the sandwich, dots measured, with two standard errors; the axis is linear, then log."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     split = 0.3
@@ -232,13 +236,14 @@ def efficiencies(ratios: np.ndarray, curves: Mapping[str, np.ndarray], measured:
     axes[0].set(ylabel="efficiency: 1 is maximum likelihood", title="neighbours differ (left), white noise (0)")
     axes[1].set(xscale="log", title="neighbours are alike, over ever longer ways")
     axes[0].axvline(0, color="0.8", lw=1, zorder=0)
-    axes[1].legend(loc="lower left", fontsize=9)
+    axes[0].legend(loc="lower right", fontsize=9)
     figure.suptitle(title)
+    figure.supxlabel(label, fontsize=8, color="0.35")
     return figure
 
 
 def skewed(grid: np.ndarray, density: np.ndarray, posterior: np.ndarray, marks: Mapping[str, float], sizes: Sequence[int],
-           found: Mapping[str, tuple[np.ndarray, float | None]], bias: tuple[np.ndarray, np.ndarray, float]) -> Figure:
+           found: Mapping[str, tuple[np.ndarray, float | None]], bias: tuple[np.ndarray, np.ndarray, float], label: str = "") -> Figure:
     """A skewed law and one posterior with its mean and median; errors against the sample size; the limit's bias against sigma."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), width_ratios=(1, 1.25, 1), layout="constrained")
     left.plot(grid, density, color="0.5", label="p(d)")
@@ -247,7 +252,7 @@ def skewed(grid: np.ndarray, density: np.ndarray, posterior: np.ndarray, marks: 
         left.axvline(place, color=colour, ls=line, label=f"its {name}: {place:.2f}")
     left.set(xlabel="d", ylabel="density", title="A skewed posterior", ylim=(0, 1.5 * posterior.max()))
     left.legend(fontsize=8.5, loc="upper right")
-    errors_by_size(sizes, found, "One of these stops getting better", "root mean square error of theta", middle)
+    errors_by_size(sizes, found, "One of these stops getting better", "root mean square error of theta", ax=middle)
     middle.legend(fontsize=8.5, loc="lower left")
     sigma, size, slope = bias
     right.plot(sigma, size, "o", color=VERMILION, label="limit, by quadrature")
@@ -256,11 +261,12 @@ def skewed(grid: np.ndarray, density: np.ndarray, posterior: np.ndarray, marks: 
     right.set_xticks(ticks := [0.05, 0.1, 0.2, 0.4, 0.8], [str(t) for t in ticks])
     right.set_xticks([], minor=True)
     right.legend(fontsize=9)
+    figure.supxlabel(label, fontsize=8, color="0.35")
     return figure
 
 
 def denoising(noises: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]], measured: Mapping[str, Mapping[str, tuple[float, float, float]]],
-              title: str) -> Figure:
+              title: str, label: str = "") -> Figure:
     """Efficiency against the noise added: one panel a way of drawing noise; lines by the sandwich, dots (sigma, value, error) measured, two errors."""
     figure, axes = plt.subplots(1, len(panels), figsize=(10, 3.8), layout="constrained")
     for ax, (panel, curves) in zip(axes, panels.items()):
@@ -273,4 +279,5 @@ def denoising(noises: Sequence[float], panels: Mapping[str, Mapping[str, Sequenc
         ax.legend(fontsize=9)
     axes[0].set_ylabel("efficiency: 1 is maximum likelihood")
     figure.suptitle(title)
+    figure.supxlabel(label, fontsize=8, color="0.35")
     return figure

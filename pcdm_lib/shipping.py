@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pcdm_lib import checkpoints, presets, pretrained, records
+from pcdm_lib import checkpoints, domains, presets, pretrained, records
 from pcdm_lib.cascade import Cascade
 from pcdm_lib.data import ImageData
 from pcdm_lib.evaluate import Evaluation, evaluate
@@ -33,6 +33,9 @@ LICENCES = {
     "svhn": "SVHN (Netzer and others 2011), for non-commercial use; the images themselves are not part of this repository.",
     "imagenet": "ImageNet, reduced; for non-commercial research under the terms of image-net.org; the images themselves are not part of this "
                 "repository.",
+    "spectrograms": "Sounds synthesised by this repository, under its own licence.",
+    "histology": "An immunohistochemistry slide that the scikit-image package ships (Center for Microscopy and Molecular Imaging); by its documentation it "
+                 "has no known copyright restrictions. The image itself is not part of this repository.",
     "folder": "A folder of images of whoever shipped this model; their licence is not known here.",
 }
 
@@ -162,7 +165,7 @@ def _train_command(header: Mapping[str, Any], run: Path | str, images: ImageData
     words = ["python", "-m", "pcdm_lib", "train", f"runs/{_run_folder(run).name}", "--preset", config.preset, "--system", config.system]
     words += ["--dataset", images.asked]
     side = config.model.image_shape[-1]
-    words += ["--size", str(side)] if side != 32 and images.name in ("photos", "folder", "crops") else []
+    words += ["--size", str(side)] if side != 32 and images.name in ("photos", "folder", "crops", *domains.NAMES) else []
     usual = presets.preset(config.preset, config.system, config.model.image_shape)
     for ours, theirs in ((config.model, usual.model), (config.training, usual.training)):
         for field in dataclasses.fields(ours):

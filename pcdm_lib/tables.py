@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pcdm_lib import published, records
+from pcdm_lib import domains, published, records
 from pcdm_lib.experiment import SYSTEM_NAMES
 from pcdm_lib.presets import SYSTEMS
 from pcdm_lib.published import AUROC, BPD, FID, FILES, LIKELIHOODS, NOT_GIVEN, NOT_MEASURED, NOT_RUN, Published
@@ -28,7 +28,7 @@ from pcdm_lib.published import AUROC, BPD, FID, FILES, LIKELIHOODS, NOT_GIVEN, N
 FORMATS = (1, 2)
 MEASURED = "measured here"
 PROVENANCE = ("data", "budget", "seed", "weights", "machine", "commit")
-DATASETS = (*published.DATA, "photos", "svhn", "crops", "folder")
+DATASETS = (*published.DATA, "photos", "svhn", *domains.NAMES, "crops", "folder")
 
 TITLES = {
     "density": "Density estimation: bits per dimension (Table 1 of the paper)",

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from pcdm_lib import emd_estimator as est
 from pcdm_lib.emd import exact_emd, wavelet_emd
 from pcdm_lib.emd_bound import scale_constants
+from pcdm_lib.tilted_mixture import TiltedMixture
 
 THETA = np.array([0.2, 1.0])
 
@@ -117,6 +119,46 @@ def test_true_moments_give_the_truth(field, theta):
     assert np.allclose(est.averaged_denoising(field, sigma, 0.5, est.transport_weights(4)), theta, rtol=1e-6, atol=1e-7)
 
 
+def covariance_by_differences(estimator, sigma):
+    """Limit covariance of sqrt(n) estimator(second moments), (2, 2), without its sandwich: the delta method, with derivatives by differences.
+
+    With G_i the symmetric matrix of derivatives of the i-th parameter it is 2 tr(G_i Sigma G_j Sigma), the moments' covariance being Isserlis'.
+    `estimator` takes (m, d, d) to (m, 2).
+    """
+    rows, columns = np.tril_indices(len(sigma))
+    each, h = np.arange(len(rows)), 1e-4
+    steps = np.zeros((len(rows), *sigma.shape))
+    steps[each, rows, columns] += h / 2
+    steps[each, columns, rows] += h / 2
+    slopes = (estimator(sigma + steps) - estimator(sigma - steps)) / (2 * h)
+    g = np.zeros((2, *sigma.shape))
+    g[:, rows, columns] = g[:, columns, rows] = slopes.T
+    return 2 * np.einsum("iab,bc,jcd,da->ij", g, sigma, g, sigma, optimize=True)
+
+
+def test_sandwiches_are_the_delta_method(field):
+    """Those of clean data and of averaged noise, at a point where nothing is symmetric between the two parameters."""
+    sigma = field.covariance(THETA)
+    assert np.allclose(covariance_by_differences(lambda m: est.maximum_likelihood(field, m), sigma), np.linalg.inv(field.fisher_information(THETA)), rtol=1e-4)
+    for a in (np.eye(16), est.transport_weights(4), est.transport_weights(4, 1.0), sigma):
+        found = covariance_by_differences(lambda m, a=a: est.score_matching(field, m, a), sigma)
+        assert np.allclose(found, est.score_matching_covariance(field, THETA, a), rtol=1e-4)
+    for noise, a in ((0.2, np.eye(16)), (0.7, est.transport_weights(4))):
+        found = covariance_by_differences(lambda m, a=a, noise=noise: np.array([est.averaged_denoising(field, one, noise, a) for one in m]), sigma)
+        assert np.allclose(found, est.averaged_denoising_covariance(field, THETA, noise, a), rtol=1e-3)
+
+
+def test_covariance_weights_are_likelihood_in_the_limit_only():
+    """At A = Sigma the estimates differ from maximum likelihood's, by less and less of their own error."""
+    field, random = est.GridField(8), np.random.default_rng(0)
+    information, apart = field.fisher_information(THETA), []
+    for moments in est.draw_moments(field, THETA, (64, 4096), 100, random):
+        likely = est.maximum_likelihood(field, moments)
+        differences = est.fisher_error(est.score_matching(field, moments, field.covariance(THETA)), likely, information)
+        apart.append(math.sqrt(differences.mean() / est.fisher_error(likely, THETA, information).mean()))
+    assert 0.02 < apart[0] < 0.5 and apart[1] < apart[0] / 4  # as n^-1/2, that is by 8
+
+
 def test_plain_is_efficient_on_white_noise_and_transport_on_smooth_fields():
     field = est.GridField(8)
     def share(c, a):
@@ -159,6 +201,16 @@ def test_rate_of_a_known_law():
     assert est.rate(sizes, exact)[0] == pytest.approx(-0.75)
 
 
+def test_rate_weighs_sizes_by_how_well_they_are_measured():
+    """Against polyfit, at sizes whose errors differ much and whose points lie on no line."""
+    sizes, random = (100, 200, 800, 3200), np.random.default_rng(0)
+    squared = np.stack([random.gamma(shape, 1 / n, size=40) for n, shape in zip(sizes, (5.0, 0.3, 20.0, 2.0))])
+    relative = squared.std(axis=1, ddof=1) / math.sqrt(40) / squared.mean(axis=1) / 2  # of the root mean square
+    fitted, covariance = np.polyfit(np.log(sizes), np.log(squared.mean(axis=1)) / 2, 1, w=1 / relative, cov="unscaled")
+    assert est.rate(sizes, squared) == pytest.approx((fitted[0], math.sqrt(covariance[0, 0])))
+    assert abs(fitted[0] - np.polyfit(np.log(sizes), np.log(squared.mean(axis=1)) / 2, 1)[0]) > 0.05
+
+
 # ---------------------------------------------------------------- denoising
 
 
@@ -193,12 +245,53 @@ def test_moments_of_gradients(field, kind):
     assert change.mean() == pytest.approx(along @ curvature @ along, rel=0.1)
 
 
+def residuals(field, theta, images, eps, sigma):
+    """eps - E_theta[eps | noisy image], (n, d), by dense matrices: regression of one Gaussian on another."""
+    return eps - images @ np.linalg.solve((1 - sigma**2) * field.covariance(theta) + sigma**2 * np.eye(field.dims), sigma * np.eye(field.dims))
+
+
+LOSSES = {"plain": est.Squares(np.eye(16)), "transport": est.Squares(est.transport_weights(4)), "wavelet": est.wavelet_loss(4)}
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.6])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_slope_of_the_mean_gradient(field, kind, sigma):
+    """H against second differences of the expected loss, which for Gaussian residuals has a closed form; no draws."""
+    clean, loss = field.covariance(THETA), LOSSES[kind]
+    noisy = (1 - sigma**2) * clean + sigma**2 * np.eye(16)
+
+    def expected(theta):
+        q = np.linalg.inv((1 - sigma**2) * field.covariance(theta) + sigma**2 * np.eye(16))
+        covariance = np.eye(16) - 2 * sigma**2 * q + sigma**2 * q @ noisy @ q  # eps and the noisy image have covariance sigma I
+        if kind == "wavelet":
+            return math.sqrt(2 / math.pi) * np.sqrt(np.einsum("ka,ab,kb->k", loss.rows, covariance, loss.rows)).sum()
+        return np.trace(loss.metric @ covariance) / 2
+
+    h = np.diag([2e-4, 1e-3])  # a step of each parameter
+    found = np.array([[expected(THETA + a + b) - expected(THETA + a - b) - expected(THETA - a + b) + expected(THETA - a - b) for a in h] for b in h])
+    assert np.allclose(found / (4 * np.outer(h.sum(0), h.sum(0))), est.gradient_moments(field, THETA, sigma, loss)[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_covariance_of_one_images_gradient(field, kind):
+    """V against 300,000 gradients in theta, whose residuals are differentiated numerically: mean zero, and the covariance to 3 %; then the sandwich."""
+    random, n, sigma = np.random.default_rng(7), 300_000, 0.6
+    data = est.add_noise(field.draw(THETA, (n,), random), sigma, random)
+    g = LOSSES[kind].gradient(residuals(field, THETA, *data))
+    slopes = [residuals(field, THETA + step, *data) - residuals(field, THETA - step, *data) for step in np.diag([1e-4, 1e-4])]
+    each = np.stack([(g * slope).sum(1) / 2e-4 for slope in slopes])  # (2, n)
+    h, v = est.gradient_moments(field, THETA, sigma, LOSSES[kind])
+    root = np.linalg.inv(np.linalg.cholesky(v))
+    assert np.abs(root @ each.mean(1)).max() < 4 / math.sqrt(n)
+    assert np.allclose(root @ np.cov(each) @ root.T, np.eye(2), atol=0.03)
+    assert np.allclose(est.denoising_covariance(field, THETA, sigma, LOSSES[kind]), np.linalg.inv(h) @ v @ np.linalg.inv(h))
+
+
 @pytest.mark.parametrize("kind, n, repeats", [("plain", 4000, 100), ("transport", 4000, 100), ("wavelet", 4000, 100), ("exact", 400, 6)])
 def test_denoising_sandwich_is_what_simulation_gives(field, kind, n, repeats):
     if kind == "exact":
         pytest.importorskip("ot")
-    loss = {"plain": est.Squares(np.eye(16)), "transport": est.Squares(est.transport_weights(4)), "wavelet": est.wavelet_loss(4),
-            "exact": est.Exact(4, 2.0, draws=1000)}[kind]
+    loss = est.Exact(4, 2.0, draws=1000) if kind == "exact" else LOSSES[kind]
     random, information = np.random.default_rng(0), field.fisher_information(THETA)
     data = [est.add_noise(field.draw(THETA, (n,), random), 0.6, random) for _ in range(repeats)]
     hats = np.array([est.denoising(field, d, loss) for d in data])
@@ -244,6 +337,10 @@ def test_too_few_steps_are_told(field):
     data = est.add_noise(field.draw(THETA, (200,), random), 0.6, random)
     with pytest.raises(RuntimeError, match="did not settle within 1 steps"):
         est.denoising(field, data, est.Squares(np.eye(16)), start=(5.0, 0.1), steps=1)
+    for loss in LOSSES.values():  # maximum likelihood on the clean images is about a standard error off: not near enough
+        with pytest.raises(RuntimeError, match="did not settle within 1 steps"):
+            est.denoising(field, data, loss, steps=1)
+        est.denoising(field, data, loss)
     with pytest.raises(RuntimeError, match="did not settle"):
         est.averaged_denoising(field, est.second_moments(data.images), 0.6, np.eye(16), steps=1)
     with pytest.raises(RuntimeError, match="did not settle"):
@@ -255,7 +352,7 @@ def test_too_few_steps_are_told(field):
 
 @pytest.fixture
 def family():
-    return est.TiltedMixture()
+    return TiltedMixture()
 
 
 GRID = np.linspace(-10, 10, 20001)
@@ -311,8 +408,17 @@ def test_bias_for_small_noise(family, theta):
 
 
 def test_symmetric_posteriors_leave_no_bias():
-    gauss = est.TiltedMixture(weights=(0.5, 0.5), means=(0.3, 0.3), sd=1.0)
+    gauss = TiltedMixture(weights=(0.5, 0.5), means=(0.3, 0.3), sd=1.0)
     assert gauss.limit(0.4, 0.6) == pytest.approx(0.4, abs=1e-9) and gauss.small_noise_bias(0.4) == pytest.approx(0, abs=1e-6)
+
+
+def test_skewed_posteriors_can_leave_no_bias(family):
+    """By symmetry, at a mixture that is its own mirror image; and by chance, where the bias changes its sign."""
+    mirror, sigma = TiltedMixture((0.5, 0.5), (-1, 1), 0.6), 0.6
+    w, m, sd = mirror.posterior(np.array(0.4), 0.0, sigma)
+    assert 2 * (w * ndtr((mirror.eps_mean(np.array(0.4), 0.0, sigma)[0] - m) / sd)).sum() - 1 == pytest.approx(0.126, abs=5e-4)
+    assert mirror.limit(0.0, sigma) == pytest.approx(0, abs=1e-9) and abs(mirror.limit(0.5, sigma) - 0.5) > 0.01
+    assert family.limit(0.5, sigma) - 0.5 == pytest.approx(-0.019, abs=5e-4) and family.limit(1.0, sigma) - 1 == pytest.approx(0.029, abs=5e-4)
 
 
 def test_maximum_likelihood_matches_the_mean(family):

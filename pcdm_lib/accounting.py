@@ -133,9 +133,15 @@ def _even_noise(cascade: Cascade, draws: int, count: int, generator: torch.Gener
 
 def grid_bits(ratio: float) -> float:
     """Expected -log2 of the probability that a decoder gives to the true point of an endless grid, seen through Gaussian noise of `ratio` times
-    the grid's spacing, in bits. 0 without noise; log2(ratio sqrt(2 pi e)), the noise's own entropy, where it covers many points."""
-    if not ratio > 0:
-        raise ValueError(f"the ratio of noise to spacing must be positive, got {ratio}")
+    the grid's spacing, in bits. 0 without noise; log2(ratio sqrt(2 pi e)), the noise's own entropy, where it covers many points.
+
+    Raises:
+        ValueError: unless 0 < ratio < infinity.
+    """
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"the ratio of noise to spacing must be positive and finite, got {ratio}")
+    if ratio > 2:  # a sum over the grid is then an integral, but for a share exp(-2 (pi ratio)^2) < 1e-34
+        return math.log2(ratio * math.sqrt(2 * math.pi * math.e))
     noise = np.linspace(-9.0, 9.0, 4001)  # in standard deviations; the integrand is smooth, so the plain sum is exact to 1e-12
     weight = np.exp(-(noise**2) / 2)
     reach = math.ceil(18 * ratio) + 1
@@ -150,8 +156,13 @@ def leak_bits(ratio: float, levels: int = 1) -> float:
 
     Networks, prior and noise being the same, the two counts differ in their decoders alone. In pixel spacings the grid of the base is 2^-levels wide,
     those of level j's details are 2^(1-j), 2^(1-j) and 2^(2-j) (contract, Sect. 2), and a level's band is 4^-j of the dimensions. The ends of the ranges
-    are left out of this, so it is exact only for images that stay away from black and white.
+    are left out of this, so it is exact only for images that stay away from black and white. One scale (0 levels) leaves nothing out.
+
+    Raises:
+        ValueError: for levels that no map has, and unless 0 < ratio < infinity.
     """
+    if isinstance(levels, bool) or not isinstance(levels, int) or not 0 <= levels <= 10:
+        raise ValueError(f"levels must be a whole number from 0 to 10, got {levels!r}")
     lattice = 4.0**-levels * grid_bits(2.0**levels * ratio)
     for j in range(1, levels + 1):
         lattice += 4.0**-j * (2 * grid_bits(2.0 ** (j - 1) * ratio) + grid_bits(2.0 ** (j - 2) * ratio))

@@ -1,4 +1,6 @@
-"""Figures of the notebook on exact likelihoods: code lengths of all images, what two slips of accounting leave out, float errors. For notebooks only."""
+"""Figures of the notebook on exact likelihoods: code lengths of all images, what two slips of accounting leave out, float errors. For notebooks only.
+
+`label`, the small print under a figure: which data, how many images, which seeds and how many draws."""
 
 from __future__ import annotations
 
@@ -15,12 +17,25 @@ from pcdm_lib.evaluate import Evaluation
 from pcdm_lib.plots import BLUE, COLOURS, GREEN, ORANGE, PURPLE, SKY, VERMILION, bare
 
 BITS = "bits per dimension"
+BPD = "bits per dimension (bpd)"
 MARKERS = "osD^vP"
 COUNT_COLOURS = dict(zip(ACCOUNTINGS, (BLUE, VERMILION, ORANGE, PURPLE)))  # by accounting
 RATIO = r"noise at t = 0, $\sigma_0/\alpha_0$  [spacing of pixels]"
 
 
-def source_images(images: Tensor, bits: Tensor, levels: int, title: str) -> Figure:
+def _small_print(figure: Figure, label: str) -> None:
+    if label:
+        figure.supxlabel(label, fontsize=8, color="0.35")
+
+
+def _legend_below(figure: Figure, handles: tuple, columns: int, label: str) -> None:
+    """A legend under the figure, with the small print between the two."""
+    legend = figure.legend(*handles, loc="outside lower center", ncols=columns)
+    legend.set_title(label, prop={"size": 8})
+    legend.get_title().set_color("0.35")
+
+
+def source_images(images: Tensor, bits: Tensor, levels: int, title: str, label: str = "") -> Figure:
     """Code lengths (K,) in bits of all 2x2 images in order, with the cheapest, a middling and the dearest drawn beside."""
     order = bits.argsort()
     shown, alike = [0, len(bits) // 2, len(bits) - 1], images[0].numel() * np.log2(levels)
@@ -36,12 +51,14 @@ def source_images(images: Tensor, bits: Tensor, levels: int, title: str) -> Figu
     ax.text(len(bits), alike - 0.2, "all images alike", color="0.4", ha="right", va="top")
     ax.set(xlabel="image, from likely to unlikely", ylabel=r"$-\log_2 P(x)$  [bits]", ylim=(0, None))
     figure.suptitle(title)
+    _small_print(figure, label)
     return figure
 
 
-def areas(gammas: np.ndarray, densities: Mapping[str, np.ndarray], sums: Mapping[str, np.ndarray], gamma_0: float, spacing: float, title: str) -> Figure:
-    """Bits per dimension per unit of gamma, so that areas are bits: thin lines for `densities`, thick ones for `sums`; a line marks t = 0, left of
-    which it is the decoder that pays. `spacing`: of pixels in the units of the noise."""
+def areas(gammas: np.ndarray, densities: Mapping[str, np.ndarray], sums: Mapping[str, np.ndarray], gamma_0: float, spacing: float, title: str,
+          label: str = "") -> Figure:
+    """Bits per dimension per unit of gamma, so that areas are bits per dimension: thin lines for `densities`, thick ones for `sums`; a line marks t = 0,
+    left of which it is the decoder that pays. `spacing`: of pixels in the units of the noise."""
     figure, ax = plt.subplots(figsize=(8.6, 3.8))
     for (name, values), colour in zip(densities.items(), (SKY, GREEN)):
         ax.plot(gammas, values, color=colour, lw=1.2, ls="--", label=name)
@@ -62,12 +79,14 @@ def areas(gammas: np.ndarray, densities: Mapping[str, np.ndarray], sums: Mapping
     upper.set_xticks(2 * np.log(ticks * spacing), [f"{t:g}" for t in ticks])
     upper.set_xlabel("noise in spacings of pixels")
     ax.legend(loc="center right", title="one area, one code length")
+    _small_print(figure, label)
     return figure
 
 
-def counts(rows: Mapping[str, Mapping[str, float]], entropy: float, kraft: Mapping[str, float], title: str) -> Figure:
+def counts(rows: Mapping[str, Mapping[str, float]], entropy: float, kraft: Mapping[str, float], title: str,
+           label: str = "") -> Figure:
     """Counts stacked from their terms (bits per dimension), one bar each, with Kraft's sum beside; `entropy` as a line."""
-    figure, ax = plt.subplots(figsize=(8.6, 0.62 * len(rows) + 1.7))
+    figure, ax = plt.subplots(figsize=(8.6, 0.62 * len(rows) + 1.9))
     terms = list(next(iter(rows.values())))
     colours = dict(zip(terms, (SKY, BLUE, ORANGE, VERMILION)))
     for y, (name, row) in enumerate(rows.items()):
@@ -76,30 +95,31 @@ def counts(rows: Mapping[str, Mapping[str, float]], entropy: float, kraft: Mappi
             ax.barh(y, value, 0.6, left=left, color=colours[term], label=term if y == 0 else None, edgecolor="white", lw=0.5)
             left += value
         wrong = kraft[name] > 1.01
-        ax.text(max(left, entropy) + 0.02, y, f"{left:.3f} bits,  Kraft's sum {kraft[name]:.3g}", va="center", color=VERMILION if wrong else "black",
+        ax.text(max(left, entropy) + 0.02, y, f"{left:.3f} bpd,  Kraft's sum {kraft[name]:.3g}", va="center", color=VERMILION if wrong else "black",
                 fontweight="bold" if wrong else "normal")
     ax.axvline(entropy, color="black", ls="--", lw=1.2)
     ax.text(entropy, -0.55, f"entropy {entropy:.4f} ", ha="right", va="bottom", fontsize=9)
-    ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=BITS, xlim=(0, 1.55 * entropy), ylim=(len(rows) - 0.5, -1.0), title=title)
-    figure.legend(loc="outside lower center", ncols=len(terms))
+    ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=BPD, xlim=(0, 1.55 * entropy), ylim=(len(rows) - 0.5, -1.0), title=title)
+    _legend_below(figure, (), len(terms), label)
     return figure
 
 
-def points(groups: Mapping[str, Mapping[str, tuple[float, float]]], line: float, line_label: str, xlabel: str, title: str) -> Figure:
+def points(groups: Mapping[str, Mapping[str, tuple[float, float]]], line: float, line_label: str, xlabel: str, title: str,
+           label: str = "") -> Figure:
     """Estimates with two standard errors, one row a name, one marker a group, beside a known value."""
     names = list(next(iter(groups.values())))
-    figure, ax = plt.subplots(figsize=(8.6, 0.55 * len(names) + 1.6))
+    figure, ax = plt.subplots(figsize=(8.6, 0.55 * len(names) + 1.8))
     for k, (group, rows) in enumerate(groups.items()):
         y = np.arange(len(names)) + 0.24 * (k - (len(groups) - 1) / 2)
         values, errors = np.array([rows.get(name, (np.nan, np.nan)) for name in names]).T
         ax.errorbar(values, y, xerr=2 * errors, fmt=MARKERS[k], color=COLOURS[k], capsize=3, label=group)
     ax.axvline(line, color="black", ls="--", lw=1.2, label=line_label)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel=xlabel, title=title)
-    figure.legend(loc="outside lower center", ncols=len(groups) + 1)
+    _legend_below(figure, (), len(groups) + 1, label)
     return figure
 
 
-def leak_curves(ratios: Sequence[float], ledgers: Sequence[Ledger], mark: float | None = None) -> Figure:
+def leak_curves(ratios: Sequence[float], ledgers: Sequence[Ledger], mark: float | None = None, label: str = "") -> Figure:
     """Kraft's sum and bits per dimension against the noise at t = 0, for every accounting; `mark`: the noise of a slider."""
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.9))
     for name, accounting in ACCOUNTINGS.items():
@@ -111,7 +131,7 @@ def leak_curves(ratios: Sequence[float], ledgers: Sequence[Ledger], mark: float 
     axes[0].axhline(1, color="black", lw=1, ls=":")
     axes[1].axhline(entropy, color="black", lw=1, ls=":")
     axes[1].text(ratios[-1], entropy - 0.02, f"entropy {entropy:.4f}", ha="right", va="top", fontsize=9)
-    axes[0].set(yscale="log", ylabel="Kraft's sum", title="Above 1: there is no such code")
+    axes[0].set(yscale="log", ylabel="Kraft's sum", title="Above 1: there is no such code. Below 1: nothing is proved")
     axes[0].set_yticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
     axes[0].set_ylim(0.45, 10)
     axes[1].set(ylabel=BITS, title="Below the entropy: no likelihood")
@@ -121,7 +141,7 @@ def leak_curves(ratios: Sequence[float], ledgers: Sequence[Ledger], mark: float 
         ax.minorticks_off()
         if mark is not None:
             ax.axvline(mark, color=GREEN, lw=2)
-    figure.legend(loc="outside lower center", ncols=len(ACCOUNTINGS), title="how it is counted")
+    _legend_below(figure, (), len(ACCOUNTINGS), label)
     return figure
 
 
@@ -158,7 +178,7 @@ def model_counts(counted: Mapping[str, Evaluation], title: str, label: str = "")
     ax.axhline(top, color="black", ls="--", lw=1)
     ax.set(xticks=range(len(counted)), xticklabels=list(counted), ylabel=BITS, ylim=(0, 1.28 * top), title=title)
     figure.legend(loc="outside right center", reverse=True)
-    figure.supxlabel(label, fontsize=8, color="0.35")
+    _small_print(figure, label)
     return figure
 
 
@@ -180,7 +200,7 @@ def leak_law(ratios: np.ndarray, laws: Mapping[str, np.ndarray], measured: Mappi
     ax.set_xticks([0.03, 0.1, 0.2, 0.3, 0.5, 1], ["0.03", "0.1", "0.2", "0.3", "0.5", "1"])
     ax.minorticks_off()
     ax.legend()
-    figure.supxlabel(label, fontsize=8, color="0.35")
+    _small_print(figure, label)
     return figure
 
 
@@ -190,16 +210,18 @@ def _by_level(ax: Axes, levels: Sequence[int], rows: Mapping[str, Sequence[float
     ax.set(xticks=list(levels), xlabel="levels")
 
 
-def exact_until(levels: Sequence[int], wrong: Mapping[str, Sequence[float]], allowed: Mapping[str, int], title: str) -> Figure:
+def exact_until(levels: Sequence[int], wrong: Mapping[str, Sequence[float]], allowed: Mapping[str, int], title: str, label: str = "") -> Figure:
     """Share of approximation coefficients (in %) that a float type gets wrong, by level; the last level that its mantissa has room for, in the legend."""
     figure, ax = plt.subplots(figsize=(8.6, 3.4))
     _by_level(ax, levels, {f"{name}: room up to level {allowed[name]}": values for name, values in wrong.items()})
     ax.set(ylabel="coefficients that are wrong  [%]", ylim=(-4, 104), title=title)
     figure.legend(loc="outside right center")
+    _small_print(figure, label)
     return figure
 
 
-def float_errors(levels: Sequence[int], grey: Mapping[str, Sequence[float]], units: Mapping[str, Sequence[float]], title: str) -> Figure:
+def float_errors(levels: Sequence[int], grey: Mapping[str, Sequence[float]], units: Mapping[str, Sequence[float]], title: str,
+                 label: str = "") -> Figure:
     """Round-trip errors of float types by level: in grey levels (left), and in each type's unit of rounding (right), beside a square root."""
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.9))
     _by_level(axes[0], levels, grey)
@@ -210,6 +232,6 @@ def float_errors(levels: Sequence[int], grey: Mapping[str, Sequence[float]], uni
     axes[1].text(levels[-1], 0.0, "grey band: a square root ", ha="right", va="bottom", color="0.4")
     _by_level(axes[1], levels, units)
     axes[1].set(ylim=(0, None), ylabel="the same in units of rounding", title="Divided by the type's own rounding: one curve")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(grey))
+    _legend_below(figure, axes[0].get_legend_handles_labels(), len(grey), label)
     figure.suptitle(title)
     return figure

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from pcdm_lib import archive, checkpoints, data, distributed, evaluate, flow, presets, pretrained, records, shipping, training
+from pcdm_lib import archive, checkpoints, data, distributed, domains, evaluate, flow, presets, pretrained, records, shipping, training
 from pcdm_lib.images import SUFFIXES, beyond_rgb, image_files, read_pixels
 
 DEFAULT_MODEL = "photos32-vdm"  # of compress: the shipped model of the lowest bits per dimension
@@ -276,6 +276,9 @@ def _check_folder(headers: list[dict], images: data.ImageData) -> None:
     if same_folder and trained_on.get("train_sha256") != images.source["train_sha256"]:
         raise ValueError(f"{images.source['folder']} has changed since training, so held-out images may have been trained on: "
                          "train anew, or score another folder")
+    if images.name == "histology" and str(trained_on.get("label", "")).startswith("photos"):
+        print(f"note: this model has seen the slide, held-out rows included: {domains.SLIDE}, reduced, is one of the photographs it was trained on",
+              file=sys.stderr)
 
 
 def _likelihoods(options: argparse.Namespace) -> int:
@@ -465,4 +468,4 @@ def _save_png(path: Path, array: np.ndarray, description: str | None = None) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.end(main())

@@ -68,13 +68,15 @@ def load_weights(module: nn.Module, path: Path) -> None:
     module.load_state_dict(tensors)
 
 
-def load_cascade(*run_dirs: Path | str, weights: str = "ema", device: torch.device | str = "cpu") -> tuple[Cascade, list[dict[str, Any]]]:
+def load_cascade(*run_dirs: Path | str, weights: str = "ema", device: torch.device | str = "cpu", shown: str | None = None
+                 ) -> tuple[Cascade, list[dict[str, Any]]]:
     """The cascade that one or more runs trained, from their newest checkpoints, and the header of each.
 
     Several runs may each have trained some of the scales; together they must have all, and agree on the model and on the training images.
 
     Args:
         run_dirs: folders of runs, or of checkpoints. weights: "ema" or "raw".
+        shown: what networks were shown in place of the coarser image, where they were (`conditioning.load_shown` says it).
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
@@ -88,6 +90,9 @@ def load_cascade(*run_dirs: Path | str, weights: str = "ema", device: torch.devi
         header = records.read_json(folder / "config.json")
         if header.get("format") != FORMAT:
             raise CheckpointMismatch(f"{folder} has format {header.get('format')}, this version reads {FORMAT}: use the version that wrote it")
+        if header.get("shown") not in (None, shown):
+            raise CheckpointMismatch(f"the networks of {run} were trained on {header['shown']!r} in place of the coarser image: "
+                                     "load them by conditioning.load_shown")
         headers.append(header)
         folders.append(folder)
     configs = [Config.from_dict(h["config"]) for h in headers]

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from pcdm_lib import checkpoints
 from pcdm_lib.cascade import Cascade
 from pcdm_lib.maps import HierarchicalMap
 from pcdm_lib.training import Trainer
@@ -26,7 +28,8 @@ def nothing(coarse: Tensor) -> Tensor:
 
 
 def another(coarse: Tensor) -> Tensor:
-    """For every image of the batch that of the one before it, and the last one's for the first. Raises ValueError for a batch of one."""
+    """For every image of the batch that of the one before it, and the last one's for the first: so figures depend on the batches that images are
+    scored in. Raises ValueError for a batch of one."""
     if len(coarse) < 2:
         raise ValueError("one image has no other beside it: score two or more in a batch")
     return coarse.roll(1, dims=0)
@@ -51,9 +54,16 @@ def shown(cascade: Cascade, change: Change) -> Cascade:
 
 
 def train_shown(trainer: Trainer, change: Change) -> Trainer:
-    """The same trainer, whose networks are shown `change` of the coarser image from now on. Its checkpoints hold weights only: what was shown has to be
-    said again, by `shown`, where they are loaded."""
+    """The same trainer, whose networks are shown `change` of the coarser image from now on. Its checkpoints say so by the function's name: only
+    `load_shown` loads them, and they cannot be resumed."""
     for scale in trainer.scales:
         for module in (scale.module, scale.ema):
             module["network"].map = showing(module["network"].map, change)
+    trainer.header["shown"] = change.__name__
     return trainer
+
+
+def load_shown(change: Change, *run_dirs: Path | str) -> Cascade:
+    """The cascade of runs of which some were trained by `train_shown` with this change; its networks are shown it again, all of them. Errors are those
+    of `checkpoints.load_cascade`, also where a run was shown something else."""
+    return shown(checkpoints.load_cascade(*run_dirs, shown=change.__name__)[0], change)

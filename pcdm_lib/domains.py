@@ -19,7 +19,7 @@ from scipy.signal import chirp, firwin, lfilter, stft
 from pcdm_lib.images import ImageData, count, grid, image_data, spread
 
 NAMES = ("spectrograms", "histology")
-SIZES = (8, 128)  # sides of spectrograms: shorter frames hold no harmonics, and longer sounds take seconds each
+SIZES = (8, 128)  # sides of spectrograms: shorter frames hold no harmonics, and a set of longer sounds takes minutes to make
 
 SAMPLE_RATE = 8000  # Hz
 LOW_DB, HIGH_DB = -70.0, 0.0  # black and white; what lies beyond is clipped
@@ -36,7 +36,7 @@ SLIDE_SIDE, HELDOUT_ROWS, GAP = 512, 128, 32  # pixels; the lowest rows are held
 
 
 def synthesise(n: int, samples: int, seed: int) -> np.ndarray:
-    """n sounds (n, samples) float64, each of one to three events of KINDS over a floor of white noise; amplitudes up to about 1.
+    """n sounds (n, samples) float64, each of one to three events of KINDS over a floor of white noise; amplitudes mostly below 1, seldom up to 2.
 
     Pitch (250 to 1000 Hz), onset, decay, level (0 to -24 dB) and floor (-90 to -50 dB in a bin) are drawn for each. The k-th sound depends on
     `seed`, k and `samples` alone. Raises ValueError for n < 1, samples < 64 or a negative seed.
@@ -46,8 +46,12 @@ def synthesise(n: int, samples: int, seed: int) -> np.ndarray:
 
 
 def _check_sounds(n: int, samples: int, seed: int) -> None:
-    if n < 1 or samples < 64 or seed < 0:
-        raise ValueError(f"n={n}, samples={samples}, seed={seed}: expected at least 1 sound of 64 samples and a seed of at least 0")
+    if not _whole(n, 1) or not _whole(samples, 64) or not _whole(seed, 0):
+        raise ValueError(f"n={n}, samples={samples}, seed={seed}: expected at least 1 sound of 64 samples and a seed of at least 0, whole numbers")
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
 
 
 def _sound(samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -68,11 +72,11 @@ def _decay(length: int, samples: int, generator: np.random.Generator) -> np.ndar
 
 def plucked_string(length: int, samples: int, generator: np.random.Generator) -> np.ndarray:
     """A delay line filled with noise, whose neighbours are averaged each time round (Karplus and Strong 1983): high harmonics die first."""
-    period = int(generator.integers(8, 33))  # 1000 to 250 Hz
+    period = int(generator.integers(8, 33))  # half a sample more is the loop: 941 to 246 Hz
     excitation = np.zeros(length)
     filled = min(period, length)
     excitation[:filled] = generator.uniform(-1, 1, filled)
-    excitation[:filled] -= excitation[:filled].mean()  # a string has no frequency 0, which here would never die
+    excitation[:filled] -= excitation[:filled].mean()  # a string has no frequency 0, which here would hardly die
     feedback = np.zeros(period + 2)
     feedback[0], feedback[period], feedback[period + 1] = 1, -0.498, -0.498
     return lfilter([1.0], feedback, excitation)
@@ -131,6 +135,8 @@ def spectrogram(sounds: np.ndarray) -> np.ndarray:
     size = math.isqrt(sounds.shape[-1]) if sounds.ndim == 2 else 0
     if sounds.ndim != 2 or sounds.shape[0] < 1 or size * (size + 1) != sounds.shape[1] or sound_samples(size) < 1:
         raise ValueError(f"sounds of shape {sounds.shape}: expected (n, size * (size + 1)) samples, as sound_samples gives them")
+    if not np.isrealobj(sounds) or not np.isfinite(sounds).all():
+        raise ValueError("the sounds hold values that are not finite real numbers")
     return grey_levels(_levels(sounds, 2 * size, "hann", size))[:, None]
 
 
@@ -165,12 +171,12 @@ def noise_spectrograms(n: int, size: int, seed: int, mean_db: float = -20.0) -> 
     Raises ValueError for n < 1, a negative seed, a size outside SIZES, or a mean outside LOW_DB..HIGH_DB.
     """
     sound_samples(size)
-    if n < 1 or seed < 0 or not LOW_DB <= mean_db <= HIGH_DB:
-        raise ValueError(f"n={n}, seed={seed}, mean_db={mean_db}: expected n >= 1, seed >= 0 and a mean from {LOW_DB:g} to {HIGH_DB:g} dB")
+    if not _whole(n, 1) or not _whole(seed, 0) or not LOW_DB <= mean_db <= HIGH_DB:
+        raise ValueError(f"n={n}, seed={seed}, mean_db={mean_db}: expected whole n >= 1 and seed >= 0, and a mean from {LOW_DB:g} to {HIGH_DB:g} dB")
     frame = 2 * size + 2  # bins 1..size; bin size + 1 is half the sample rate
     # E |X|^2 = std^2 / frame with the spectrum's scaling, and the level is that of 4 |X|^2
     std = math.sqrt(10 ** (mean_db / 10) * frame / 4)
-    sounds = np.random.default_rng(seed).normal(scale=std, size=(n, frame * size))
+    sounds = np.random.default_rng([seed, 0, 1]).normal(scale=std, size=(n, frame * size))  # a stream that is no sound's
     images = grey_levels(_levels(sounds, frame, "boxcar", 0)[:, 1:])[:, None]
     edges = LOW_DB + (np.arange(1, 256) - 0.5) * (HIGH_DB - LOW_DB) / 255
     survival = np.concatenate([[1.0], np.exp(-(10 ** ((edges - mean_db) / 10))), [0.0]])
@@ -196,7 +202,8 @@ def load_spectrograms(size: int, limit: int | None) -> ImageData:
 
 def load_histology(slide: np.ndarray, size: int, limit: int | None) -> ImageData:
     """Patches of the tissue section `slide` (SLIDE_SIDE, SLIDE_SIDE, 3): those of the upper rows to train on, overlapping; held out are patches of the
-    lowest HELDOUT_ROWS that share no pixel. GAP rows between the two are in neither. Both are parts of one section of one patient's tissue.
+    lowest HELDOUT_ROWS that share no pixel. GAP rows between the two are in neither. Both are parts of one section of one patient's tissue. The whole
+    slide, reduced, is also among what `photos` trains on (data.TRAIN_PHOTOS): a model of those has seen it.
 
     Raises ValueError for a size that the held-out rows do not hold.
     """

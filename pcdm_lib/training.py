@@ -625,7 +625,7 @@ class Trainer:
     def _identity(header: Mapping[str, Any]) -> dict[str, Any]:
         """What two sessions of a run must have in common."""
         data = header.get("data") or {}
-        known = ("format", "config", "seed", "scales")
+        known = ("format", "config", "seed", "scales", "shown")
         return {k: header.get(k) for k in known} | {"data": {k: data.get(k) for k in _IDENTIFYING}}
 
     def _check_identity(self, found: Mapping[str, Any], where: Path) -> None:

@@ -312,6 +312,17 @@ def test_a_process_that_does_not_come_is_missed_in_time(tmp_path):
     assert "the 2 processes that torchrun announced did not all come within 2 s" in done.stderr
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_process_of_torchrun_ends_without_taking_python_down(announced):
+    """With its status and its last words; alone it ends as any other. (Threads that outlive the work would abort it while Python is taken down.)"""
+    code = ("import atexit, sys; from pcdm_lib import distributed; atexit.register(print, 'taken down'); sys.stdout.write('last words'); "
+            "sys.stderr.write('and errors'); distributed.end(3)")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if announced else ()
+    done = subprocess.run([sys.executable, "-c", code], env=environment() | dict.fromkeys(names, "0"), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (3, "and errors")
+    assert done.stdout == "last words" + ("" if announced else "taken down\n")
+
+
 def test_half_an_announcement_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match="not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start the processes by torchrun"):
@@ -362,3 +373,4 @@ def test_every_parameter_gets_a_gradient(name, settings, tmp_path):
 
 if __name__ == "__main__":
     worker(Path(sys.argv[1]))
+    distributed.end(0)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2, chi2_contingency
+from skimage.data import immunohistochemistry
 
-from pcdm_lib import accounting, conditioning, data, domains, presets
+from pcdm_lib import accounting, checkpoints, conditioning, data, domains, presets
 from pcdm_lib.__main__ import main
 from pcdm_lib.evaluate import evaluate
 from pcdm_lib.lattice import allowed, check_member
@@ -156,6 +157,15 @@ def test_entropy_is_that_of_the_images(noise):
     assert noise.entropy == pytest.approx((1 + np.euler_gamma + math.log(10 / math.log(10) * 255 / 70)) / math.log(2), abs=1e-3)
 
 
+def test_details_depend_on_the_base_in_size_if_not_in_sign(noise):
+    """Independent pixels, equal energy in every band, and still the coarse image says something of the details: the law is skewed, so where the sum is low
+    they are large. Correlation of s with p^2: -0.35 (with p itself: none)."""
+    base, details = HaarWavelet(1).analyse(torch.from_numpy(noise.images).double())
+    s, p = base.flatten().numpy(), details[:, :1].flatten().numpy()
+    assert abs(np.corrcoef(s, p)[0, 1]) < 4 / math.sqrt(len(s))
+    assert np.corrcoef(s, p**2)[0, 1] == pytest.approx(-0.35, abs=0.02)
+
+
 @pytest.mark.parametrize("shift", [(0, 1), (1, 0), (1, 1)], ids=["time", "frequency", "both"])
 def test_neighbours_are_independent(noise, shift):
     """Quartiles of a bin against those of a neighbour; of Hann frames that overlap they depend on each other."""
@@ -229,7 +239,7 @@ def test_only_what_is_shown_changes(trained, noise):
 
 
 def test_trained_without_the_coarser_image(noise, tmp_path):
-    """A network that is shown nothing cannot tell one coarse image from another, also in its average."""
+    """A network that is shown nothing cannot tell one coarse image from another, also in its average; and its run is never loaded as another."""
     config = presets.preset("tiny", "wavelet", (1, 32, 32)).override({"inputs": "whitened"})
     trainer = conditioning.train_shown(Trainer(config, torch.from_numpy(noise.images), tmp_path / "r", scales=["details1"]), conditioning.nothing)
     trainer.run(steps=2, progress=False)
@@ -240,6 +250,18 @@ def test_trained_without_the_coarser_image(noise, tmp_path):
         with torch.no_grad():
             a, b = network(y, gamma, coarse), network(y, gamma, coarse + 16)  # the same residues: the lattice and its phase are the same
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    trainer.save()
+    base = Trainer(config, torch.from_numpy(noise.images), tmp_path / "base", scales=["base"])
+    base.run(steps=1, progress=False)
+    with pytest.raises(checkpoints.CheckpointMismatch, match="trained on 'nothing' in place of the coarser image: load them by conditioning.load_shown"):
+        checkpoints.load_cascade(tmp_path / "base", tmp_path / "r")
+    with pytest.raises(checkpoints.CheckpointMismatch, match="load them by"):
+        conditioning.load_shown(conditioning.another, tmp_path / "base", tmp_path / "r")
+    loaded = conditioning.load_shown(conditioning.nothing, tmp_path / "base", tmp_path / "r")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.networks["details1"](y, gamma, coarse), trainer.scales[0].ema["network"].eval()(y, gamma, coarse))
+    with pytest.raises(checkpoints.CheckpointMismatch, match="shown"):
+        Trainer(config, torch.from_numpy(noise.images), tmp_path / "r", scales=["details1"], resume=True)
 
 
 # The data sets
@@ -247,7 +269,7 @@ def test_trained_without_the_coarser_image(noise, tmp_path):
 
 def test_tissue_is_split_with_a_gap(slide):
     """Every held-out patch lies in the lowest rows, every training patch above the gap, and no pixel is in both."""
-    whole = data._read_photo(domains.SLIDE, domains.SLIDE_SHA256)
+    whole = immunohistochemistry()
     assert slide.train.shape == (54 * 81, 3, 32, 32) and slide.heldout.shape == (64, 3, 32, 32)
     marked = np.zeros((512, 512, 3), np.uint8)
     marked[..., 0], marked[..., 1] = np.arange(512)[:, None] // 2, np.arange(512) // 2  # a picture whose pixels say where they are
@@ -259,6 +281,15 @@ def test_tissue_is_split_with_a_gap(slide):
     assert not first & {p.numpy().tobytes() for p in slide.train}
     assert "same slide" in slide.label and "64 held-out" in slide.label
     assert "first 5 of 64" in data.load("histology", heldout_limit=5).label
+
+
+def test_a_model_of_photographs_has_seen_the_slide(capsys):
+    """`photos` trains on the same slide: scoring such a model on the slide says so."""
+    options = ["--images", "2", "--repeats", "2", "--times", "1", "--quiet"]
+    assert main(["evaluate", "photos32-wavelet", "--dataset", "histology", *options]) == 0
+    assert "this model has seen the slide" in capsys.readouterr().err
+    assert main(["evaluate", "photos32-wavelet", "--dataset", "photos", *options]) == 0
+    assert "slide" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -306,9 +337,13 @@ def test_every_value_by_itself():
     (lambda: domains.spectrograms(1, True, 0), "size=True"),
     (lambda: domains.synthesise(1, 10, 0), "samples=10"),
     (lambda: domains.spectrogram(np.zeros((1, 1000))), r"sounds of shape \(1, 1000\): expected"),
+    (lambda: domains.spectrogram(np.full((1, 1056), np.nan)), "not finite real numbers"),
+    (lambda: domains.spectrogram(np.zeros((1, 1056), complex)), "not finite real numbers"),
     (lambda: domains.noise_spectrograms(0, 32, 0), "n=0"),
+    (lambda: domains.noise_spectrograms(1.5, 32, 0), "n=1.5"),
+    (lambda: domains.noise_spectrograms(1, 32, 0.5), "seed=0.5"),
     (lambda: domains.noise_spectrograms(1, 7, 0), "size=7"),
-    (lambda: domains.noise_spectrograms(1, 32, 0, mean_db=3.0), "mean_db=3.0: expected n >= 1, seed >= 0 and a mean from -70 to 0 dB"),
+    (lambda: domains.noise_spectrograms(1, 32, 0, mean_db=3.0), "mean_db=3.0: expected whole n >= 1 and seed >= 0, and a mean from -70 to 0 dB"),
     (lambda: domains.load_histology(np.zeros((5, 5, 3), np.uint8), 4, None), r"the slide has the shape \(5, 5, 3\)"),
 ])
 def test_bad_input_is_named_in_one_line(call, message):

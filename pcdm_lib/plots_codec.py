@@ -108,11 +108,11 @@ def chain(moves: Moves, ends: Mapping[str, int], dims: int, first: int = 8, titl
     waterfall(axes[0], [(h - start) / dims for _, h in opening], labels, size=8.5)
     low, high = axes[0].get_ylim()
     axes[0].set(ylabel="bits a dimension, from the start", title="the first moves", ylim=(low - 0.1 * (high - low), high + 0.06 * (high - low)))
-    begin, before = 1, start
+    begin, before, offset = 1, start, 0
     for (name, end), colour in zip(ends.items(), COLOURS):
         part = merged(moves[begin:end])
         levels = (np.array([before, *(h for _, h in part)]) - start) / dims
-        at = np.arange(len(levels)) + (0 if begin == 1 else offset)
+        at = np.arange(len(levels)) + offset
         axes[1].plot(at, levels, color=colour, lw=0.9, label=f"{name}: {levels[-1] - levels[0]:+.2f} bits a dimension")
         begin, before, offset = end, part[-1][1], at[-1]
     lowest = (min(h for _, h in moves) - start) / dims

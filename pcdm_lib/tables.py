@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence

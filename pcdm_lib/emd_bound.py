@@ -49,7 +49,7 @@ from torch import Tensor
 
 from pcdm_lib.cascade import Cascade
 from pcdm_lib.diffusion import add_noise
-from pcdm_lib.emd import _check_options, _check_shapes, _differences, _distances, _unit, wavelet_emd_of_scales
+from pcdm_lib.emd import _check_options, _check_shapes, exact_emd, rounding_unit, wavelet_emd_of_scales
 from pcdm_lib.maps import HaarWavelet
 from pcdm_lib.scales import Scales
 
@@ -148,7 +148,7 @@ def transport_bound(scales: Scales | Sequence[Tensor], *, weights: Sequence[floa
     """
     given = [v.detach().cpu() for v in scales]
     _check_shapes(given[0], given[1:])
-    values, unit = [v.double() for v in given], max(_unit(v.dtype) for v in given)
+    values, rounding = [v.double() for v in given], max(rounding_unit(v.dtype) for v in given)
     w = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     if w.shape != (len(values),) or not bool((w > 0).all() and np.isfinite(w).all()):
         raise ValueError(f"weights must be {len(values)} positive numbers, one a scale, got {weights}")
@@ -156,8 +156,8 @@ def transport_bound(scales: Scales | Sequence[Tensor], *, weights: Sequence[floa
     haar = HaarWavelet(levels)
     error = haar.synthesise(Scales(haar.names(), values))
     if exact is None:
-        _check_options(metric, create_cost, solver)
-        exact = np.asarray(_distances(*_differences(error, torch.zeros_like(error), unit), metric, create_cost, solver))
+        options = {"metric": metric, "create_cost": create_cost, "solver": solver, "rounding": rounding}
+        exact = np.asarray(exact_emd(error, torch.zeros_like(error), **options))
     elif np.shape(exact) != tuple(error.shape[:2]):
         raise ValueError(f"exact must hold one distance an image and channel, {tuple(error.shape[:2])}, got {np.shape(exact)}")
     shape = tuple(error.shape[2:])

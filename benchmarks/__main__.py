@@ -149,7 +149,7 @@ def _run(options: argparse.Namespace) -> int:
             "--clock processor adds up the time of all threads, so it goes with --device cpu "
             "--threads 1"
         )
-    images = data.load(options.dataset, root=options.data_root or data_root(), download=False)
+    images = data.load_data(options.dataset, root=options.data_root or data_root(), download=False)
     settings = Settings(
         device,
         options.seconds,

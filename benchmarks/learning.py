@@ -138,7 +138,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        images = data.load(options.dataset, root=options.data_root or data_root(), download=False)
+        images = data.load_data(
+            options.dataset, root=options.data_root or data_root(), download=False
+        )
         changes = dict(change.partition("=")[::2] for change in options.set)
         config = preset(options.preset, options.system, tuple(images.train.shape[1:])).override(
             changes

@@ -239,7 +239,7 @@ def transform(settings: Settings) -> Section:
     floats = x.float() / 127.5 - 1
     rows = []
     for name in MAPS:
-        hierarchy = make_map(name, 0 if name == "identity" else 1)
+        hierarchy = make_map(name, 0 if name == "vdm" else 1)
         integers, scales = hierarchy.analyse_integers(x), hierarchy.analyse(floats)
         whole = hierarchy.synthesise_integers(integers)
         actions = {

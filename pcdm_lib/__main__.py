@@ -474,7 +474,7 @@ def _train_here(options: argparse.Namespace, changes: dict[str, str], device: to
     speaks = distributed.rank() == 0
     # what has to be downloaded or unpacked is so once, not by all processes at once
     images = distributed.in_turn(
-        lambda: sets.load(options.dataset, root=options.data_root, size=options.size)
+        lambda: sets.load_data(options.dataset, root=options.data_root, size=options.size)
     )
     if speaks:
         print(f"data: {images.label}", flush=True)
@@ -515,7 +515,7 @@ def _train_here(options: argparse.Namespace, changes: dict[str, str], device: to
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    images = sets.load(
+    images = sets.load_data(
         options.dataset, root=options.data_root, heldout_limit=options.images, size=options.size
     )
     print(f"data: {images.label}", flush=True)
@@ -594,7 +594,7 @@ def _check_folder(headers: list[dict], images: ImageData) -> None:
 
 
 def _likelihoods(options: argparse.Namespace) -> int:
-    images = sets.load(
+    images = sets.load_data(
         options.dataset, root=options.data_root, heldout_limit=options.images, size=options.size
     )
     print(f"data: {images.label}", flush=True)
@@ -874,12 +874,12 @@ def _literal(text: str) -> Any:
 
 
 def _ship(options: argparse.Namespace) -> int:
-    images = sets.load(options.dataset, root=options.data_root, size=options.size)
+    images = sets.load_data(options.dataset, root=options.data_root, size=options.size)
     print(f"data: {images.label}", flush=True)
     checks = {options.dataset if images.of_a_path else images.name: images}
     # figures that can be checked where that data set is not at hand
     if images.name != "photos" and images.train.shape[1] == 3:
-        checks["photos"] = sets.load("photos", size=images.train.shape[-1])
+        checks["photos"] = sets.load_data("photos", size=images.train.shape[-1])
     words = [
         "python",
         "-m",

@@ -41,7 +41,7 @@ from pcdm_lib.models import Cascade
 SOURCE = contract_source()
 ENTROPY = SOURCE.entropy_bits_per_dim
 MAPS: dict[str, HierarchicalMap] = {
-    "identity": Identity(),
+    "vdm": Identity(),
     "wavelet": HaarWavelet(1),
     "laplacian": LaplacianPyramid(1),
 }
@@ -58,7 +58,7 @@ def ledger(hierarchy: str = "wavelet", ratio: float = PAPER_RATIO, draws: int = 
 @pytest.mark.parametrize(
     ("hierarchy", "name", "bpd", "kraft", "precise", "precise_kraft"),
     [
-        ("identity", "valid", 1.557, 1.0, 1.5501, 0.9955),
+        ("vdm", "valid", 1.557, 1.0, 1.5501, 0.9955),
         ("wavelet", "valid", 1.560, 1.0, 1.5530, 0.9878),
         ("wavelet", "coarse clean", 1.433, 1.41, 1.4444, 1.3351),
         ("wavelet", "both", 0.85, 7.2, 0.8486, 7.146),
@@ -237,7 +237,7 @@ def test_pyramid_counts_as_the_wavelet() -> None:
 def test_one_scale_has_no_coarse_scale_to_leak() -> None:
     """All accountings of one scale are the same: its decoder is the one over pixels, and LL / 2^0
     is LL."""
-    found = ledger("identity", draws=16)
+    found = ledger("vdm", draws=16)
     for accounting in ACCOUNTINGS.values():
         assert torch.allclose(found.nats(accounting), found.nats(ACCOUNTINGS["valid"]))
 
@@ -246,7 +246,7 @@ def test_first_slip_takes_the_cheaper_part_of_two_honest_counts() -> None:
     """The wavelet's diffusion and one scale's decoder: what is missing is the difference of the two
     diffusion terms, I(coarse; noisy details | noisy coarse), which is not negative; the decoder
     over pixels costs the same in both maps (4 standard errors of each: 0.002)."""
-    one, both = ledger("identity"), ledger("wavelet")
+    one, both = ledger("vdm"), ledger("wavelet")
     gap = one.expected(one.diffusion) - both.expected(both.diffusion)
     missing = one.figures(ACCOUNTINGS["valid"]).bpd - both.figures(ACCOUNTINGS["coarse clean"]).bpd
     print(gap, missing)
@@ -563,7 +563,7 @@ def test_share_of_the_base_in_a_ledger() -> None:
 @functools.cache
 def counted() -> tuple:
     model = started_at(load_pretrained("photos32-wavelet"), PAPER_RATIO)
-    images = data.load("photos").heldout[:8]
+    images = data.load_data("photos").heldout[:8]
     return model, images, recount(model, images, repeats=3, times_per_image=2, seed=3)
 
 

@@ -55,7 +55,7 @@ MODEL_ONLY = Settings(steps=3, batch=4, chunk_tiles=6, plain=False)
 
 
 def photographs(count: int, seed: int = 0) -> list[tuple[str, np.ndarray]]:
-    found = data.load("photos").heldout
+    found = data.load_data("photos").heldout
     return [
         (
             f"photo-{i:03d}.png",
@@ -105,7 +105,7 @@ def odd_images() -> list[tuple[str, np.ndarray]]:
         ("wavelet", 1, 3),
         ("wavelet", 2, 3),
         ("laplacian", 1, 3),
-        ("identity", 0, 3),
+        ("vdm", 0, 3),
         ("wavelet", 1, 1),
     ],
     ids=str,
@@ -146,7 +146,7 @@ def test_round_trip_of_cifar10(tmp_path):
     root = os.environ.get("PCDM_DATA", "")
     if not root or not os.path.isdir(os.path.join(root, "cifar-10-batches-bin")):
         pytest.skip("CIFAR-10 is not in $PCDM_DATA")
-    found = data.load("cifar10", root=root).heldout[:8]
+    found = data.load_data("cifar10", root=root).heldout[:8]
     assert_round_trip(
         tmp_path,
         [(str(i), image.permute(1, 2, 0).numpy()) for i, image in enumerate(found)],
@@ -172,7 +172,7 @@ def test_images_that_a_model_expands_are_stored_by_a_plain_codec(tmp_path):
 def test_a_trained_model_pays_the_bound_and_the_books_add_up(tmp_path):
     """The shipped wavelet cascade on held-out photographs: the stack grows by the densities' own
     value on the latents of the file, or by less."""
-    found = data.load("photos").heldout[::20][:6]
+    found = data.load_data("photos").heldout[::20][:6]
     images = [(f"{i}.png", image.permute(1, 2, 0).numpy()) for i, image in enumerate(found)]
     books = assert_round_trip(
         tmp_path, images, Settings(steps=30, plain=False), load_pretrained("photos32-wavelet")
@@ -267,7 +267,7 @@ def test_another_model_is_refused(sample):
         for other in (
             small_cascade(seed=1),
             small_cascade("laplacian"),
-            small_cascade("identity", 0),
+            small_cascade("vdm", 0),
         ):
             with pytest.raises(WrongModel, match="the very model that wrote it"):
                 file.prepare(other)

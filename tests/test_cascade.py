@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pcdm_lib.diffusion import LinearSchedule, MonotoneSchedule, gamma_for_spacing, step_term
 from pcdm_lib.likelihood import contract_source, exact_cascade
-from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, StandardCascade
+from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, Subsampling
 from pcdm_lib.models import Cascade, ModelConfig, build
 
 PRESERVING = [m(levels) for m in (HaarWavelet, LaplacianPyramid) for levels in range(4)]
@@ -83,7 +83,7 @@ def test_energy_identity(hierarchy: HierarchicalMap, denoiser) -> None:
 def test_standard_cascade_pays_twice() -> None:
     """The standard cascade's targets have more energy than the image's noise: a coarse pixel counts
     again (Appendix C)."""
-    cascade, x = cascade_of(StandardCascade(1)), images(200)
+    cascade, x = cascade_of(Subsampling(1)), images(200)
     bound = cascade.bound(x, seeded())
     share = (
         bound.diffusion.mean(0) / cascade_of(Identity()).bound(x, seeded()).diffusion.mean()

@@ -14,7 +14,7 @@ from pcdm_lib.figures import coding
 
 @pytest.fixture(scope="module")
 def measured():
-    images = data.load("photos").heldout[::60][:4]
+    images = data.load_data("photos").heldout[::60][:4]
     return measured_files.measure(
         load_pretrained("photos32-wavelet"),
         images,

@@ -28,7 +28,7 @@ from PIL import Image
 from pcdm_lib import data
 from pcdm_lib.data import cifar as cifar_module
 from pcdm_lib.data import download as download_module
-from pcdm_lib.data import load, photos
+from pcdm_lib.data import load_data, photos
 from pcdm_lib.data.download import CIFAR10, CIFAR_ARCHIVE, CIFAR_FOLDER, CIFAR_TEST, CIFAR_TRAIN
 from pcdm_lib.data.images import box_reduce, data_folder, spread
 from pcdm_lib.data.photos import HELDOUT_PHOTOS, TRAIN_PHOTOS, _read_photo
@@ -123,14 +123,14 @@ def stalling_server(first: bytes, drip: bytes = b""):
 @pytest.mark.parametrize("name", ["imagenet", "", "folder:", "Photos"])
 def test_unknown_name_lists_the_known(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected one of auto, photos, cifar10, .*folder:PATH"):
-        load(name, root=tmp_path)
+        load_data(name, root=tmp_path)
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.0, True, "32"])
 @pytest.mark.parametrize("key", ["size", "heldout_limit"])
 def test_bad_numbers_are_refused(key: str, bad: object) -> None:
     with pytest.raises(ValueError, match=f"{key}=.*positive integer"):
-        load("photos", **{key: bad})
+        load_data("photos", **{key: bad})
 
 
 def test_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_photos_are_the_same_everywhere() -> None:
-    photos = load("photos")
+    photos = load_data("photos")
     assert (photos.train.dtype, photos.heldout.dtype) == (torch.uint8, torch.uint8)
     assert photos.train.shape == (4218, 3, 32, 32) and photos.heldout.shape == (283, 3, 32, 32)
     assert photos.name == "photos"
@@ -178,17 +178,17 @@ def test_photos_are_split_by_scene() -> None:
     assert len(set(TRAIN_PHOTOS.values()) | set(HELDOUT_PHOTOS.values())) == 6
     stereo = {"motorcycle_left.png", "motorcycle_right.png"}
     assert stereo <= set(TRAIN_PHOTOS) or stereo <= set(HELDOUT_PHOTOS)
-    photos = load("photos")
+    photos = load_data("photos")
     assert not {p.tobytes() for p in photos.train.numpy()} & {
         p.tobytes() for p in photos.heldout.numpy()
     }
 
 
 def test_photos_limit_keeps_a_beginning_that_shows_everything() -> None:
-    whole, some = load("photos"), load("photos", heldout_limit=40)
+    whole, some = load_data("photos"), load_data("photos", heldout_limit=40)
     assert some.label.endswith("4218 train / first 40 of 283 held-out 32x32 patches")
     assert torch.equal(some.heldout, whole.heldout[:40]) and torch.equal(some.train, whole.train)
-    assert load("photos", heldout_limit=1000).label == whole.label
+    assert load_data("photos", heldout_limit=1000).label == whole.label
     # Two photographs at two reductions: groups of 60, 28, 135 and 60 patches in the order before
     #     spreading.
     group = np.searchsorted([60, 88, 223], spread(283)[:40], side="right")
@@ -197,7 +197,7 @@ def test_photos_limit_keeps_a_beginning_that_shows_everything() -> None:
 
 @pytest.mark.parametrize("size", [1, 8, 16, 64])
 def test_photos_in_other_sizes(size: int) -> None:
-    photos = load("photos", size=size)
+    photos = load_data("photos", size=size)
     assert photos.label.startswith(f"photos{size}:")
     assert photos.train.shape[1:] == photos.heldout.shape[1:] == (3, size, size)
     assert len(photos.train) > 500 and len(photos.heldout) > 30
@@ -205,7 +205,7 @@ def test_photos_in_other_sizes(size: int) -> None:
 
 def test_photos_too_large_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="at most 128 pixels, got size=129"):
-        load("photos", size=129)
+        load_data("photos", size=129)
     with pytest.raises(
         FileNotFoundError, match="nowhere.png: expected sha256 ab, found no such file: install"
     ):
@@ -214,7 +214,7 @@ def test_photos_too_large_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         _read_photo("astronaut.png", "ab")
     monkeypatch.setattr(photos.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install scikit-image"):
-        load("photos")
+        load_data("photos")
 
 
 def test_box_reduce_by_hand() -> None:
@@ -233,7 +233,7 @@ def test_spread_is_an_order(n: int) -> None:
 
 
 def test_cifar_pixels_label_and_limit(cifar: Path) -> None:
-    images = load("cifar10", root=cifar)
+    images = load_data("cifar10", root=cifar)
     assert images.label == "CIFAR-10 (20 of 50000 train, first 7 of 10000 test images)"
     assert (
         images.name == "cifar10"
@@ -244,7 +244,7 @@ def test_cifar_pixels_label_and_limit(cifar: Path) -> None:
     assert np.array_equal(images.train.numpy().reshape(20, 3072), expected)
     assert images.source["train_count"] == 20 and images.source["files"] == BATCHES
     assert images.source["train_sha256"] == hashlib.sha256(expected.tobytes()).hexdigest()
-    limited = load("cifar10", root=cifar, heldout_limit=3)
+    limited = load_data("cifar10", root=cifar, heldout_limit=3)
     assert limited.label == "CIFAR-10 (20 of 50000 train, first 3 of 10000 test images)"
     assert torch.equal(limited.heldout, images.heldout[:3])
 
@@ -255,9 +255,9 @@ def test_cifar_full_set_needs_no_qualification(
     monkeypatch.setattr(cifar_module, "CIFAR_BATCH", 2)
     for i, name in enumerate(BATCHES):
         (cifar / CIFAR_FOLDER / name).write_bytes(records(2, i).tobytes())
-    assert load("cifar10", root=cifar).label == "CIFAR-10"
+    assert load_data("cifar10", root=cifar).label == "CIFAR-10"
     assert (
-        load("cifar10", root=cifar, heldout_limit=1).label
+        load_data("cifar10", root=cifar, heldout_limit=1).label
         == "CIFAR-10 (10 train, first 1 of 2 test images)"
     )
 
@@ -283,29 +283,29 @@ def test_cifar_broken_batch_is_named(
     with pytest.raises(
         (ValueError, FileNotFoundError), match=f"data_batch_3.bin.*{message}.*unpack"
     ):
-        load(name, root=cifar)
+        load_data(name, root=cifar)
 
 
 def test_cifar_has_one_size(cifar: Path) -> None:
     with pytest.raises(ValueError, match="32x32, got size=16: use"):
-        load("auto", root=cifar, size=16)
+        load_data("auto", root=cifar, size=16)
 
 
 def test_auto_takes_what_is_there(
     cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load(root=cifar).name == "cifar10"
+    assert load_data(root=cifar).name == "cifar10"
     monkeypatch.setenv("PCDM_DATA", str(cifar))
-    assert load("auto").name == "cifar10"
+    assert load_data("auto").name == "cifar10"
 
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("auto must not download")
 
     monkeypatch.setattr(download_module.urllib.request, "urlopen", no_network)
     monkeypatch.setenv("PCDM_DATA", str(tmp_path / "empty"))
-    assert load("auto").label.startswith("photos32: ")
+    assert load_data("auto").label.startswith("photos32: ")
     with pytest.raises(FileNotFoundError, match="by hand"):
-        load("cifar10", download=False)
+        load_data("cifar10", download=False)
 
 
 # The archive
@@ -320,13 +320,13 @@ def test_archive_is_unpacked_once(
     content = archive_bytes()
     (root / CIFAR_ARCHIVE).write_bytes(content)
     trust(monkeypatch, content)
-    images = load(name, root=root)
+    images = load_data(name, root=root)
     assert images.label == "CIFAR-10 (20 of 50000 train, first 7 of 10000 test images)"
     assert {p.name for p in root.iterdir()} == {CIFAR_FOLDER, CIFAR_ARCHIVE}
     assert sorted(p.name for p in (root / CIFAR_FOLDER).iterdir()) == sorted(BATCHES)
     assert not list(tmp_path.rglob("escaped"))
     monkeypatch.setattr(cifar_module, "unpack", None)  # the second time reads the folder
-    assert torch.equal(load(name, root=root).train, images.train)
+    assert torch.equal(load_data(name, root=root).train, images.train)
 
 
 def test_archive_with_wrong_checksum_or_size(
@@ -337,12 +337,12 @@ def test_archive_with_wrong_checksum_or_size(
     with pytest.raises(
         ValueError, match=f"has {len(content)} bytes, expected 170052171: delete it"
     ):
-        load("auto", root=tmp_path)
+        load_data("auto", root=tmp_path)
     monkeypatch.setattr(cifar_module, "CIFAR10", dataclasses.replace(CIFAR10, bytes=len(content)))
     with pytest.raises(
         ValueError, match="has md5 .*, expected c32a1d4ab5d03f1284b67883e8d87530: delete it"
     ):
-        load("cifar10", root=tmp_path)
+        load_data("cifar10", root=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [CIFAR_ARCHIVE]
 
 
@@ -354,7 +354,7 @@ def test_archive_without_a_batch_leaves_nothing(
     (tmp_path / CIFAR_ARCHIVE).write_bytes(content)
     trust(monkeypatch, content)
     with pytest.raises(ValueError, match=f"holds no file cifar-10-batches-bin/{missing}"):
-        load("cifar10", root=tmp_path)
+        load_data("cifar10", root=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [CIFAR_ARCHIVE]
 
 
@@ -374,7 +374,7 @@ def assert_fails_soon(url: str, root: Path, monkeypatch: pytest.MonkeyPatch, why
     monkeypatch.setattr(cifar_module, "CIFAR10", dataclasses.replace(CIFAR10, url=url))
     begin = time.monotonic()
     with pytest.raises(ConnectionError, match=why) as caught:
-        load("cifar10", root=root)
+        load_data("cifar10", root=root)
     assert time.monotonic() - begin < 5
     assert (
         url in str(caught.value)
@@ -390,7 +390,7 @@ def test_download_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatie
     root = tmp_path / "new" / "data"
     with server(content) as url:
         monkeypatch.setattr(cifar_module, "CIFAR10", dataclasses.replace(CIFAR10, url=url))
-        images = load("cifar10", root=root)
+        images = load_data("cifar10", root=root)
     assert len(images.train) == 20
     assert (root / CIFAR_ARCHIVE).read_bytes() == content
     assert {p.name for p in root.iterdir()} == {CIFAR_FOLDER, CIFAR_ARCHIVE}
@@ -474,7 +474,7 @@ def test_folder_patches_and_split(tmp_path: Path) -> None:
     picture(tmp_path / "a" / "zz.jpeg")
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "._b.png").write_bytes(b"left by a Mac")
-    images = load(f"folder:{tmp_path}")
+    images = load_data(f"folder:{tmp_path}")
     assert (
         images.label
         == f"folder {tmp_path.name}: 2 train / 1 held-out images, 4 train / 2 held-out 32x32 "
@@ -484,16 +484,16 @@ def test_folder_patches_and_split(tmp_path: Path) -> None:
     assert np.array_equal(images.train[0].permute(1, 2, 0), first[:32, :32])
     assert np.array_equal(images.train[1].permute(1, 2, 0), first[:32, 32:64])
     assert np.array_equal(images.heldout[1].permute(1, 2, 0), last[32:, :32])
-    assert load(f"folder:{tmp_path}", heldout_limit=1).label.endswith(
+    assert load_data(f"folder:{tmp_path}", heldout_limit=1).label.endswith(
         "first 1 of 2 held-out 32x32 patches"
     )
-    assert load(f"folder:{tmp_path}", size=5).train.shape == (2 * 14 * 8, 3, 5, 5)
+    assert load_data(f"folder:{tmp_path}", size=5).train.shape == (2 * 14 * 8, 3, 5, 5)
 
 
 def test_folder_holds_out_a_tenth(tmp_path: Path) -> None:
     for i in range(31):
         picture(tmp_path / f"{i:02}.png", 4, 4)
-    images = load(f"folder:{tmp_path}", size=4)
+    images = load_data(f"folder:{tmp_path}", size=4)
     assert (len(images.train), len(images.heldout)) == (28, 3)
     assert images.source["files"] == {"train": 28, "heldout": 3, "first_heldout": "28.png"}
 
@@ -502,7 +502,9 @@ def test_folder_holds_out_a_tenth(tmp_path: Path) -> None:
 def test_folder_spreads_gray_and_palette(tmp_path: Path, mode: str) -> None:
     expected = picture(tmp_path / "a.png", mode=mode)
     picture(tmp_path / "b.png")
-    assert np.array_equal(load(f"folder:{tmp_path}").train[0].permute(1, 2, 0), expected[:32, :32])
+    assert np.array_equal(
+        load_data(f"folder:{tmp_path}").train[0].permute(1, 2, 0), expected[:32, :32]
+    )
 
 
 def png16() -> bytes:
@@ -549,17 +551,17 @@ def test_folder_names_the_file_it_cannot_use(tmp_path: Path, make, message: str)
     picture(tmp_path / "a.png")
     make(tmp_path / "odd.png")
     with pytest.raises(ValueError, match=f"odd.png.*{message}.*remove it"):
-        load(f"folder:{tmp_path}")
+        load_data(f"folder:{tmp_path}")
 
 
 def test_folder_missing_empty_or_single(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        load(f"folder:{tmp_path / 'nowhere'}")
+        load_data(f"folder:{tmp_path / 'nowhere'}")
     with pytest.raises(ValueError, match="holds 0 images .*expected at least 2"):
-        load(f"folder:{tmp_path}")
+        load_data(f"folder:{tmp_path}")
     picture(tmp_path / "a.png")
     with pytest.raises(ValueError, match="holds 1 images"):
-        load(f"folder:{tmp_path}")
+        load_data(f"folder:{tmp_path}")
 
 
 # The order of training
@@ -684,7 +686,7 @@ def test_read_square_names_what_it_cannot_use(tmp_path: Path, make, message: str
     reason="PCDM_DATA names no CIFAR-10",
 )
 def test_real_cifar10() -> None:
-    images = load("auto", heldout_limit=600)
+    images = load_data("auto", heldout_limit=600)
     assert images.name == "cifar10" and images.label.startswith("CIFAR-10")
     assert images.heldout.shape == (600, 3, 32, 32)
     # The first pixel of the official test set's first image, a cat, and the mean of the training

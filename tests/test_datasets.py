@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from pcdm_lib import data
-from pcdm_lib.data import crops, download, image_cache, imagenet, load, svhn
+from pcdm_lib.data import crops, download, image_cache, imagenet, load_data, svhn
 from pcdm_lib.data import images as images_module
 from pcdm_lib.data.photos import HELDOUT_PHOTOS, _read_photo
 from pcdm_lib.data.svhn import load_svhn
@@ -131,16 +131,16 @@ def test_names_are_listed_and_a_bare_imagenet_is_refused(tmp_path: Path) -> None
         match=r"expected one of auto.*svhn.*imagenet32-old.*imagenet64-new, imagenet128:PATH, "
         r"crops:PATH",
     ):
-        load("imagenet", root=tmp_path)
+        load_data("imagenet", root=tmp_path)
     for name in ("imagenet128:", "imagenet128", "crops:", "crops"):
         with pytest.raises(ValueError, match="unknown dataset"):
-            load(name, root=tmp_path)
+            load_data(name, root=tmp_path)
     for name in ("imagenet32", "imagenet64"):
         with pytest.raises(
             ValueError,
             match=f"{name} is what two sets.*bits per dimension differ.*{name}-old.*{name}-new",
         ):
-            load(name, root=tmp_path)
+            load_data(name, root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -165,21 +165,21 @@ def test_missing_imagenet_says_what_to_get_and_where_to_put_it(
     with pytest.raises(
         FileNotFoundError, match="cannot be downloaded without a login.*image-net.org"
     ) as caught:
-        load(name, root=tmp_path)
+        load_data(name, root=tmp_path)
     assert (
         ", ".join(files) in str(caught.value)
         and str(tmp_path.resolve()) in str(caught.value)
         and f"{name}/" in str(caught.value)
     )
     with pytest.raises(ValueError, match=f"{name} are (32x32|64x64), got size=16"):
-        load(name, root=tmp_path, size=16)
+        load_data(name, root=tmp_path, size=16)
 
 
 # ImageNet as van den Oord et al. made it
 
 
 def test_old_imagenet_from_archives(old: Path) -> None:
-    found = load("imagenet32-old", root=old)
+    found = load_data("imagenet32-old", root=old)
     assert found.name == "imagenet32-old"
     assert (
         found.label
@@ -206,19 +206,20 @@ def test_old_imagenet_from_archives(old: Path) -> None:
         "imagenet32-old-validation.cache",
     }
     assert {path.name for path in old.iterdir()} == kept and not list(old.parent.rglob("escaped*"))
-    assert load("imagenet32-old", root=old, size=32).label == found.label
+    assert load_data("imagenet32-old", root=old, size=32).label == found.label
 
 
 def test_old_imagenet_limit_and_full_set(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limited = load("imagenet32-old", root=old, heldout_limit=3)
+    limited = load_data("imagenet32-old", root=old, heldout_limit=3)
     assert limited.label.endswith("5 of 1281149 train, first 3 of 4 (of 49999) validation images")
     assert np.array_equal(limited.heldout, pixels(4)[:3])
     assert limited.source["heldout_sha256"] == hashlib.sha256(pixels(4)[:3].tobytes()).hexdigest()
     complete(monkeypatch, "imagenet32-old", 5, 4)
     assert (
-        load("imagenet32-old", root=old).label == "ImageNet 32x32 (old: van den Oord et al. 2016)"
+        load_data("imagenet32-old", root=old).label
+        == "ImageNet 32x32 (old: van den Oord et al. 2016)"
     )
-    assert load("imagenet32-old", root=old, heldout_limit=1).label.endswith(
+    assert load_data("imagenet32-old", root=old, heldout_limit=1).label.endswith(
         "), 5 train, first 1 of 4 validation images"
     )
 
@@ -230,7 +231,7 @@ def test_old_imagenet_from_folders_in_its_own_folder(tmp_path: Path) -> None:
         for i, image in enumerate(array):
             (own / name / f"{i}.png").write_bytes(png(image))
         (own / name / "._0.png").write_bytes(b"left by a Mac")
-    found = load("imagenet64-old", root=tmp_path)
+    found = load_data("imagenet64-old", root=tmp_path)
     assert (
         found.label
         == "ImageNet 64x64 (old: van den Oord et al. 2016), 3 of 1281149 train, 2 of 49999 "
@@ -241,7 +242,7 @@ def test_old_imagenet_from_folders_in_its_own_folder(tmp_path: Path) -> None:
     )
     assert (own / "imagenet64-old-train.cache").is_dir()
     (own / "train_64x64" / "3.png").write_bytes(png(pixels(1, 64)[0]))
-    assert len(load("imagenet64-old", root=tmp_path).train) == 4
+    assert len(load_data("imagenet64-old", root=tmp_path).train) == 4
 
 
 def test_archive_and_folder_give_the_same(
@@ -254,7 +255,7 @@ def test_archive_and_folder_give_the_same(
                 if member.name.startswith(name):
                     (other / name).mkdir(exist_ok=True)
                     (other / member.name).write_bytes(tar.extractfile(member).read())
-    first, second = load("imagenet32-old", root=old), load("imagenet32-old", root=other)
+    first, second = load_data("imagenet32-old", root=old), load_data("imagenet32-old", root=other)
     assert (
         first.source["train_sha256"] == second.source["train_sha256"]
         and first.source["heldout_sha256"] == second.source["heldout_sha256"]
@@ -311,7 +312,7 @@ def tar_of(content: bytes):
 def test_broken_old_imagenet_leaves_no_cache(old: Path, damage, message: str) -> None:
     damage(old / "train_32x32.tar")
     with pytest.raises(ValueError, match=message):
-        load("imagenet32-old", root=old)
+        load_data("imagenet32-old", root=old)
     assert {path.name for path in old.iterdir()} == {"train_32x32.tar", "valid_32x32.tar"}
 
 
@@ -322,14 +323,14 @@ def test_more_images_than_published_are_another_set(
     with pytest.raises(
         ValueError, match="train_32x32.tar holds more than the 4 images of ImageNet 32x32"
     ):
-        load("imagenet32-old", root=old)
+        load_data("imagenet32-old", root=old)
 
 
 # ImageNet as Chrabaszcz et al. made it
 
 
 def test_new_imagenet_from_archives(new: Path) -> None:
-    found = load("imagenet32-new", root=new)
+    found = load_data("imagenet32-new", root=new)
     assert (
         found.label
         == "ImageNet 32x32 (new: Chrabaszcz et al. 2017, box), 5 of 1281167 train, 4 of 50000 "
@@ -345,7 +346,7 @@ def test_new_imagenet_from_archives(new: Path) -> None:
         "imagenet32-new-validation.cache",
     }
     assert {path.name for path in new.iterdir()} == kept and not list(new.parent.rglob("escaped"))
-    assert load("imagenet32-new", root=new, heldout_limit=1).label.endswith(
+    assert load_data("imagenet32-new", root=new, heldout_limit=1).label.endswith(
         "first 1 of 4 (of 50000) validation images"
     )
 
@@ -357,7 +358,7 @@ def test_new_imagenet_channels_by_hand(tmp_path: Path) -> None:
     )[None]
     make_zip(tmp_path / "Imagenet32_train_npz.zip", train_data_batch_1=batch(row))
     make_zip(tmp_path / "Imagenet32_val_npz.zip", val_data=batch(row))
-    image = load("imagenet32-new", root=tmp_path).train[0]
+    image = load_data("imagenet32-new", root=tmp_path).train[0]
     assert (
         image[0, 0].tolist() == list(range(32))
         and image[0, 1, 0] == 32
@@ -372,9 +373,9 @@ def test_new_imagenet64_has_two_parts_and_may_lie_unpacked(tmp_path: Path) -> No
         folder.mkdir()
         (folder / f"train_data_batch_{number}.npz").write_bytes(batch(pixels(number, 64)))
     with pytest.raises(FileNotFoundError, match="no Imagenet64_val_npz.zip"):
-        load("imagenet64-new", root=tmp_path)
+        load_data("imagenet64-new", root=tmp_path)
     make_zip(tmp_path / "Imagenet64_val_npz.zip", val_data=batch(pixels(3, 64)))
-    found = load("imagenet64-new", root=tmp_path)
+    found = load_data("imagenet64-new", root=tmp_path)
     assert (
         found.label
         == "ImageNet 64x64 (new: Chrabaszcz et al. 2017, box), 3 of 1281167 train, 3 of 50000 "
@@ -385,7 +386,7 @@ def test_new_imagenet64_has_two_parts_and_may_lie_unpacked(tmp_path: Path) -> No
     ) and found.heldout.shape == (3, 3, 64, 64)
     shutil.rmtree(tmp_path / "Imagenet64_train_part2_npz")
     with pytest.raises(FileNotFoundError, match="no Imagenet64_train_part2_npz.zip"):
-        load("imagenet64-new", root=tmp_path)
+        load_data("imagenet64-new", root=tmp_path)
 
 
 FLAT = pixels(3).reshape(3, -1)
@@ -431,7 +432,7 @@ def test_broken_batch_is_named_and_leaves_no_cache(new: Path, content: bytes, me
     with pytest.raises(
         ValueError, match=rf"train_data_batch_2.npz in .*Imagenet32_train_npz.zip {message}"
     ):
-        load("imagenet32-new", root=new)
+        load_data("imagenet32-new", root=new)
     assert {path.name for path in new.iterdir()} == {
         "Imagenet32_train_npz.zip",
         "Imagenet32_val_npz.zip",
@@ -459,7 +460,7 @@ def test_broken_batch_is_named_and_leaves_no_cache(new: Path, content: bytes, me
 def test_broken_zip_is_named(new: Path, damage, message: str) -> None:
     damage(new / "Imagenet32_val_npz.zip")
     with pytest.raises(ValueError, match=message):
-        load("imagenet32-new", root=new)
+        load_data("imagenet32-new", root=new)
 
 
 def test_missing_batch_in_the_middle_is_named(new: Path) -> None:
@@ -469,7 +470,7 @@ def test_missing_batch_in_the_middle_is_named(new: Path) -> None:
         train_data_batch_10=batch(pixels(2)),
     )
     with pytest.raises(ValueError, match="lacks batch 2 of 10"):
-        load("imagenet32-new", root=new)
+        load_data("imagenet32-new", root=new)
 
 
 # The cache
@@ -478,17 +479,17 @@ def test_missing_batch_in_the_middle_is_named(new: Path) -> None:
 def test_cache_is_used_and_what_is_written_into_the_images_stays_out_of_it(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load("imagenet32-old", root=old)
+    first = load_data("imagenet32-old", root=old)
     first.train.zero_()
     replace_blocks(monkeypatch, "imagenet32-old", no_reading)
-    again = load("imagenet32-old", root=old)
+    again = load_data("imagenet32-old", root=old)
     assert np.array_equal(again.train, pixels(5)) and again.source == first.source
 
 
 def test_cache_is_made_anew_where_the_source_changed(old: Path) -> None:
-    load("imagenet32-old", root=old)
+    load_data("imagenet32-old", root=old)
     make_tar(old / "train_32x32.tar", pixels(6))
-    found = load("imagenet32-old", root=old)
+    found = load_data("imagenet32-old", root=old)
     assert (
         np.array_equal(found.train, pixels(6))
         and found.source["train_sha256"] == hashlib.sha256(pixels(6).tobytes()).hexdigest()
@@ -497,7 +498,7 @@ def test_cache_is_made_anew_where_the_source_changed(old: Path) -> None:
     # of the same size: the time of change tells it
     make_tar(old / "valid_32x32.tar", pixels(4, seed=1))
     os.utime(old / "valid_32x32.tar", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert np.array_equal(load("imagenet32-old", root=old).heldout, pixels(4, seed=1))
+    assert np.array_equal(load_data("imagenet32-old", root=old).heldout, pixels(4, seed=1))
 
 
 def damage_facts(**change: object):
@@ -531,9 +532,9 @@ def damage_facts(**change: object):
     ],
 )
 def test_damaged_cache_is_made_anew(old: Path, damage) -> None:
-    first = load("imagenet32-old", root=old)
+    first = load_data("imagenet32-old", root=old)
     damage(old / "imagenet32-old-train.cache")
-    again = load("imagenet32-old", root=old)
+    again = load_data("imagenet32-old", root=old)
     assert np.array_equal(again.train, pixels(5)) and again.source == first.source
     assert sorted(path.name for path in (old / "imagenet32-old-train.cache").iterdir()) == [
         "facts.json",
@@ -562,9 +563,9 @@ def test_interrupted_cache_leaves_what_was_there(
         pytest.raises(type(error) if isinstance(error, Exception) else error),
     ):
         replace_blocks(patch, "imagenet32-old", interrupted)
-        load("imagenet32-old", root=old)
+        load_data("imagenet32-old", root=old)
     assert {path.name for path in old.iterdir()} == before
-    load("imagenet32-old", root=old)
+    load_data("imagenet32-old", root=old)
     stat = (old / "train_32x32.tar").stat()
     os.utime(old / "train_32x32.tar", ns=(0, 0))
     with (
@@ -572,11 +573,11 @@ def test_interrupted_cache_leaves_what_was_there(
         pytest.raises(type(error) if isinstance(error, Exception) else error),
     ):
         replace_blocks(patch, "imagenet32-old", interrupted)
-        load("imagenet32-old", root=old)
+        load_data("imagenet32-old", root=old)
     os.utime(old / "train_32x32.tar", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     # the cache of the file as it was is still whole
     replace_blocks(monkeypatch, "imagenet32-old", no_reading)
-    assert np.array_equal(load("imagenet32-old", root=old).train, pixels(5))
+    assert np.array_equal(load_data("imagenet32-old", root=old).train, pixels(5))
 
 
 def test_cache_that_another_process_made_meanwhile_is_taken(tmp_path: Path) -> None:
@@ -606,7 +607,7 @@ def test_cache_larger_than_memory_is_mapped_for_reading(
         return original(path, mmap_mode=mmap_mode, **rest)
 
     monkeypatch.setattr(image_cache.np, "load", refuse)
-    assert np.array_equal(load("imagenet32-old", root=old).train, pixels(5))
+    assert np.array_equal(load_data("imagenet32-old", root=old).train, pixels(5))
 
 
 def test_folder_that_cannot_be_written_is_named(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,7 +615,7 @@ def test_folder_that_cannot_be_written_is_named(old: Path, monkeypatch: pytest.M
     with pytest.raises(
         PermissionError, match="cannot be written.*imagenet32-old-train.cache.*links to the data"
     ):
-        load("imagenet32-old", root=old)
+        load_data("imagenet32-old", root=old)
 
 
 # ImageNet from a folder
@@ -645,7 +646,7 @@ def photographs(tmp_path: Path) -> Path:
 
 def test_imagenet128_from_a_folder(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"imagenet128:{photographs}"
-    found = load(name)
+    found = load_data(name)
     how = "shorter side to 128 by area, Pillow's BOX, then the middle"
     assert (
         found.label
@@ -666,14 +667,14 @@ def test_imagenet128_from_a_folder(photographs: Path, monkeypatch: pytest.Monkey
     assert np.array_equal(
         found.heldout[0].permute(1, 2, 0), picture(photographs / "x.png", 128, 128)
     )
-    assert load(name, size=128, heldout_limit=1).label.endswith(
+    assert load_data(name, size=128, heldout_limit=1).label.endswith(
         "3 train / first 1 of 2 validation images, 1 smaller ones left out"
     )
     monkeypatch.setattr(imagenet, "decode_rgb", no_reading)
-    assert load(name).source == found.source
+    assert load_data(name).source == found.source
     picture(photographs / "train" / "n02" / "f.png", 140, 140)
     monkeypatch.undo()
-    assert len(load(name).train) == 4
+    assert len(load_data(name).train) == 4
 
 
 @pytest.mark.parametrize(
@@ -695,18 +696,18 @@ def test_reduce_to_keeps_the_middle(width: int, height: int) -> None:
 def test_imagenet128_names_what_it_cannot_use(photographs: Path, tmp_path: Path) -> None:
     name = f"imagenet128:{photographs}"
     with pytest.raises(ValueError, match="128x128, got size=64"):
-        load(name, size=64)
+        load_data(name, size=64)
     (photographs / "train" / "n02" / "z.jpg").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="z.jpg cannot be read"):
-        load(name)
+        load_data(name)
     assert not list(photographs.glob("*.cache")) and not list(photographs.glob(".*"))
     (photographs / "train" / "n02" / "z.jpg").unlink()
     shutil.rmtree(photographs / "val")
     with pytest.raises(FileNotFoundError, match="val is not a folder: give imagenet128:PATH"):
-        load(name)
+        load_data(name)
     picture(photographs / "val" / "a.png", 50, 50)
     with pytest.raises(ValueError, match="val holds 1 images, none of at least 128x128"):
-        load(name)
+        load_data(name)
 
 
 # SVHN
@@ -731,13 +732,13 @@ def write_mat(path: Path, n: int, **change: object) -> Path:
 def test_svhn(tmp_path: Path, inner: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mat(tmp_path / inner / "train_32x32.mat", 6)
     write_mat(tmp_path / inner / "test_32x32.mat", 4, y=None)
-    found = load("svhn", root=tmp_path)
+    found = load_data("svhn", root=tmp_path)
     assert (
         found.name == "svhn"
         and found.label == "SVHN (first 6 of 73257 train, first 4 of 26032 test images)"
     )
     assert np.array_equal(found.train, pixels(6)) and np.array_equal(found.heldout, pixels(4))
-    assert load("svhn", root=tmp_path, heldout_limit=2).label.endswith(
+    assert load_data("svhn", root=tmp_path, heldout_limit=2).label.endswith(
         "first 2 of 26032 test images)"
     )
     array, label = load_svhn(tmp_path, "train", 5)
@@ -745,11 +746,11 @@ def test_svhn(tmp_path: Path, inner: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert array.dtype == torch.uint8 and array.is_contiguous()
     monkeypatch.setattr(svhn, "COUNTS", {"train": 6, "test": 4})
     assert (
-        load("svhn", root=tmp_path).label == "SVHN"
+        load_data("svhn", root=tmp_path).label == "SVHN"
         and load_svhn(tmp_path)[1] == "SVHN (4 test images)"
     )
     with pytest.raises(ValueError, match="32x32, got size=64"):
-        load("svhn", root=tmp_path, size=64)
+        load_data("svhn", root=tmp_path, size=64)
 
 
 def test_svhn_without_a_test_file(tmp_path: Path) -> None:
@@ -759,7 +760,7 @@ def test_svhn_without_a_test_file(tmp_path: Path) -> None:
         match="no test_32x32.mat in .*fetch http://ufldl.stanford.edu/housenumbers/test_32x32.mat "
         "by hand",
     ):
-        load("svhn", root=tmp_path, download=False)
+        load_data("svhn", root=tmp_path, download=False)
     with pytest.raises(FileNotFoundError, match="no test_32x32.mat in"):
         load_svhn(tmp_path)
     assert len(load_svhn(tmp_path, "train")[0]) == 6
@@ -823,10 +824,10 @@ def test_svhn_is_fetched_when_asked_for_by_name(
     asked = publish(monkeypatch, write_mat(tmp_path / "published.mat", 3))
     root = tmp_path / "data"
     with pytest.raises(FileNotFoundError, match="by hand"):
-        load("svhn", root=root, download=False)
-    assert load("auto", root=root).name == "photos" and not asked and not root.exists()
+        load_data("svhn", root=root, download=False)
+    assert load_data("auto", root=root).name == "photos" and not asked and not root.exists()
     assert (
-        load("svhn", root=root).label
+        load_data("svhn", root=root).label
         == "SVHN (first 3 of 73257 train, first 3 of 26032 test images)"
     )
     assert asked == [
@@ -836,7 +837,7 @@ def test_svhn_is_fetched_when_asked_for_by_name(
         "train_32x32.mat",
         "test_32x32.mat",
     }
-    load("svhn", root=root)
+    load_data("svhn", root=root)
     assert len(asked) == 2
 
 
@@ -852,7 +853,7 @@ def test_svhn_of_another_checksum_is_not_kept(
     with pytest.raises(
         ConnectionError, match=rf"SVHN \(test\) could not be downloaded.*{message}.*by hand"
     ):
-        load("svhn", root=tmp_path / "data")
+        load_data("svhn", root=tmp_path / "data")
     (only,) = (tmp_path / "data" / "svhn").iterdir()
     assert only.name == "train_32x32.mat" and only.read_bytes() == mine
 
@@ -892,7 +893,7 @@ def places(crop_set: torch.Tensor) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("size", [32, 64, 88])
 def test_crops_random(large: Path, size: int) -> None:
-    found = load(f"crops:{large}?count=200", size=size)
+    found = load_data(f"crops:{large}?count=200", size=size)
     train, heldout = places(found.train), places(found.heldout)
     # no white: the margin is kept
     assert len(train) == 200 and set(found.train[:, 0].unique().tolist()) == set(range(19))
@@ -920,32 +921,32 @@ def test_crops_random(large: Path, size: int) -> None:
 
 
 def test_crops_are_the_same_every_time_and_everywhere(large: Path) -> None:
-    first, again, other = (load(f"crops:{large}?count=50&seed={seed}") for seed in (3, 3, 4))
+    first, again, other = (load_data(f"crops:{large}?count=50&seed={seed}") for seed in (3, 3, 4))
     assert first.source == again.source and torch.equal(first.train, again.train)
     assert first.source["train_sha256"] != other.source["train_sha256"] and torch.equal(
         first.heldout, other.heldout
     )
     # Frozen: a run that is resumed must find the crops that it was trained on.
-    assert places(load(f"crops:{large}?count=2000").train)[:3] == [
+    assert places(load_data(f"crops:{large}?count=2000").train)[:3] == [
         (0, 105, 20),
         (0, 82, 19),
         (0, 69, 54),
     ]
     assert (
-        load(f"crops:{large}").source["options"]["count"]
-        == len(load(f"crops:{large}").train)
+        load_data(f"crops:{large}").source["options"]["count"]
+        == len(load_data(f"crops:{large}").train)
         == 2000
     )
 
 
 def test_crops_grid_margin_and_limit(large: Path) -> None:
-    found = load(f"crops:{large}?train=grid&margin=20&count=7", size=40)
+    found = load_data(f"crops:{large}?train=grid&margin=20&count=7", size=40)
     assert (
         len(found.train) == 19 * 2 * 3
         and "114 non-overlapping train / 12 held-out 40x40 crops, 20 pixels or more" in found.label
     )
     assert {top for _, top, _ in places(found.train)} == {20, 60, 100}
-    limited = load(f"crops:{large}?train=grid&margin=20", size=40, heldout_limit=4)
+    limited = load_data(f"crops:{large}?train=grid&margin=20", size=40, heldout_limit=4)
     assert "first 4 of 12 held-out" in limited.label and torch.equal(
         limited.heldout, found.heldout[:4]
     )
@@ -955,8 +956,8 @@ def test_crops_grid_margin_and_limit(large: Path) -> None:
         match="00.png is 120x168 pixels, expected at least 121x121: remove it, or choose a "
         "smaller size than 89 or",
     ):
-        load(f"crops:{large}?train=grid", size=89)
-    assert load(f"crops:{large}?count=1&margin=0", size=120).train.shape == (1, 3, 120, 120)
+        load_data(f"crops:{large}?train=grid", size=89)
+    assert load_data(f"crops:{large}?count=1&margin=0", size=120).train.shape == (1, 3, 120, 120)
 
 
 @pytest.mark.parametrize(
@@ -980,21 +981,21 @@ def test_crops_options_are_checked(large: Path, options: str, message: str) -> N
         assert crops.parse(f"{large}?") == crops.parse(str(large)) == (large, crops.Options())
         return
     with pytest.raises(ValueError, match=f"crops:.*{message}"):
-        load(f"crops:{large}?{options}")
+        load_data(f"crops:{large}?{options}")
 
 
 def test_crops_without_photographs(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder: give crops:PATH"):
-        load(f"crops:{tmp_path / 'nowhere'}?seed=1")
+        load_data(f"crops:{tmp_path / 'nowhere'}?seed=1")
     with pytest.raises(ValueError, match="holds 0 images"):
-        load(f"crops:{tmp_path}")
+        load_data(f"crops:{tmp_path}")
 
 
 # Photographs of scikit-image in larger sizes
 
 
 def test_photos_of_64_are_as_they_were() -> None:
-    photos = load("photos", size=64)
+    photos = load_data("photos", size=64)
     assert (len(photos.train), len(photos.heldout), photos.source["reductions"]) == (
         654,
         37,
@@ -1012,7 +1013,7 @@ def test_photos_of_64_are_as_they_were() -> None:
 
 
 def test_photos_of_128_are_reduced_less() -> None:
-    photos = load("photos", size=128)
+    photos = load_data("photos", size=128)
     assert (
         photos.label
         == "photos128: 6 of 9 scikit-image colour photographs, 1614 train / 99 held-out 128x128 "
@@ -1069,7 +1070,7 @@ def test_real_svhn() -> None:
 
 @pytest.mark.skipif(not (REAL / "kodak").is_dir(), reason="PCDM_DATA names no Kodak photographs")
 def test_real_kodak() -> None:
-    found = load(f"crops:{REAL / 'kodak'}?count=100", size=64)
+    found = load_data(f"crops:{REAL / 'kodak'}?count=100", size=64)
     assert found.label.startswith(
         "crops of kodak: 15 train / 1 held-out photographs, 100 random (seed 0) train / 77 "
         "held-out 64x64 crops"
@@ -1086,12 +1087,12 @@ def test_a_set_says_what_it_is_asked_for_by(tmp_path):
             tmp_path / f"{i}.png"
         )
     for name in (f"folder:{tmp_path}", f"crops:{tmp_path}?count=5&margin=4&seed=3"):
-        first = data.load(name)
-        again = data.load(first.asked)
+        first = data.load_data(name)
+        again = data.load_data(first.asked)
         assert (
             first.of_a_path
             and again.source == first.source
             and torch.equal(again.train, first.train)
         )
-    photos = data.load("photos")
+    photos = data.load_data("photos")
     assert not photos.of_a_path and photos.asked == "photos"

@@ -355,7 +355,7 @@ def started(job, run_dir, step):
     """Wait for a checkpoint; the processes' ids by rank."""
     wait_until(
         lambda: (
-            len(checkpoints.checkpoints(run_dir))
+            len(checkpoints.list_checkpoints(run_dir))
             and int(checkpoints.newest_checkpoint(run_dir).name[5:]) >= step
         ),
         120,

@@ -15,7 +15,7 @@ from pcdm_lib.__main__ import main
 from pcdm_lib.data import domains
 from pcdm_lib.experiments.studies import accounting, conditioning
 from pcdm_lib.likelihood import evaluate
-from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid, StandardCascade
+from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid, Subsampling
 from pcdm_lib.maps.lattice import allowed, check_member
 from pcdm_lib.models import checkpoints, presets
 from pcdm_lib.training import Trainer
@@ -25,7 +25,7 @@ LEAST_P = 1e-4  # of a chi-square test; the seeds are fixed, so a test that pass
 
 @pytest.fixture(scope="module")
 def slide() -> data.ImageData:
-    return data.load("histology")
+    return data.load_data("histology")
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def noise() -> domains.NoiseSpectrograms:
     return domains.noise_spectrograms(400, 32, 0)
 
 
-MAPS = [
-    m(levels) for m in (HaarWavelet, LaplacianPyramid, StandardCascade) for levels in range(6)
-] + [Identity()]
+MAPS = [m(levels) for m in (HaarWavelet, LaplacianPyramid, Subsampling) for levels in range(6)] + [
+    Identity()
+]
 
 
 # The map on these images
@@ -96,16 +96,14 @@ def test_volume_of_the_floats(channels, levels):
     basis = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
     wavelet, pyramid, standard = (
         torch.cat([v.flatten(1) for v in m(levels).analyse(basis)], 1)
-        for m in (HaarWavelet, LaplacianPyramid, StandardCascade)
+        for m in (HaarWavelet, LaplacianPyramid, Subsampling)
     )
     assert abs(float(torch.linalg.slogdet(wavelet).logabsdet)) < 1e-10
     torch.testing.assert_close(
         torch.linalg.svdvals(pyramid), torch.ones(len(basis), dtype=torch.float64)
     )
     gram = torch.linalg.slogdet(standard @ standard.T).logabsdet / 2
-    assert (
-        float(gram) == pytest.approx(StandardCascade(levels).log_volume(shape)) and float(gram) > 1
-    )
+    assert float(gram) == pytest.approx(Subsampling(levels).log_volume(shape)) and float(gram) > 1
 
 
 # Sound
@@ -360,7 +358,7 @@ def test_tissue_is_split_with_a_gap(slide):
     }
     assert not first & {p.numpy().tobytes() for p in slide.train}
     assert "same slide" in slide.label and "64 held-out" in slide.label
-    assert "first 5 of 64" in data.load("histology", heldout_limit=5).label
+    assert "first 5 of 64" in data.load_data("histology", heldout_limit=5).label
 
 
 def test_a_model_of_photographs_has_seen_the_slide(capsys):
@@ -374,7 +372,7 @@ def test_a_model_of_photographs_has_seen_the_slide(capsys):
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_tissue_of_other_sizes(size):
-    found = data.load("histology", size=size)
+    found = data.load_data("histology", size=size)
     assert found.train.shape[1:] == found.heldout.shape[1:] == (3, size, size) and len(
         found.heldout
     ) == (512 // size) * (128 // size)
@@ -382,7 +380,7 @@ def test_tissue_of_other_sizes(size):
 
 def test_grey_images_from_the_shell(tmp_path, capsys):
     """One channel through training, evaluation and sampling; train and held-out sounds differ."""
-    found = data.load("spectrograms", size=16, heldout_limit=100)
+    found = data.load_data("spectrograms", size=16, heldout_limit=100)
     assert (
         found.train.shape == (2000, 1, 16, 16)
         and found.heldout.shape == (100, 1, 16, 16)
@@ -452,17 +450,17 @@ def test_every_value_by_itself():
     "call, message",
     [
         (
-            lambda: data.load("spectrograms", size=4),
+            lambda: data.load_data("spectrograms", size=4),
             "size=4: spectrograms come in whole sides from 8 to 128 pixels",
         ),
-        (lambda: data.load("spectrograms", size=200), "size=200: spectrograms come"),
-        (lambda: data.load("spectrograms", size=0), "size=0: expected a positive integer"),
+        (lambda: data.load_data("spectrograms", size=200), "size=200: spectrograms come"),
+        (lambda: data.load_data("spectrograms", size=0), "size=0: expected a positive integer"),
         (
-            lambda: data.load("histology", size=129),
+            lambda: data.load_data("histology", size=129),
             "histology gives patches of at most 128 pixels, got size=129",
         ),
         (
-            lambda: data.load("histologies"),
+            lambda: data.load_data("histologies"),
             "unknown dataset 'histologies': expected one of .*spectrograms, histology",
         ),
         (

@@ -930,7 +930,7 @@ def test_corrected_bound_holds_for_every_shipped_model(ot, name):
     cascade, generator = load_pretrained(name), torch.Generator().manual_seed(0)
     images = torch.stack(
         [
-            data.load("photos").heldout[100],
+            data.load_data("photos").heldout[100],
             torch.randint(0, 256, (3, 32, 32), generator=generator, dtype=torch.uint8),
             torch.full((3, 32, 32), 128, dtype=torch.uint8),
         ]

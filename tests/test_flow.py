@@ -36,7 +36,7 @@ from pcdm_lib.likelihood.three_ways import compare_likelihoods
 from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid
 from pcdm_lib.models import Cascade, ModelConfig, build
 
-MAPS = {"identity": Identity(), "wavelet": HaarWavelet(1), "laplacian": LaplacianPyramid(1)}
+MAPS = {"vdm": Identity(), "wavelet": HaarWavelet(1), "laplacian": LaplacianPyramid(1)}
 SOURCE = contract_source()
 RANGE = (-8.0, 6.0)
 
@@ -100,7 +100,7 @@ def network(hierarchy: str, magnitude: float = 0.3, seed: int = 0) -> Cascade:
     float64."""
     config = ModelConfig(
         map=hierarchy,
-        levels=0 if hierarchy == "identity" else 1,
+        levels=0 if hierarchy == "vdm" else 1,
         image_shape=(1, 2, 2),
         max_value=3,
         channels=(8,),
@@ -360,7 +360,7 @@ def expectation(result: FlowEvaluation) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("hierarchy", "expected", "exactly"), [("identity", 1.557, 1.5503), ("wavelet", 1.560, 1.5533)]
+    ("hierarchy", "expected", "exactly"), [("vdm", 1.557, 1.5503), ("wavelet", 1.560, 1.5533)]
 )
 def test_known_answers(hierarchy: str, expected: float, exactly: float) -> None:
     """Contract, Sect. 4 and 5: the flow reads what the bound reads, by enumeration of all images.
@@ -398,7 +398,7 @@ def test_kraft_exact(hierarchy: str) -> None:
     assert 0.98 < total < 1 + 3 * error
 
 
-@pytest.mark.parametrize("hierarchy", ["identity", "laplacian"])
+@pytest.mark.parametrize("hierarchy", ["vdm", "laplacian"])
 def test_kraft_random_weights(hierarchy: str) -> None:
     """Law: at most 1 for weights that were never trained (3 standard errors of at most 0.02); it is
     far enough above 0 to have teeth."""

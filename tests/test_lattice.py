@@ -19,7 +19,7 @@ from pcdm_lib.maps import (
     Identity,
     LaplacianPyramid,
     ScaleSpec,
-    StandardCascade,
+    Subsampling,
     lattice,
 )
 from pcdm_lib.maps.lattice import (
@@ -311,7 +311,7 @@ def test_scales_are_normalised_jointly(hierarchy: HierarchicalMap, sigma: float)
                 assert 1 - 1e-9 <= mass <= 1 + 1e-12
 
 
-@pytest.mark.parametrize("hierarchy", [HaarWavelet(2), LaplacianPyramid(2), StandardCascade(2)])
+@pytest.mark.parametrize("hierarchy", [HaarWavelet(2), LaplacianPyramid(2), Subsampling(2)])
 def test_drawn_scales_belong_to_images(hierarchy: HierarchicalMap) -> None:
     """Law: whatever z_0 is, the integers drawn coarse to fine rebuild an image in range."""
     generator, coarse = torch.Generator().manual_seed(0), None

@@ -34,7 +34,7 @@ from pcdm_lib.likelihood.enumerable import ising_source
 from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid
 from pcdm_lib.models import Cascade, ModelConfig, build
 
-MAPS = {"identity": Identity(), "wavelet": HaarWavelet(1), "laplacian": LaplacianPyramid(1)}
+MAPS = {"vdm": Identity(), "wavelet": HaarWavelet(1), "laplacian": LaplacianPyramid(1)}
 SOURCE = contract_source()
 ENTROPY = SOURCE.entropy_bits_per_dim
 
@@ -69,7 +69,7 @@ def network(hierarchy: str, magnitude: float = 0.0, seed: int = 0, **changes) ->
     every weight."""
     config = ModelConfig(
         map=hierarchy,
-        levels=0 if hierarchy == "identity" else 1,
+        levels=0 if hierarchy == "vdm" else 1,
         image_shape=(1, 2, 2),
         max_value=3,
         channels=(8,),
@@ -135,7 +135,7 @@ def test_entropy_of_the_source() -> None:
     assert ENTROPY == pytest.approx(1.5485, abs=5e-5)
 
 
-@pytest.mark.parametrize("hierarchy", ["identity", "wavelet"])
+@pytest.mark.parametrize("hierarchy", ["vdm", "wavelet"])
 def test_exact_bound_is_the_entropy(hierarchy: str) -> None:
     """Law: with the exact denoiser, a decoder that is never in doubt (noise 0.05 of a pixel's
     spacing) and a negligible prior term,
@@ -147,7 +147,7 @@ def test_exact_bound_is_the_entropy(hierarchy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hierarchy", "expected", "exactly"), [("identity", 1.557, 1.5503), ("wavelet", 1.560, 1.5533)]
+    ("hierarchy", "expected", "exactly"), [("vdm", 1.557, 1.5503), ("wavelet", 1.560, 1.5533)]
 )
 def test_known_answers(hierarchy: str, expected: float, exactly: float) -> None:
     """Contract, Sect. 4, first two rows (good to 0.005 bpd), within 3 standard errors of at most
@@ -223,7 +223,7 @@ def test_three_scales_of_ising_scale_by_scale() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hierarchy", "draws"), [("identity", 1200), ("wavelet", 1000), ("laplacian", 250)]
+    ("hierarchy", "draws"), [("vdm", 1200), ("wavelet", 1000), ("laplacian", 250)]
 )
 def test_kraft_exact(hierarchy: str, draws: int) -> None:
     """Law: with the exact denoiser the sum is about 1 (a little less, from the decoder's
@@ -294,14 +294,14 @@ def test_wrong_accountings_are_rejected(
 # ---------------------------------------------------------------- uniform noise
 
 
-@pytest.mark.parametrize("hierarchy", ["wavelet", "laplacian", "identity"])
+@pytest.mark.parametrize("hierarchy", ["wavelet", "laplacian", "vdm"])
 def test_uniform_noise_costs_eight_bits(hierarchy: str) -> None:
     """Law: on independent uniform 8-bit noise no model goes below 8.0 bpd. A net of this size
     starts at 8.25, what Gaussians of the right variance cost, and learns little in 120 steps; not
     knowing s+p+q+r = 0 (mod 4) would cost the wavelet another 1/4."""
     config = ModelConfig(
         map=hierarchy,
-        levels=0 if hierarchy == "identity" else 1,
+        levels=0 if hierarchy == "vdm" else 1,
         image_shape=(1, 4, 4),
         channels=(8,),
         blocks=1,

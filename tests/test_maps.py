@@ -21,18 +21,14 @@ from pcdm_lib.maps import (
     Identity,
     LaplacianPyramid,
     Scales,
-    StandardCascade,
+    Subsampling,
     haar,
     make_map,
 )
 
 # Every map at S = 1..4 scales, and the two volume-preserving ones with something to transform.
 ALL = [
-    *(
-        kind(levels)
-        for kind in (HaarWavelet, LaplacianPyramid, StandardCascade)
-        for levels in range(4)
-    ),
+    *(kind(levels) for kind in (HaarWavelet, LaplacianPyramid, Subsampling) for levels in range(4)),
     Identity(),
 ]
 FRAMES = [kind(levels) for kind in (HaarWavelet, LaplacianPyramid) for levels in (1, 2, 3)]
@@ -154,7 +150,7 @@ def test_a_checkerboard_is_all_diagonal_and_a_constant_all_base() -> None:
     extremes=st.booleans(),
 )
 def test_any_integers_come_back(name, levels, cells, channels, max_value, seed, extremes) -> None:
-    m = make_map(name, 0 if name == "identity" else levels)
+    m = make_map(name, 0 if name == "vdm" else levels)
     x = images((channels, cells[0] << m.levels, cells[1] << m.levels), 2, max_value, seed)
     if extremes:  # 0 and the largest value alone reach the corners of every range
         x = torch.where(x > max_value // 2, max_value, 0).to(torch.int32)
@@ -180,7 +176,7 @@ def test_one_block_by_hand() -> None:
     base, residual = LaplacianPyramid(1).analyse(block.double())
     # less the mean, 26
     assert base.flatten().tolist() == [52] and residual.flatten().tolist() == [-16, -6, 4, 18]
-    base, whole = StandardCascade(1).analyse_integers(block)
+    base, whole = Subsampling(1).analyse_integers(block)
     assert base.flatten().tolist() == [10] and torch.equal(whole, block.to(torch.int32))
 
 
@@ -224,7 +220,7 @@ def test_singular_values_of_a_volume_preserving_map_are_one(
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 16)], ids=str)
 def test_the_standard_cascade_pays_twice(levels: int, shape: tuple[int, int, int]) -> None:
-    m = StandardCascade(levels)
+    m = Subsampling(levels)
     j = jacobian(m, shape)
     counted = torch.linalg.svdvals(j).square().round().int().bincount(minlength=levels + 2)
     d = math.prod(shape)
@@ -239,7 +235,7 @@ def test_the_standard_cascade_pays_twice(levels: int, shape: tuple[int, int, int
 
 
 def test_no_map_changes_the_volume_at_one_scale() -> None:
-    assert StandardCascade(0).log_volume((3, 8, 8)) == Identity().log_volume((3, 8, 8)) == 0
+    assert Subsampling(0).log_volume((3, 8, 8)) == Identity().log_volume((3, 8, 8)) == 0
 
 
 @pytest.mark.parametrize(("m", "shape"), FRAME_CASES)
@@ -251,7 +247,7 @@ def test_energy_is_kept(m: HierarchicalMap, shape: tuple[int, int, int]) -> None
 
 def test_the_standard_cascade_adds_energy() -> None:
     x = normal(1, 1, 16, 16)
-    assert sum(v.square().sum() for v in StandardCascade(2).analyse(x)) > 1.1 * x.square().sum()
+    assert sum(v.square().sum() for v in Subsampling(2).analyse(x)) > 1.1 * x.square().sum()
 
 
 # ---- the wavelet against PyWavelets
@@ -390,7 +386,7 @@ def test_what_lies_outside_the_frame_is_projected_away() -> None:
 
 @pytest.mark.parametrize(
     ("m", "channels"),
-    [(HaarWavelet(3), 12), (LaplacianPyramid(3), 6), (StandardCascade(3), 6)],
+    [(HaarWavelet(3), 12), (LaplacianPyramid(3), 6), (Subsampling(3), 6)],
     ids=str,
 )
 def test_condition_images(m: HierarchicalMap, channels: int) -> None:
@@ -456,7 +452,7 @@ def test_lattice_phase_is_whole_where_an_image_could_be(m: HierarchicalMap) -> N
 def test_names_are_coarsest_first() -> None:
     assert HaarWavelet(3).names() == ("base", "details3", "details2", "details1")
     assert LaplacianPyramid(2).names() == ("base", "residual2", "residual1")
-    assert StandardCascade(2).names() == ("base", "image1", "image0")
+    assert Subsampling(2).names() == ("base", "image1", "image0")
     assert Identity().names() == HaarWavelet(0).names() == ("base",)
     for m in ALL:
         sizes = [math.prod(spec.view_shape) for spec in m.specs((3, 8, 8))]
@@ -478,7 +474,7 @@ def test_scales_go_by_index_and_by_name() -> None:
 def test_make_map() -> None:
     assert repr(make_map("laplacian", 2)) == "LaplacianPyramid(levels=2)"
     with pytest.raises(
-        ValueError, match="unknown map 'haar': one of wavelet, laplacian, standard, identity"
+        ValueError, match="unknown map 'haar': one of wavelet, laplacian, standard, vdm"
     ):
         make_map("haar", 1)
 
@@ -499,7 +495,7 @@ ERRORS = {
         "divisible by 4, got 4x2",
     ),
     "sides of specs": (
-        lambda: StandardCascade(1).specs((3, 4, 5)),
+        lambda: Subsampling(1).specs((3, 4, 5)),
         ValueError,
         "divisible by 2, got 4x5",
     ),

@@ -387,7 +387,7 @@ def test_noise_of_a_score() -> None:
 def photo_rows() -> list[dict]:
     """The table of photos32-wavelet: 20 held-out photographs against 6 images each of three kinds,
     20 others as the reference."""
-    model, photos = pcdm_lib.load_pretrained("photos32-wavelet"), data.load("photos").heldout
+    model, photos = pcdm_lib.load_pretrained("photos32-wavelet"), data.load_data("photos").heldout
     generator = torch.Generator().manual_seed(0)
     strange = {
         "uniform noise": torch.randint(256, (6, 3, 32, 32), generator=generator, dtype=torch.uint8),

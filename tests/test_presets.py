@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pcdm_lib.models import Config, ModelConfig, build, preset
-from pcdm_lib.models.config import differences
+from pcdm_lib.models.config import config_differences
 from pcdm_lib.models.presets import (
     LEVELS,
     PAPER_SETTINGS,
@@ -36,7 +36,7 @@ def shape(name: str) -> tuple[int, int, int]:
 def test_json_round_trip(name: str, system: str) -> None:
     config = preset(name, system, shape(name))
     again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
-    assert again == config and differences(again.to_dict(), config.to_dict()) == []
+    assert again == config and config_differences(again.to_dict(), config.to_dict()) == []
     assert isinstance(again.model.channels, tuple) and hash(again) == hash(config)
 
 
@@ -219,10 +219,10 @@ def test_broken_records() -> None:
 def test_differences() -> None:
     """One line a leaf, by its path; tuples equal lists; what is missing is said to be."""
     a, b = preset("tiny").to_dict(), preset("tiny").override({"blocks": 7}).to_dict()
-    assert differences(a, b) == ["model.blocks: expected 1, found 7"]
-    assert differences({"x": (1, 2)}, {"x": [1, 2]}) == []
-    assert differences({"x": 1}, {}) == ["x: expected 1, found '(nothing)'"]
-    assert differences({"m": {"x": 1}}, {}) == ["m: expected {'x': 1}, found '(nothing)'"]
+    assert config_differences(a, b) == ["model.blocks: expected 1, found 7"]
+    assert config_differences({"x": (1, 2)}, {"x": [1, 2]}) == []
+    assert config_differences({"x": 1}, {}) == ["x: expected 1, found '(nothing)'"]
+    assert config_differences({"m": {"x": 1}}, {}) == ["m: expected {'x': 1}, found '(nothing)'"]
 
 
 def test_weights_depend_on_the_seed_alone() -> None:

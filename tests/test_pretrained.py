@@ -32,7 +32,7 @@ ROUNDING = 2e-5
 
 @pytest.fixture(scope="module")
 def photos() -> data.ImageData:
-    return data.load("photos")
+    return data.load_data("photos")
 
 
 def test_the_models_are_there() -> None:
@@ -82,7 +82,7 @@ def test_it_scores_what_its_card_says(name: str, photos: data.ImageData) -> None
         if source == "photos":
             images = photos
         elif os.environ.get("PCDM_DATA"):
-            images = data.load(source, download=False)
+            images = data.load_data(source, download=False)
         else:
             continue
         first = images.heldout[: check["images"]]
@@ -226,12 +226,12 @@ def test_ship_makes_a_model(
         "photos",
     }
     cascade = pretrained.load_pretrained("mine", root=tmp_path)
-    images = data.load(f"folder:{folder}")
+    images = data.load_data(f"folder:{folder}")
     again = evaluate(cascade, images.heldout, repeats=2, times_per_image=2, seed=0)
     assert again.bpd == facts["evaluation"]["bpd"]
     first = evaluate(
         cascade,
-        data.load("photos").heldout[: CHECK["images"]],
+        data.load_data("photos").heldout[: CHECK["images"]],
         **{k: CHECK[k] for k in ("repeats", "times_per_image", "seed")},
     )
     assert first.bpd == facts["checks"]["photos"]["bpd"]

@@ -31,7 +31,7 @@ from pcdm_lib.experiments.quality import (
 @pytest.fixture(scope="module")
 def photos() -> Tensor:
     """283 real patches, held-out photographs."""
-    return data.load("photos").heldout
+    return data.load_data("photos").heldout
 
 
 def covariance(size: int, seed: int, rank: int | None = None) -> np.ndarray:
@@ -357,7 +357,7 @@ def test_standard_error_is_the_spread(photos: Tensor) -> None:
     """Law: over 24 disjoint pairs of sets of 60 damaged and 60 plain images the spread of the value
     is the reported error (factor 1.6), where the distance is well above the floor; nearer to it the
     bootstrap says more, twice as much for equal kinds, never less."""
-    plain = data.load("photos").train
+    plain = data.load_data("photos").train
     order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(0))[
         : 24 * 120
     ].reshape(24, 2, 60)

@@ -23,14 +23,14 @@ from pcdm_lib.coding.plain import (
     mosaic,
     reference_sizes,
 )
-from pcdm_lib.data import load
+from pcdm_lib.data import load_data
 
 ALL = ("PNG", "WebP", "JPEG XL", "JPEG-LS")
 
 
 @pytest.fixture(scope="module")
 def photos() -> torch.Tensor:
-    return load("photos", heldout_limit=6).heldout
+    return load_data("photos", heldout_limit=6).heldout
 
 
 def test_sizes_of_photographs(photos: torch.Tensor) -> None:

@@ -137,7 +137,7 @@ def test_every_published_figure_has_a_source():
 )
 def test_a_figure_without_source_or_reason_is_refused(change):
     with pytest.raises(ValueError, match="M, bpd on CIFAR-10: a figure needs a source"):
-        published.Published(
+        published.PublishedFigure(
             **{
                 "name": "M",
                 "data": "CIFAR-10",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdm_lib.coding.tiles import TileScales, plan
-from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid, StandardCascade
+from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid, Subsampling
 
 SIDES = st.integers(1, 200)
 
@@ -88,4 +88,4 @@ def test_whole_sides_give_the_scales_of_the_map(hierarchy):
 
 def test_a_map_that_pays_twice_is_refused():
     with pytest.raises(ValueError, match="twice"):
-        TileScales(StandardCascade(1), (3, 8, 8))
+        TileScales(Subsampling(1), (3, 8, 8))

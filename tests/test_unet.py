@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, StandardCascade
+from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, Subsampling
 from pcdm_lib.maps.lattice import lattice_posterior
 from pcdm_lib.models import PreconditionedDenoiser, UNet, build, preset
-from pcdm_lib.models.preconditioning import FEATURES, PRECONDITIONINGS, Whitening, differences
+from pcdm_lib.models.preconditioning import (
+    FEATURES,
+    PRECONDITIONINGS,
+    Whitening,
+    neighbour_differences,
+)
 
-MAPS = [Identity(), HaarWavelet(2), LaplacianPyramid(2), StandardCascade(2)]
+MAPS = [Identity(), HaarWavelet(2), LaplacianPyramid(2), Subsampling(2)]
 SMALL = {"channels": (8,), "blocks": 1, "dropout": 0.0, "attention": False}
 
 
@@ -179,7 +184,7 @@ def test_lattice_posterior() -> None:
         (HaarWavelet(2), 0),
         (HaarWavelet(2), 1),
         (LaplacianPyramid(1), 1),
-        (StandardCascade(1), 1),
+        (Subsampling(1), 1),
     ],
 )
 def test_untrained_lattice_denoiser_is_the_posterior_mean(
@@ -318,7 +323,9 @@ def smooth_images(n: int, seed: int = 0) -> Tensor:
 
 def test_differences() -> None:
     x = torch.tensor([[[[1.0, 4.0], [3.0, 9.0]]]])
-    assert differences(x).tolist() == [[[[0.0, 3.0], [0.0, 6.0]], [[0.0, 0.0], [2.0, 5.0]]]]
+    assert neighbour_differences(x).tolist() == [
+        [[[0.0, 3.0], [0.0, 6.0]], [[0.0, 0.0], [2.0, 5.0]]]
+    ]
 
 
 def test_whitening() -> None:
@@ -351,7 +358,7 @@ def test_whitening() -> None:
 
 
 @pytest.mark.parametrize(
-    "hierarchy", [Identity(), HaarWavelet(1), LaplacianPyramid(1), StandardCascade(1)]
+    "hierarchy", [Identity(), HaarWavelet(1), LaplacianPyramid(1), Subsampling(1)]
 )
 def test_whitened_inputs_have_unit_size_at_every_noise_level(hierarchy: HierarchicalMap) -> None:
     """Scale, coarser image and differences: every channel of about unit variance (some less: three

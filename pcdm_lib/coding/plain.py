@@ -35,10 +35,10 @@ JPEG_LS_TRANSFORMATIONS = (0, 1, 2, 3)
 
 # An encoder, (H, W[, 3]) uint8 to a file, and its decoder, which may be told the shape that it has
 # to find (None: any).
-Codec = tuple[Callable[[np.ndarray], bytes], Callable[..., np.ndarray]]
+PlainCodec = tuple[Callable[[np.ndarray], bytes], Callable[..., np.ndarray]]
 
 
-def _pillow(form: str, settings: Sequence[dict]) -> Codec:
+def _pillow(form: str, settings: Sequence[dict]) -> PlainCodec:
     """Encoder (the smallest file of several settings) and decoder of a format of Pillow's for (H,
     W[, 3]) arrays."""
 
@@ -77,7 +77,7 @@ def _imagecodecs(name: str):
     return imagecodecs
 
 
-def _jpeg_xl() -> Codec:
+def _jpeg_xl() -> PlainCodec:
     """Encoder (the smallest file of several efforts) and decoder of lossless JPEG XL for (H, W[,
     3]) arrays."""
     imagecodecs = _imagecodecs("JPEG XL")
@@ -99,7 +99,7 @@ def _jpeg_xl() -> Codec:
     return encode, decode
 
 
-def _jpeg_ls() -> Codec:
+def _jpeg_ls() -> PlainCodec:
     """Encoder (the smallest file of several colour transformations) and decoder of lossless JPEG-LS
     for (H, W[, 3]) arrays.
 
@@ -156,7 +156,7 @@ def _hp_transform(image: np.ndarray, number: int) -> np.ndarray:
     return (np.stack(planes, -1) % 256).astype(np.uint8)
 
 
-CODECS: dict[str, Callable[[], Codec]] = {
+CODECS: dict[str, Callable[[], PlainCodec]] = {
     "PNG": lambda: _pillow("PNG", [{"optimize": True}]),
     "WebP": lambda: _pillow(
         "WEBP",

@@ -23,7 +23,7 @@ CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFile:
     """A file that is published under an address, and how to know it."""
 
     title: str  # the dataset
@@ -54,7 +54,7 @@ class Published:
 CIFAR_FOLDER, CIFAR_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CIFAR_TEST = "test_batch.bin"
-CIFAR10 = Published(
+CIFAR10 = PublishedFile(
     title="CIFAR-10",
     name=CIFAR_ARCHIVE,
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -65,7 +65,7 @@ CIFAR10 = Published(
 )
 
 
-def unpack(published: Published, archive: Path, final: Path) -> None:
+def unpack(published: PublishedFile, archive: Path, final: Path) -> None:
     """Unpack the six batches of CIFAR-10; `final` appears complete or not at all."""
     wrong = published.wrong(archive)
     if wrong:
@@ -94,7 +94,7 @@ def unpack(published: Published, archive: Path, final: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def fetch(published: Published, final: Path) -> None:
+def fetch(published: PublishedFile, final: Path) -> None:
     """Fetch a published file with a progress bar; `final` appears complete and checked or not at
     all.
 

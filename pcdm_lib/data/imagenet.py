@@ -37,7 +37,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Published:
+class Edition:
     """One published set of downsampled images."""
 
     label: str
@@ -49,8 +49,8 @@ class Published:
     origin: str  # where to get it
 
 
-def _old(size: int) -> Published:
-    return Published(
+def _old(size: int) -> Edition:
+    return Edition(
         label=f"ImageNet {size}x{size} (old: van den Oord et al. 2016)",
         size=size,
         train=Split((f"train_{size}x{size}.tar",), 1_281_149),
@@ -62,9 +62,9 @@ def _old(size: int) -> Published:
     )
 
 
-def _new(size: int) -> Published:
+def _new(size: int) -> Edition:
     parts = ("train",) if size == 32 else ("train_part1", "train_part2")
-    return Published(
+    return Edition(
         label=f"ImageNet {size}x{size} (new: Chrabaszcz et al. 2017, box)",
         size=size,
         train=Split(tuple(f"Imagenet{size}_{part}_npz.zip" for part in parts), 1_281_167),
@@ -124,7 +124,7 @@ def load(name: str, root: Path, size: int | None, limit: int | None) -> ImageDat
     )
 
 
-def _find(name: str, root: Path, published: Published, split: Split) -> list[Path]:
+def _find(name: str, root: Path, published: Edition, split: Split) -> list[Path]:
     """The archives of a split, or the folders that they were unpacked to."""
     found = []
     for archive in split.archives:
@@ -148,7 +148,7 @@ def _find(name: str, root: Path, published: Published, split: Split) -> list[Pat
 
 
 def _images(
-    name: str, published: Published, split: Split, paths: list[Path]
+    name: str, published: Edition, split: Split, paths: list[Path]
 ) -> tuple[np.ndarray, str]:
     """All images of a split and their checksum, by way of a cache beside its first archive."""
     training = split is published.train

@@ -1,6 +1,6 @@
 """Image datasets as uint8 tensors.
 
-`load` is the one way in: photographs that come with scikit-image (nothing to fetch), CIFAR-10 in
+`load_data` is the one way in: photographs that come with scikit-image (nothing to fetch), CIFAR-10 in
 its official binary format, SVHN, ImageNet at 32, 64 and 128 pixels, a folder of images, crops of
 large
 photographs, or what is no photograph: spectrograms and a tissue section (domains.py). Every dataset
@@ -35,7 +35,7 @@ NAMES = (
 )
 
 
-def load(
+def load_data(
     name: str = "auto",
     *,
     root: str | Path | None = None,

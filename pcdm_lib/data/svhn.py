@@ -12,7 +12,7 @@ import numpy as np
 import scipy.io
 import torch
 
-from pcdm_lib.data.download import Published, fetch
+from pcdm_lib.data.download import PublishedFile, fetch
 from pcdm_lib.data.images import ImageData, as_tensor, count, data_folder, image_data
 
 NAMES = ("svhn",)
@@ -20,7 +20,7 @@ FOLDER = "svhn"
 COUNTS = {"train": 73_257, "test": 26_032}
 # The md5 are those by which torchvision, too, knows the files.
 FILES = {
-    split: Published(
+    split: PublishedFile(
         title=f"SVHN ({split})",
         name=f"{split}_32x32.mat",
         url=f"http://ufldl.stanford.edu/housenumbers/{split}_32x32.mat",

@@ -4,10 +4,10 @@
 alpha_t^2 = sigmoid(-gamma), sigma_t^2 = sigmoid(gamma), so alpha^2 + sigma^2 = 1 and the
 signal-to-noise ratio is exp(-gamma).
 
-Every schedule is `gamma_min + (gamma_max - gamma_min) * shape(t)` with shape(0) = 0 and shape(1) =
-1. In continuous time the bound depends on the two endpoints alone; the shape changes only the
-variance of its estimate. That is why a learned shape is trained to make the variance small, and
-learned endpoints by the bound itself.
+Every schedule is `gamma_min + (gamma_max - gamma_min) * progress(t)` with progress(0) = 0 and
+progress(1) = 1. In continuous time the bound depends on the two endpoints alone; the shape of
+`progress` changes only the variance of its estimate. That is why a learned shape is trained to make
+the variance small, and learned endpoints by the bound itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def alpha_sigma(gamma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Schedule(nn.Module, ABC):
-    """Base: endpoints, value, derivative and inverse over a `shape` that subclasses give.
+    """Base: endpoints, value, derivative and inverse over the `progress` that subclasses give.
 
     Args:
         gamma_min, gamma_max: gamma at t = 0 and t = 1; gamma_min < gamma_max.
@@ -70,16 +70,16 @@ class Schedule(nn.Module, ABC):
         return torch.exp(self.log_span)
 
     @abstractmethod
-    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(shape(t), d shape / dt): from 0 to 1, increasing."""
+    def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """How far gamma(t) is on its way from gamma_min to gamma_max, from 0 to 1, and d/dt of it."""
 
     def forward(self, t: Tensor) -> Tensor:
         """gamma(t), of the shape of t."""
-        return self.start + self.span * self.shape(t)[0]
+        return self.start + self.span * self.progress(t)[0]
 
     def derivative(self, t: Tensor) -> Tensor:
         """d gamma / dt, of the shape of t; positive."""
-        return self.span * self.shape(t)[1]
+        return self.span * self.progress(t)[1]
 
     @torch.no_grad()
     def inverse(self, gamma: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Schedule(nn.Module, ABC):
 class LinearSchedule(Schedule):
     """gamma linear in t; fixed, or with learned endpoints (the "learnable scalar" of VDM)."""
 
-    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t, torch.ones_like(t)
 
 
@@ -129,7 +129,7 @@ class MonotoneSchedule(Schedule):
         value = slope * t + (outer * gate).sum(-1)
         return value, slope + (outer * inner * gate * (1 - gate)).sum(-1)
 
-    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = self._raw(t)
         ends, _ = self._raw(
             torch.stack([torch.zeros_like(t.flatten()[0]), torch.ones_like(t.flatten()[0])])
@@ -172,7 +172,7 @@ class FittedSchedule(Schedule):
         nodes[-1] = 1.0
         self.nodes.copy_(nodes)
 
-    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
         nodes = self.nodes.to(t.dtype)
         bin_ = (torch.searchsorted(nodes, t.contiguous(), right=True) - 1).clamp(0, self.bins - 1)
         width = nodes[bin_ + 1] - nodes[bin_]

@@ -96,7 +96,7 @@ def diffusion_term(
     whose mean is minimal where the estimate's variance is: the mean itself does not depend on the
     shape.
     """
-    shape, slope = schedule.shape(t)
+    shape, slope = schedule.progress(t)
     if schedule.learned_shape and shape.requires_grad:
         terms: list[Tensor] = []
         for v in (shape, slope):

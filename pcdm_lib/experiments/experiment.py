@@ -25,13 +25,11 @@ from pcdm_lib.likelihood.three_ways import Comparison
 from pcdm_lib.models import checkpoints, presets, pretrained
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config
+from pcdm_lib.models.presets import SYSTEMS
 from pcdm_lib.training.trainer import Trainer
 
 # 2: further keys (likelihoods, quality, twice, ood), and scores.npz beside results.json
 RESULTS_FORMAT = 2
-
-
-SYSTEM_NAMES = {"wavelet": "W-PCDM", "laplacian": "LP-PCDM", "vdm": "VDM", "standard": "C-VDM"}
 
 
 def home() -> Path:
@@ -102,7 +100,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        return SYSTEM_NAMES[self.config.system]
+        return SYSTEMS[self.config.system]
 
     def score_codecs(self) -> dict[str, tuple[float, float]]:
         """Bits per dimension of real files of the held-out images, with standard errors: PNG, WebP,
@@ -280,7 +278,7 @@ def open_experiment(
         heldout_images: score at most the first so many. size: side of the images, for data sets
             that come in several.
     """
-    images = sets.load(dataset, root=data_root(), heldout_limit=heldout_images, size=size)
+    images = sets.load_data(dataset, root=data_root(), heldout_limit=heldout_images, size=size)
     print("data:", images.label)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -349,7 +347,7 @@ def open_models(
                 record["data"].get("train_sha256") == wanted
                 and record["config"]["training"].get("weighting", "likelihood") == "likelihood"
             ):
-                name = SYSTEM_NAMES[record["config"]["system"]]
+                name = SYSTEMS[record["config"]["system"]]
                 name = name if name not in found else f"{name} ({path.parent.name})"
                 found[name] = (checkpoints.load_cascade(path.parent, device=device)[0], path.parent)
     if not found:

@@ -44,7 +44,7 @@ _UNDER = {
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFigure:
     """One figure.
 
     Attributes:
@@ -98,20 +98,24 @@ def _records(
     updates: float | None = None,
     system: str = "",
     weight: str = "",
-) -> list[Published]:
+) -> list[PublishedFigure]:
     under = _UNDER[quantity] + (f"; trained with the {weight}" if weight else "")
     name = f"{name} ({weight})" if weight else name
     return (
         []
         if value is None
-        else [Published(name, data, quantity, value, _quoted(table, mark), under, updates, system)]
+        else [
+            PublishedFigure(
+                name, data, quantity, value, _quoted(table, mark), under, updates, system
+            )
+        ]
     )
 
 
 def _missing(
     name: str, system: str, quantity: str, where: str, data: str = "CIFAR-10"
-) -> Published:
-    return Published(
+) -> PublishedFigure:
+    return PublishedFigure(
         name,
         data,
         quantity,
@@ -183,7 +187,7 @@ _FILES = [
     ("ARDM", 2.71),
 ]
 
-PUBLISHED: tuple[Published, ...] = (
+PUBLISHED: tuple[PublishedFigure, ...] = (
     *(
         r
         for name, weight, bpd, fid, updates in _CIFAR10
@@ -232,7 +236,7 @@ PUBLISHED: tuple[Published, ...] = (
 )
 
 
-def figures(data: str, quantity: str) -> list[Published]:
+def figures(data: str, quantity: str) -> list[PublishedFigure]:
     """The records of one quantity on one data set, the paper's own first; none where nobody
     published any.
 

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pcdm_lib.data.download import Published, fetch
+from pcdm_lib.data.download import PublishedFile, fetch
 from pcdm_lib.maps.haar import haar_step
 from pcdm_lib.records import check_device
 
 EXTRACTOR = "inception-v3-compat"
 # Where torch-fidelity itself fetches them; torch hub's file names end in the first eight digits of
 # the sha256.
-INCEPTION = Published(
+INCEPTION = PublishedFile(
     title="the Inception network of FID",
     name="weights-inception-2015-12-05-6726825d.pth",
     url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",

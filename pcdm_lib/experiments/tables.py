@@ -24,7 +24,6 @@ import numpy as np
 from pcdm_lib import records
 from pcdm_lib.data import domains
 from pcdm_lib.experiments import published
-from pcdm_lib.experiments.experiment import SYSTEM_NAMES
 from pcdm_lib.experiments.published import (
     AUROC,
     BPD,
@@ -34,7 +33,7 @@ from pcdm_lib.experiments.published import (
     NOT_GIVEN,
     NOT_MEASURED,
     NOT_RUN,
-    Published,
+    PublishedFigure,
 )
 from pcdm_lib.models.presets import SYSTEMS
 
@@ -158,7 +157,7 @@ class Result:
     def title(self) -> str:
         """The system's name in the paper, with the weights of its loss where they are not the
         bound's."""
-        return SYSTEM_NAMES[self.system] + (
+        return SYSTEMS[self.system] + (
             "" if self.weighting == "likelihood" else f" ({self.weighting.upper()} weight)"
         )
 
@@ -417,7 +416,7 @@ def _ours(result: Result) -> dict[str, Any]:
     }
 
 
-def _theirs(figure: Published) -> dict[str, Any]:
+def _theirs(figure: PublishedFigure) -> dict[str, Any]:
     """The same of a figure of others."""
     budget = NOT_GIVEN if figure.updates is None else f"{figure.updates:g} million steps"
     return {
@@ -453,7 +452,7 @@ def _part(system: str, dataset: str = "cifar10") -> str | None:
     return PARTS[system]
 
 
-def _name(figure: Published) -> str:
+def _name(figure: PublishedFigure) -> str:
     return f"{figure.name}, paper" if figure.system else figure.name
 
 
@@ -500,7 +499,7 @@ def density_table(results: Sequence[Result], dataset: str = "cifar10") -> list[d
         for r in mine
     ]
     return rows + [
-        {"system": SYSTEM_NAMES[s], "bpd": NOT_RUN, "standard error": "", "images": ""}
+        {"system": SYSTEMS[s], "bpd": NOT_RUN, "standard error": "", "images": ""}
         | _absent(_part(s, dataset), dataset)
         for s in _missing_systems(mine)
     ]
@@ -553,7 +552,7 @@ def ood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
         | {"AUROC": NOT_RUN, "interval": "", "batches in, out": ""}
         | _absent(f"{','.join(PARTS.values())},ood")
     )
-    return rows + [{"system": SYSTEM_NAMES[s]} | absent for s in _missing_systems(filled)]
+    return rows + [{"system": SYSTEMS[s]} | absent for s in _missing_systems(filled)]
 
 
 def quality_table(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -594,7 +593,7 @@ def quality_table(results: Sequence[Result]) -> list[dict[str, Any]]:
                 | ({"source": f"missing: {text(entry['missing'])}"} if entry.get("missing") else {})
             )
     return rows + [
-        {"system": SYSTEM_NAMES[s], "measure": "", "value": NOT_RUN}
+        {"system": SYSTEMS[s], "measure": "", "value": NOT_RUN}
         | dict.fromkeys((*sampler, "bpd"), "")
         | _absent(_part(s))
         for s in _missing_systems(filled)
@@ -633,7 +632,7 @@ def cascade_table(results: Sequence[Result]) -> list[dict[str, Any]]:
                 | _ours(r)
             )
         rows += [
-            {"system": SYSTEM_NAMES[s], "bpd": NOT_RUN}
+            {"system": SYSTEMS[s], "bpd": NOT_RUN}
             | dict.fromkeys(empty, "")
             | _absent(_part(s, dataset), dataset)
             for s in _missing_systems(mine)
@@ -701,7 +700,7 @@ def likelihood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
                 | _ours(result)
             )
     return rows + [
-        {"system": SYSTEM_NAMES[s], "likelihood": "", "bpd": NOT_RUN}
+        {"system": SYSTEMS[s], "likelihood": "", "bpd": NOT_RUN}
         | dict.fromkeys(after, "")
         | _absent(_part(s))
         for s in _missing_systems(filled)
@@ -739,7 +738,7 @@ def compression_table(results: Sequence[Result]) -> list[dict[str, Any]]:
                 | _ours(result)
             )
     return rows + [
-        {"system": SYSTEM_NAMES[s], "file": NOT_RUN}
+        {"system": SYSTEMS[s], "file": NOT_RUN}
         | dict.fromkeys(own, "")
         | _absent(f"{_part(s)},compression")
         for s in _missing_systems(filled)

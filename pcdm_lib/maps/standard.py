@@ -15,7 +15,7 @@ from pcdm_lib.maps.scales import Scales, ScaleSpec
 from pcdm_lib.maps.wavelet import HaarWavelet
 
 
-class StandardCascade(HierarchicalMap):
+class Subsampling(HierarchicalMap):
     """The usual cascade (Eq. 10, Appendix C): each coarser scale is every second pixel of the next,
     the finest is the whole image. It has more entries than the image has pixels and does not
     preserve volume: every coarse pixel is paid again."""
@@ -74,10 +74,10 @@ class StandardCascade(HierarchicalMap):
         return coarse.to(torch.get_default_dtype()) / max_value
 
 
-class Identity(StandardCascade):
+class Identity(Subsampling):
     """One scale, the image itself: with it the cascade is a variational diffusion model (VDM)."""
 
-    name = "identity"
+    name = "vdm"
     volume_preserving = True
 
     def __init__(self, levels: int = 0):
@@ -87,7 +87,7 @@ class Identity(StandardCascade):
 
 
 MAPS: dict[str, type[HierarchicalMap]] = {
-    m.name: m for m in (HaarWavelet, LaplacianPyramid, StandardCascade, Identity)
+    m.name: m for m in (HaarWavelet, LaplacianPyramid, Subsampling, Identity)
 }
 
 

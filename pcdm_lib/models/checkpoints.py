@@ -15,7 +15,7 @@ from torch import nn
 
 from pcdm_lib import records
 from pcdm_lib.models.cascade import Cascade
-from pcdm_lib.models.config import Config, differences
+from pcdm_lib.models.config import Config, config_differences, modern_names
 from pcdm_lib.models.presets import build
 
 FORMAT = 1
@@ -25,7 +25,7 @@ class CheckpointMismatch(ValueError):
     """A checkpoint that belongs to another configuration, data set or version."""
 
 
-def checkpoints(run_dir: Path | str) -> list[Path]:
+def list_checkpoints(run_dir: Path | str) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     folder = Path(run_dir) / "checkpoints"
     return (
@@ -37,7 +37,7 @@ def checkpoints(run_dir: Path | str) -> list[Path]:
 
 def newest_checkpoint(run_dir: Path | str) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
-    found = checkpoints(run_dir)
+    found = list_checkpoints(run_dir)
     return found[-1] if found else None
 
 
@@ -127,7 +127,9 @@ def load_cascade(
     configs = [Config.from_dict(h["config"]) for h in headers]
     for header, config in zip(headers[1:], configs[1:]):
         if config.model != configs[0].model:
-            lines = differences(headers[0]["config"]["model"], header["config"]["model"])
+            lines = config_differences(
+                modern_names(headers[0]["config"])["model"], modern_names(header["config"])["model"]
+            )
             raise CheckpointMismatch(
                 "these runs trained different models:\n  " + "\n  ".join(lines)
             )

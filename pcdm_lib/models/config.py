@@ -110,7 +110,7 @@ class Config:
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
         """The configuration that `to_dict` wrote. Raises ValueError for missing or unknown keys."""
         try:
-            parts = dict(data)
+            parts = modern_names(data)
             model, training = (
                 _record(ModelConfig, parts.pop("model")),
                 _record(TrainingConfig, parts.pop("training")),
@@ -136,6 +136,15 @@ class Config:
             model=dataclasses.replace(self.model, **model),
             training=dataclasses.replace(self.training, **training),
         )
+
+
+def modern_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the names of this version: before 0.2, VDM's map was "identity"."""
+    found = dict(config)
+    model = found.get("model")
+    if isinstance(model, Mapping) and model.get("map") == "identity":
+        found["model"] = {**model, "map": "vdm"}
+    return found
 
 
 def _record(cls: type, data: Mapping[str, Any]) -> Any:
@@ -169,7 +178,7 @@ def _parse(cls: type, key: str, value: Any) -> Any:
         raise ValueError(f"setting {key}={value!r} cannot be read as {name}") from error
 
 
-def differences(
+def config_differences(
     expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
     """Lines `key: expected ..., found ...` where two nested dictionaries differ; lists and tuples
@@ -178,7 +187,7 @@ def differences(
     for key in sorted({*expected, *found}):
         a, b = expected.get(key, "(nothing)"), found.get(key, "(nothing)")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += differences(a, b, f"{prefix}{key}.")
+            lines += config_differences(a, b, f"{prefix}{key}.")
         else:
             a, b = (list(v) if isinstance(v, tuple) else v for v in (a, b))
             if a != b:

@@ -23,7 +23,7 @@ FEATURES = ("none", "vdm", "lattice")
 INPUTS = ("plain", "whitened")
 
 
-def differences(x: Tensor) -> Tensor:
+def neighbour_differences(x: Tensor) -> Tensor:
     """Each pixel minus its left and minus its upper neighbour, (N, C, H, W) -> (N, 2C, H, W); 0 at
     the border."""
     across, down = torch.zeros_like(x), torch.zeros_like(x)
@@ -169,10 +169,10 @@ class PreconditionedDenoiser(nn.Module):
         # never below a quarter of an integer: a constant band is as well known as the lattice
         #     allows
         self.std.copy_(z.std(dim=(0, 2, 3), correction=0).clamp(min=0.25).reshape(self.std.shape))
-        given = {"scale": z, "edges": differences(self.map.to_view(self.spec, z))}
+        given = {"scale": z, "edges": neighbour_differences(self.map.to_view(self.spec, z))}
         if coarse is not None:
             image = self.map.condition_image(self.spec, coarse)
-            given |= {"coarse": image, "coarse_edges": differences(image)}
+            given |= {"coarse": image, "coarse_edges": neighbour_differences(image)}
         for name, whitening in self.whitening.items():
             # brightness runs over [-1, 1]
             grey_level = 1.0 if name in ("scale", "edges") else 2.0 / self.spec.max_value
@@ -208,12 +208,14 @@ class PreconditionedDenoiser(nn.Module):
             inputs = [self.map.to_view(spec, self.whitening["scale"](centre, tau**2))]
             if "edges" in self.whitening:
                 inputs.append(
-                    self.whitening["edges"](differences(self.map.to_view(spec, centre)), 2 * tau**2)
+                    self.whitening["edges"](
+                        neighbour_differences(self.map.to_view(spec, centre)), 2 * tau**2
+                    )
                 )
             if image is not None:
                 inputs += [
                     self.whitening["coarse"](image),
-                    self.whitening["coarse_edges"](differences(image)),
+                    self.whitening["coarse_edges"](neighbour_differences(image)),
                 ]
             return inputs
         seen = (

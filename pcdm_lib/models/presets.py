@@ -20,12 +20,9 @@ from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config, ModelConfig, TrainingConfig
 from pcdm_lib.models.preconditioning import PreconditionedDenoiser
 
-SYSTEMS = {
-    "wavelet": "wavelet",
-    "laplacian": "laplacian",
-    "standard": "standard",
-    "vdm": "identity",
-}
+# The systems by the key that the shell, presets and files use, with the paper's name for each. The map
+# of a system has the same key (maps.MAPS).
+SYSTEMS = {"wavelet": "W-PCDM", "laplacian": "LP-PCDM", "vdm": "VDM", "standard": "C-VDM"}
 
 
 # The small networks by system; the figures behind their widths and depths stand in README, what
@@ -128,7 +125,7 @@ def preset(
         raise ValueError(f"unknown system {system!r}: one of {', '.join(SYSTEMS)}")
     levels = 0 if system == "vdm" else LEVELS.get(max(image_shape[1:]), 1)
     model: dict[str, Any] = {
-        "map": SYSTEMS[system],
+        "map": system,
         "levels": levels,
         "image_shape": tuple(image_shape),
     }

@@ -49,12 +49,12 @@ from pcdm_lib.models.cascade import bits_per_dim
 from pcdm_lib.models.checkpoints import (
     FORMAT,
     CheckpointMismatch,
-    checkpoints,
+    list_checkpoints,
     load_weights,
     newest_checkpoint,
     read_log,
 )
-from pcdm_lib.models.config import Config, differences
+from pcdm_lib.models.config import Config, config_differences, modern_names
 from pcdm_lib.models.presets import build
 from pcdm_lib.models.unet import Attention, ResidualBlock
 from pcdm_lib.training import distributed
@@ -270,7 +270,7 @@ class Trainer:
     def _check_alike(self) -> None:
         """Every process must have the settings and images of process 0."""
         own = json.loads(json.dumps(self._identity(self.header)))
-        lines = differences(distributed.from_first(lambda: own), own)
+        lines = config_differences(distributed.from_first(lambda: own), own)
         if distributed.total([float(bool(lines))])[0]:
             raise CheckpointMismatch(
                 f"the processes of this job differ; process {distributed.rank()} and process 0:\n  "
@@ -852,7 +852,7 @@ class Trainer:
                 for part in parts.values():
                     part.unlink()
         if distributed.rank() == 0:
-            for old in checkpoints(self.run_dir)[:-2]:
+            for old in list_checkpoints(self.run_dir)[:-2]:
                 shutil.rmtree(old, ignore_errors=True)
         return path
 
@@ -901,10 +901,13 @@ class Trainer:
         """What two sessions of a run must have in common."""
         data = header.get("data") or {}
         known = ("format", "config", "seed", "scales", "shown")
-        return {k: header.get(k) for k in known} | {"data": {k: data.get(k) for k in _IDENTIFYING}}
+        found = {k: header.get(k) for k in known} | {"data": {k: data.get(k) for k in _IDENTIFYING}}
+        if found["config"] is not None:
+            found["config"] = modern_names(found["config"])
+        return found
 
     def _check_identity(self, found: Mapping[str, Any], where: Path) -> None:
-        lines = differences(
+        lines = config_differences(
             self._identity(json.loads(json.dumps(self.header))), self._identity(found)
         )
         if lines:

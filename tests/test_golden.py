@@ -56,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 CODED = ("photos32-vdm", "photos32-wavelet", "photos32-laplacian")
 FEW_STEPS = Settings(steps=8, plain=False)  # all by the model, however many bits so few steps take
 # Images so small that plain files of them are long: the model wins most, a plain codec some.
-MIXED = Settings(steps=32, batch=4, chunk_tiles=9)
+MIXED = Settings(steps=32, batch=8, chunk_tiles=6)
 SHAPE = (3, 8, 8)
 
 
@@ -248,7 +248,7 @@ def _record_images() -> None:
     generator = np.random.default_rng(0)
     images = {"photos 32x32 a": heldout[0], "photos 32x32 b": heldout[150],
               "photos grey 9x7": heldout[40, :9, :7, 1], "photos 11x19": heldout[80, :11, :19]}
-    images |= {f"small {i}": heldout[10 * i, :4, :4] for i in range(14)}
+    images |= {f"small {i}": heldout[10 * i, :4, :4] for i in range(8)}
     images |= {"small flat": np.full((8, 8, 3), 77, np.uint8),
                "small grey 5x3": generator.integers(0, 256, (5, 3), np.uint8)}
     np.savez_compressed(GOLDEN / "images.npz", **images)

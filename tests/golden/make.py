@@ -6,9 +6,9 @@ Do so only where a change of the figures is meant, and say in the commit which a
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import test_golden
+from tests.test_golden import record
 
 if __name__ == "__main__":
-    test_golden.record()
+    record()

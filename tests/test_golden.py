@@ -56,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 CODED = ("photos32-vdm", "photos32-wavelet", "photos32-laplacian")
 FEW_STEPS = Settings(steps=8, plain=False)  # all by the model, however many bits so few steps take
 # Images so small that plain files of them are long: the model wins most, a plain codec some.
-MIXED = Settings(steps=32, batch=8, chunk_tiles=6)
+MIXED = Settings(steps=32, batch=4, chunk_tiles=8)
 SHAPE = (3, 8, 8)
 
 

@@ -33,12 +33,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from pcdm_lib import load_pretrained
-from pcdm_lib.archive import Archive, Settings, compress, digest
-from pcdm_lib.checkpoints import load_cascade
-from pcdm_lib.data import load as load_data
-from pcdm_lib.evaluate import evaluate
-from pcdm_lib.presets import build, preset
+from pcdm_lib.coding import Archive, Settings, compress
+from pcdm_lib.coding.archive import digest
+from pcdm_lib.data import load_data
+from pcdm_lib.likelihood import evaluate
+from pcdm_lib.models import build, load_cascade, load_pretrained, preset
 from pcdm_lib.training import Trainer
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -73,8 +72,13 @@ def environment() -> dict[str, Any]:
         facts = {key.strip(): value.strip() for key, value in pairs}
         processor = ", ".join(facts.get(key, "?") for key in ("model name", "cpu family", "model"))
     versions = {name: metadata.version(name) for name in ("numpy", "pillow", "imagecodecs")}
-    return {"processor": processor, "instructions": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(), "torch": torch.__version__, **versions}
+    return {
+        "processor": processor,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **versions,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +119,9 @@ def assert_same(found: Any, expected: Any, exact: bool, rel: float = 1e-6) -> No
 # ---- what is recorded: every function gives what JSON holds without loss
 
 
-def bits(cascade: torch.nn.Module, images: torch.Tensor,
-         steps: int | None = None) -> dict[str, Any]:
+def bits(
+    cascade: torch.nn.Module, images: torch.Tensor, steps: int | None = None
+) -> dict[str, Any]:
     """Bits per dimension: the total, and every term of every scale."""
     result = evaluate(cascade, images, repeats=2, times_per_image=2, seed=0, steps=steps)
     return {"bpd": result.bpd, "se_noise": result.se_noise, "table": result.table()}
@@ -152,8 +157,9 @@ def initial(system: str) -> str:
 def training_images() -> torch.Tensor:
     """40 smooth images (40, 3, 8, 8) by integer arithmetic: the same everywhere."""
     i, c, y, x = np.ogrid[:40, :3, :8, :8]
-    return torch.from_numpy(((37 * i + 5 * y * (i % 5) + 3 * x * (i % 7) + 11 * c) % 200 + 28)
-                            .astype(np.uint8))
+    return torch.from_numpy(
+        ((37 * i + 5 * y * (i % 5) + 3 * x * (i % 7) + 11 * c) % 200 + 28).astype(np.uint8)
+    )
 
 
 def trainer(run: Path, system: str = "wavelet", resume: bool = False, **changes: Any) -> Trainer:
@@ -240,8 +246,11 @@ def _record_runs(work: Path) -> dict[str, Any]:
     started = train(work / "run", 6)
     (work / "run" / ".lock").unlink(missing_ok=True)
     shutil.make_archive(str(GOLDEN / "run"), "xztar", work / "run")
-    found = {"six steps": started, "bits": saved_bits(work / "run"),
-             "ten steps": train(work / "run", 10, resume=True)}
+    found = {
+        "six steps": started,
+        "bits": saved_bits(work / "run"),
+        "ten steps": train(work / "run", 10, resume=True),
+    }
     return {"run": found, "runs": {n: train(work / n, 6, **options) for n, options in RUNS.items()}}
 
 
@@ -249,11 +258,17 @@ def _record_images() -> None:
     """Patches of photographs, odd sizes beside them; and images of a few pixels."""
     heldout = load_data("photos").heldout.permute(0, 2, 3, 1).numpy()
     generator = np.random.default_rng(0)
-    images = {"photos 32x32 a": heldout[0], "photos 32x32 b": heldout[150],
-              "photos grey 9x7": heldout[40, :9, :7, 1], "photos 11x19": heldout[80, :11, :19]}
+    images = {
+        "photos 32x32 a": heldout[0],
+        "photos 32x32 b": heldout[150],
+        "photos grey 9x7": heldout[40, :9, :7, 1],
+        "photos 11x19": heldout[80, :11, :19],
+    }
     images |= {f"small {i}": heldout[10 * i, :4, :4] for i in range(8)}
-    images |= {"small flat": np.full((8, 8, 3), 77, np.uint8),
-               "small grey 5x3": generator.integers(0, 256, (5, 3), np.uint8)}
+    images |= {
+        "small flat": np.full((8, 8, 3), 77, np.uint8),
+        "small grey 5x3": generator.integers(0, 256, (5, 3), np.uint8),
+    }
     np.savez_compressed(GOLDEN / "images.npz", **images)
 
 
@@ -282,16 +297,18 @@ def test_samples(figures: dict[str, Any], exact: bool, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_tensors_and_digest_of_shipped_models(figures: dict[str, Any], listed: dict[str, Any],
-                                              name: str) -> None:
+def test_tensors_and_digest_of_shipped_models(
+    figures: dict[str, Any], listed: dict[str, Any], name: str
+) -> None:
     cascade = load_pretrained(name)
     assert tensors(cascade) == listed["shipped"][name]
     assert digest(cascade) == figures["digests"][name]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_tensors_of_new_models(figures: dict[str, Any], listed: dict[str, Any], exact: bool,
-                               system: str) -> None:
+def test_tensors_of_new_models(
+    figures: dict[str, Any], listed: dict[str, Any], exact: bool, system: str
+) -> None:
     assert tensors(tiny(system)) == listed["tiny"][system]
     assert not exact or initial(system) == figures["initial"][system]
 

@@ -141,9 +141,9 @@ for _panel, _functions in (
     ("The paper's tables", (tables.tables,)),
 ):
     for _function in _functions:
-        app.command(
-            cls=Command, rich_help_panel=_panel, epilog=getattr(_function, "epilog", None)
-        )(_function)
+        app.command(cls=Command, rich_help_panel=_panel, epilog=getattr(_function, "epilog", None))(
+            _function
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,6 +24,11 @@ from pcdm_lib.commands.options import (
 DEFAULT_MODEL = "photos32-vdm"  # the shipped model of the lowest bits per dimension
 
 
+@examples(
+    "pcdm compress images/ -o out.pcdm",
+    "pcdm compress a.png b.png -o out.pcdm --model photos32-wavelet --steps 100",
+    "pcdm compress images/ -o out.pcdm --model runs/base runs/details --dry-run",
+)
 def compress(
     images: Annotated[
         list[Path],
@@ -58,9 +63,7 @@ def compress(
     ] = 200,
     batch: Annotated[
         int,
-        typer.Option(
-            help="Tiles coded at once; more are faster on a GPU.", rich_help_panel=CODING
-        ),
+        typer.Option(help="Tiles coded at once; more are faster on a GPU.", rich_help_panel=CODING),
     ] = 16,
     chunk: Annotated[
         int,
@@ -151,13 +154,11 @@ def compress(
     return 0
 
 
-compress.epilog = examples(
-    "pcdm compress images/ -o out.pcdm",
-    "pcdm compress a.png b.png -o out.pcdm --model photos32-wavelet --steps 100",
-    "pcdm compress images/ -o out.pcdm --model runs/base runs/details --dry-run",
+@examples(
+    "pcdm decompress out.pcdm --list",
+    "pcdm decompress out.pcdm -o restored/",
+    "pcdm decompress out.pcdm -o restored/ --only a.png --model runs/a",
 )
-
-
 def decompress(
     file: Annotated[Path, typer.Argument(help="A file that `pcdm compress` wrote.")],
     out: Annotated[
@@ -230,13 +231,6 @@ def decompress(
         done, failed = _decode(opened, cascade, where, only or None, paths, quiet)
     print(f"{done} images in {out}")
     return 1 if failed else 0
-
-
-decompress.epilog = examples(
-    "pcdm decompress out.pcdm --list",
-    "pcdm decompress out.pcdm -o restored/",
-    "pcdm decompress out.pcdm -o restored/ --only a.png --model runs/a",
-)
 
 
 def _model_name(runs: list[str]) -> str:

@@ -10,12 +10,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 import typer.core
 
 from pcdm_lib.advice import did_you_mean
+
+_Function = TypeVar("_Function", bound=Callable[..., int])
 
 PRESETS = (
     "tiny",
@@ -106,9 +108,15 @@ def model_names(incomplete: str) -> list[str]:
     return sorted(p.parent.name for p in weights.glob(f"{incomplete}*/card.json"))
 
 
-def examples(*lines: str) -> str:
-    """The end of a command's help: command lines that work."""
-    return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
+def examples(*lines: str) -> Callable[[_Function], _Function]:
+    """A command's decorator: command lines that work, for the end of its help."""
+
+    def mark(function: _Function) -> _Function:
+        text = ["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)]
+        function.__dict__["epilog"] = "\n\n".join(text)
+        return function
+
+    return mark
 
 
 def pairs(items: Sequence[str] | None, option: str) -> dict[str, str]:
@@ -177,9 +185,7 @@ Device = Annotated[
 Seed = Annotated[
     int, typer.Option(help="The same seed gives the same figures.", rich_help_panel=MACHINE)
 ]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", help="No progress bar.", rich_help_panel=MACHINE)
-]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.", rich_help_panel=MACHINE)]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -209,16 +215,14 @@ Images = Annotated[
     int | None,
     typer.Option(help="Score the first N held-out images. Default: all.", rich_help_panel=SCORING),
 ]
-Repeats = Annotated[
-    int, typer.Option(help="Independent estimates.", rich_help_panel=SCORING)
-]
+Repeats = Annotated[int, typer.Option(help="Independent estimates.", rich_help_panel=SCORING)]
 Times = Annotated[
     int,
-    typer.Option(
-        help="Network evaluations an image, scale and estimate.", rich_help_panel=SCORING
-    ),
+    typer.Option(help="Network evaluations an image, scale and estimate.", rich_help_panel=SCORING),
 ]
 Figures = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="Write the figures to this JSON file.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--out", "-o", help="Write the figures to this JSON file.", rich_help_panel=OUTPUT
+    ),
 ]

@@ -20,6 +20,10 @@ from pcdm_lib.commands.options import (
 )
 
 
+@examples(
+    "pcdm sample photos32-wavelet --out samples/ --count 4 --steps 50",
+    "pcdm sample runs/base runs/details -o samples/ --seed 1",
+)
 def sample(
     runs: Runs,
     out: Annotated[
@@ -56,9 +60,3 @@ def sample(
     write_samples(cascade, samples, out, f"sample of a model trained on {label}")
     print(f"{count} images, scale by scale, in {out}")
     return 0
-
-
-sample.epilog = examples(
-    "pcdm sample photos32-wavelet --out samples/ --count 4 --steps 50",
-    "pcdm sample runs/base runs/details -o samples/ --seed 1",
-)

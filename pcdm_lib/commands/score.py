@@ -45,6 +45,12 @@ class How(NamedTuple):
     quiet: bool
 
 
+@examples(
+    "pcdm evaluate photos32-wavelet --dataset photos --images 32",
+    "pcdm evaluate photos32-vdm --dataset folder:my-images/",
+    "pcdm evaluate runs/a --repeats 8 --times 8 --out a.json",
+    "pcdm evaluate runs/base runs/details --against runs/b",
+)
 def evaluate(
     runs: Runs,
     weights: Weights = "ema",
@@ -109,14 +115,10 @@ def evaluate(
     return 0
 
 
-evaluate.epilog = examples(
-    "pcdm evaluate photos32-wavelet --dataset photos --images 32",
-    "pcdm evaluate photos32-vdm --dataset folder:my-images/",
-    "pcdm evaluate runs/a --repeats 8 --times 8 --out a.json",
-    "pcdm evaluate runs/base runs/details --against runs/b",
+@examples(
+    "pcdm likelihoods photos32-wavelet --dataset photos --images 4",
+    "pcdm likelihoods runs/a --steps 100,1000 --tolerance 1e-5 --out ways.json",
 )
-
-
 def likelihoods(
     runs: Runs,
     weights: Weights = "ema",
@@ -184,15 +186,7 @@ def likelihoods(
     return 0
 
 
-likelihoods.epilog = examples(
-    "pcdm likelihoods photos32-wavelet --dataset photos --images 4",
-    "pcdm likelihoods runs/a --steps 100,1000 --tolerance 1e-5 --out ways.json",
-)
-
-
-def _score(
-    runs: list[str], images: ImageData, how: How
-) -> tuple[Evaluation, list[dict[str, Any]]]:
+def _score(runs: list[str], images: ImageData, how: How) -> tuple[Evaluation, list[dict[str, Any]]]:
     """Score a model on the held-out images, and say what it was trained on."""
     from pcdm_lib.likelihood import evaluation
     from pcdm_lib.models import pretrained

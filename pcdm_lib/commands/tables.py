@@ -25,6 +25,11 @@ from pcdm_lib.commands.options import (
 )
 
 
+@examples(
+    "pcdm tables --minutes 5",
+    "pcdm tables --minutes 5 --only wavelet,vdm --dry-run",
+    "pcdm tables --minutes 10 --dataset cifar10 -p heldout_images 100",
+)
 def tables(
     minutes: Annotated[
         float, typer.Option(help="Minutes of training of each system.", rich_help_panel=BUDGET)
@@ -118,13 +123,6 @@ def tables(
             file=sys.stderr,
         )
     return 1 if failed else 0
-
-
-tables.epilog = examples(
-    "pcdm tables --minutes 5",
-    "pcdm tables --minutes 5 --only wavelet,vdm --dry-run",
-    "pcdm tables --minutes 10 --dataset cifar10 -p heldout_images 100",
-)
 
 
 def _literal(text: str) -> Any:

@@ -83,6 +83,14 @@ class Choices:
     quiet: bool
 
 
+@examples(
+    "pcdm train runs/a --minutes 10",
+    "pcdm train runs/a --minutes 10 --resume",
+    "pcdm train runs/b --system vdm --dataset folder:photos/ --steps 2000 --set learning_rate=0.002",
+    "pcdm train runs/c --preset paper-cifar10 --dataset cifar10 --device cuda --dry-run",
+    "pcdm train runs/details --scales details1 --steps 2000",
+    "torchrun --standalone --nproc-per-node 2 -m pcdm_lib train runs/d --minutes 10",
+)
 def train(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run, made if need be.")],
     preset: Preset = "small",
@@ -224,23 +232,14 @@ def train(
     return 0
 
 
-train.epilog = examples(
-    "pcdm train runs/a --minutes 10",
-    "pcdm train runs/a --minutes 10 --resume",
-    "pcdm train runs/b --system vdm --dataset folder:photos/ --steps 2000 --set learning_rate=0.002",
-    "pcdm train runs/c --preset paper-cifar10 --dataset cifar10 --device cuda --dry-run",
-    "pcdm train runs/details --scales details1 --steps 2000",
-    "torchrun --standalone --nproc-per-node 2 -m pcdm_lib train runs/d --minutes 10",
+@examples(
+    "pcdm settings", "pcdm settings --preset paper-cifar10 --system vdm", "pcdm settings --json"
 )
-
-
 def settings(
     preset: Preset = "small",
     system: System = "wavelet",
     size: Annotated[int, typer.Option(help="Side of the images.", rich_help_panel=DATA)] = 32,
-    json_: Annotated[
-        bool, typer.Option("--json", help="As JSON.", rich_help_panel=OUTPUT)
-    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="As JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> int:
     """List the keys of `--set` with their type, their value in a preset and their meaning."""
     from pcdm_lib.models import presets
@@ -260,11 +259,6 @@ def settings(
     return 0
 
 
-settings.epilog = examples(
-    "pcdm settings", "pcdm settings --preset paper-cifar10 --system vdm", "pcdm settings --json"
-)
-
-
 def _text(value: Any) -> str:
     """A value as `--set` takes it."""
     if isinstance(value, tuple):
@@ -275,8 +269,9 @@ def _text(value: Any) -> str:
 def _configure(choices: Choices, images: ImageData) -> Config:
     from pcdm_lib.models import presets
 
-    shape = tuple(images.train.shape[1:])
-    return presets.preset(choices.preset, choices.system, shape).override(choices.changes)
+    channels, height, width = images.train.shape[1:]
+    config = presets.preset(choices.preset, choices.system, (channels, height, width))
+    return config.override(choices.changes)
 
 
 def _resolved(choices: Choices, device: torch.device) -> dict[str, Any]:

@@ -117,9 +117,7 @@ def plan(
     return folder, steps
 
 
-def run(
-    minutes: float, *, progress: bool = True, **choices: Any
-) -> tuple[Path, dict[str, str]]:
+def run(minutes: float, *, progress: bool = True, **choices: Any) -> tuple[Path, dict[str, str]]:
     """Run the parts that are not done yet.
 
     Args:

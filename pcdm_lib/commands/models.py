@@ -26,6 +26,25 @@ from pcdm_lib.commands.options import (
 )
 
 
+@examples("pcdm card", "pcdm card photos32-wavelet")
+def card(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A shipped model; without it, their names are listed.", autocompletion=model_names
+        ),
+    ] = None,
+) -> int:
+    """Show what is known of a shipped model, as Markdown."""
+    from pcdm_lib.models import pretrained
+
+    if name is None:
+        print("\n".join(pretrained.names()))
+    else:
+        print(pretrained.markdown(pretrained.card(name)))
+    return 0
+
+
 @examples(
     "pcdm ship runs/a my-model --dataset photos",
     "pcdm ship runs/base runs/details my-model --dataset cifar10 --images 600",

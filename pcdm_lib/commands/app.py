@@ -47,12 +47,12 @@ class Shell(typer.core.TyperGroup):
 
     def _run(self, words: list[str], name: str, extra: dict[str, Any]) -> int:
         command = next((word for word in words if not word.startswith("-")), "")
-        speaker = f"{name} {command}".rstrip()
+        speaker, empty = f"{name} {command}".rstrip(), not words
         try:
-            with self.make_context(name, words or ["--help"], **extra) as context:
+            with self.make_context(name, ["--help"] if empty else words, **extra) as context:
                 return self.invoke(context) or 0
         except typer.Exit as end:
-            return end.exit_code if words else 2
+            return 2 if empty else end.exit_code
         except _Usage as error:
             speaker = error.ctx.command_path if getattr(error, "ctx", None) else speaker
             return _fail(speaker, f"{_message(error)} ({speaker} --help explains)", 2)

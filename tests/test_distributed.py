@@ -453,7 +453,7 @@ def test_a_process_of_torchrun_ends_without_taking_python_down(announced):
     """With its status and its last words; alone it ends as any other. (Threads that outlive the
     work would abort it while Python is taken down.)"""
     code = (
-        "import atexit, sys; from pcdm_lib import distributed; atexit.register(print, 'taken "
+        "import atexit, sys; from pcdm_lib.training import distributed; atexit.register(print, 'taken "
         "down'); sys.stdout.write('last words'); "
         "sys.stderr.write('and errors'); distributed.end(3)"
     )

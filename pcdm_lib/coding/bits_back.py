@@ -376,11 +376,11 @@ class BitsBack:
     """
 
     steps: int
-    first: Callable[[Any], Codec]
-    data: Callable[[Any], Codec]
-    forward: Callable[[int, Any], Codec]
-    reverse: Callable[[int, Any], Codec]
-    prior: Codec
+    first: Callable[[Any], Counted]
+    data: Callable[[Any], Counted]
+    forward: Callable[[int, Any], Counted]
+    reverse: Callable[[int, Any], Counted]
+    prior: Counted
 
     def push(self, message: Message, x: Any) -> None:
         for _ in self.pushes(message, x):

@@ -100,7 +100,8 @@ def copy_mathjax() -> str | None:
 
 
 def from_repository(app: Sphinx, name: str, source: list[str]) -> None:
-    """Links of the pages are those of the repository, where notebooks lie beside this folder."""
+    """Links of the pages are those of the repository; and no line ends within a figure's error."""
+    source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")
     source[0] = re.sub(r"\]\(\.\./(notebooks|reproduce)/", r"](\1/", source[0])
     source[0] = source[0].replace("](../CONTRIBUTING.md)", "](contributing.md)")
     source[0] = source[0].replace("](../benchmarks/README.md)", "](benchmarks.md)")
@@ -125,7 +126,9 @@ def short_titles(folder: str) -> str:
 def only_ours(
     app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
 ) -> bool | None:
-    """Leave out what a class only borrows from another library, such as torch's functions."""
+    """Leave out what a class borrows from another library, and fields that only have a number."""
+    if str(getattr(obj, "__doc__", "")).startswith("Alias for field number"):
+        return True
     module = getattr(obj, "__module__", None) or "pcdm_lib"
     return True if not str(module).startswith(("pcdm_lib", "builtins")) else None
 

@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 
 SECTIONS = ("Args", "Attributes", "Example", "Examples", "Note", "Raises", "Returns", "Yields")
 _SECTION = re.compile(rf"({'|'.join(SECTIONS)}):\s*$")
-_CODE = re.compile(r"(``.+?``|`[^`]+`)")
+_CODE = re.compile(r"(``.+?``|`[^`]+`|\*\*[^*\s][^*]*\*\*)")  # and bold text
 _HIDDEN = "\ue000"
 _BULLET = re.compile(r"(\s*[*-] )(.*)")
 
@@ -61,13 +61,15 @@ def _item(line: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Code in literals; everything else means what it shows, a minus at the front included."""
+    """Code in literals; everything else means what it shows, also "- 1" or "(2)" at the front."""
     parts = _CODE.split(text)
     text = "".join(_code(part) if i % 2 else _plain(part) for i, part in enumerate(parts))
-    return re.sub(r"^(\s*)([-+] )", r"\1\\\2", text)
+    return re.sub(r"^(\s*)([-+] |\(?\w{1,2}[.)] )", r"\1\\\2", text)
 
 
 def _code(text: str) -> str:
+    if text.startswith("**"):
+        return "**" + _plain(text.strip("*")) + "**"
     return "``" + text.strip("`") + "``"
 
 

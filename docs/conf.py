@@ -38,7 +38,7 @@ extensions = [
     "sphinx_copybutton",
     "docstrings",
 ]
-exclude_patterns = ["_build", "README.md", "diagrams"]
+exclude_patterns = ["_build", "diagrams"]
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are committed executed

@@ -26,7 +26,7 @@ def to_rst(lines: list[str]) -> list[str]:
         if not block[0].startswith("  "):
             section = bool(_SECTION.match(block[0]))
         if section:
-            out += [line if _SECTION.match(line) else _escape(line) for line in block]
+            out += [line if _SECTION.match(line) else _escape(_clamp(line, 8)) for line in block]
         elif block[0].startswith("  "):
             out += ["::", "", *block]
         else:
@@ -52,7 +52,13 @@ def _paragraph(block: list[str]) -> list[str]:
     if not listed and any(line.startswith("  ") for line in block):
         hanging = [(line.startswith("  "), _escape(line.strip())) for line in block]
         return [f"  {text}" if hangs else f"* {text}" for hangs, text in hanging]
-    return [_item(line) if listed else _escape(line) for line in block]
+    return [_item(_clamp(line, 2)) if listed else _escape(line) for line in block]
+
+
+def _clamp(line: str, most: int) -> str:
+    """The line, indented by so many spaces at most: deeper continuations mean the same."""
+    text = line.lstrip()
+    return " " * min(len(line) - len(text), most) + text
 
 
 def _item(line: str) -> str:

@@ -44,6 +44,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are committed executed
 nb_merge_streams = True
 nb_render_markdown_format = "myst"  # tables that a notebook prints
+nb_ipywidgets_js = {}
 # ipywidgets need a kernel, which a page has not; their text and pictures are shown instead
 suppress_warnings = ["mystnb.unknown_mime_type"]
 

@@ -45,13 +45,16 @@ nb_execution_mode = "off"  # notebooks are committed executed
 nb_merge_streams = True
 nb_render_markdown_format = "myst"  # tables that a notebook prints
 nb_ipywidgets_js = {}
-# ipywidgets need a kernel, which a page has not; their text and pictures are shown instead
-suppress_warnings = ["mystnb.unknown_mime_type"]
+suppress_warnings = [
+    # ipywidgets need a kernel, which a page has not; their text and pictures are shown instead
+    "mystnb.unknown_mime_type",
+    # a public name stands on two pages, its package's and the front one; a link leads to either
+    "ref.python",
+]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-autodoc_inherit_docstrings = False  # those of torch and nn.Module say nothing about this code
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True

@@ -54,7 +54,7 @@ def _public(names: list[str]) -> str:
 
 def _entry(thing: object, name: str) -> str:
     if inspect.isclass(thing):
-        return f".. autoclass:: {name}\n   :members:"
+        return f".. autoclass:: {name}\n   :members:\n   :inherited-members: Module, tuple"
     return f".. autofunction:: {name}" if callable(thing) else f".. autodata:: {name}"
 
 

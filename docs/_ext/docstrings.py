@@ -7,7 +7,9 @@ an example, to be shown as it is.
 
 from __future__ import annotations
 
+import functools
 import re
+import sys
 
 from sphinx.application import Sphinx
 
@@ -87,10 +89,20 @@ def _plain(text: str) -> str:
     return re.sub(r"_(?!\w)", r"\_", text)
 
 
+def _borrowed(obj: object) -> bool:
+    """Whether a method has no docstring but one of a class of another library, such as torch's."""
+    path, name = getattr(obj, "__qualname__", "").rpartition(".")[::2]
+    if not path or "<locals>" in path or obj.__doc__:
+        return False
+    owner = functools.reduce(getattr, path.split("."), sys.modules[obj.__module__])
+    parents = [base for base in owner.__mro__ if getattr(vars(base).get(name), "__doc__", None)]
+    return bool(parents) and not parents[0].__module__.startswith("pcdm_lib")
+
+
 def _before(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    lines[:] = to_rst(lines)
+    lines[:] = [] if _borrowed(obj) else to_rst(lines)
     if what in ("attribute", "property", "data") and lines:
         # napoleon would read "text: more text" as a type and its description
         lines[0] = lines[0].replace(": ", f"{_HIDDEN} ")

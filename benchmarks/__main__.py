@@ -21,8 +21,8 @@ from benchmarks import report
 from benchmarks.parts import PARTS, Settings
 from benchmarks.timing import CLOCKS
 from pcdm_lib import data, records
-from pcdm_lib.experiment import data_root, home
-from pcdm_lib.presets import PRESETS, SYSTEMS
+from pcdm_lib.experiments.experiment import data_root, home
+from pcdm_lib.models.presets import PRESETS, SYSTEMS
 
 
 def main(arguments: list[str] | None = None) -> int:

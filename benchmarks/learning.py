@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from pcdm_lib import data, records
-from pcdm_lib.experiment import data_root, home, markdown_table
+from pcdm_lib.experiments.experiment import data_root, home, markdown_table
 from pcdm_lib.maps import make_map
-from pcdm_lib.presets import SYSTEMS, Config, preset
+from pcdm_lib.models import Config, preset
+from pcdm_lib.models.presets import SYSTEMS
 from pcdm_lib.training import Trainer
 
 WITHOUT: dict[str, dict[str, Any]] = {

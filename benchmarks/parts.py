@@ -25,12 +25,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import transport
 from benchmarks.steps import Autocast, LibraryStep, PlainStep, tf32
-from benchmarks.timing import CLOCKS, MIN_ROUNDS, Clock, Ratio, Stages, interleave, measure, quartiles, ratios
-from pcdm_lib import evaluate
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.experiment import home
+from benchmarks.timing import (
+    CLOCKS,
+    MIN_ROUNDS,
+    Clock,
+    Ratio,
+    Stages,
+    interleave,
+    measure,
+    quartiles,
+    ratios,
+)
+from pcdm_lib.experiments.experiment import home
+from pcdm_lib.likelihood import evaluation as evaluation_module
+from pcdm_lib.likelihood.evaluation import estimator_gain, paired_difference
 from pcdm_lib.maps import MAPS, HaarWavelet, make_map
-from pcdm_lib.presets import Config, preset
+from pcdm_lib.models import Cascade, Config, preset
 from pcdm_lib.training import Trainer
 
 PAPER_BATCH_ON_CPU = 1  # one step of 128 images takes minutes and tens of gigabytes there
@@ -106,7 +116,7 @@ def throughput(settings: Settings) -> Section:
             low, middle, high = quartiles(steps)
             batch = config.training.batch_size
             part = settings.heldout[: max(batch, 64) if not name.startswith("paper") or settings.device.type != "cpu" else 2]
-            score = functools.partial(evaluate.evaluate, trainer.cascade, part, repeats=1, times_per_image=1, device=settings.device)
+            score = functools.partial(evaluation_module.evaluate, trainer.cascade, part, repeats=1, times_per_image=1, device=settings.device)
             times = measure(score, settings.seconds, settings.clock)
             parameters = sum(p.numel() for p in trainer.cascade.networks.parameters())
             rows.append({"preset": name, "system": system, "parameters": parameters, "batch": batch, "training images/s": batch / middle,
@@ -339,7 +349,7 @@ def evaluation(settings: Settings) -> Section:
         _, trainer = _trained(settings, config)
         group = min(64, len(settings.heldout))
         images = settings.heldout[: 2 * group]
-        gain, factor = evaluate.estimator_gain(trainer.cascade, images, group=group, seed=settings.seed, device=settings.device)
+        gain, factor = estimator_gain(trainer.cascade, images, group=group, seed=settings.seed, device=settings.device)
         rows.append({"preset": config.preset, "system": system, "training steps": trainer.step, "images": len(images),
                      "variance ratio": gain, "from": gain / factor, "to": gain * factor})
     return Section("Stratified noise levels against independent ones", "Ratio of the Monte-Carlo variances of the mean bound: how many times "
@@ -357,8 +367,8 @@ def bf16_difference(cascade: Cascade, images: Tensor, device: torch.device, seed
     for network in half.networks.values():
         network.net = Autocast(network.net)
     with tf32(False):
-        full, low = (evaluate.evaluate(c, images, repeats=repeats, times_per_image=1, seed=seed, device=device) for c in (cascade, half))
-    difference, error = evaluate.paired_difference(low, full)
+        full, low = (evaluation_module.evaluate(c, images, repeats=repeats, times_per_image=1, seed=seed, device=device) for c in (cascade, half))
+    difference, error = paired_difference(low, full)
     return {"float32 bpd": full.bpd, "bf16 bpd": low.bpd, "difference": difference, "its standard error": error,
             "Monte-Carlo error": full.se_noise}
 

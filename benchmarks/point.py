@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.steps import LibraryStep
 from benchmarks.timing import Clock, measure, quartiles
-from pcdm_lib.presets import Config
+from pcdm_lib.models import Config
 
 
 def peak_memory(device: torch.device) -> tuple[int, str]:

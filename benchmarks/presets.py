@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from pcdm_lib import presets, records
+from pcdm_lib import records
 from pcdm_lib.data import uniform_images
-from pcdm_lib.experiment import home, markdown_table
+from pcdm_lib.experiments.experiment import home, markdown_table
+from pcdm_lib.models import presets
 from pcdm_lib.training import Trainer
-
 
 DRAWS = 4  # noise levels an image in the evaluation: a figure to see that it runs, not to quote
 

@@ -17,11 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Stages
-from pcdm_lib.batches import BatchSampler, random_flip
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.optimisers import Muon, make_optimiser
-from pcdm_lib.presets import Config, build
-from pcdm_lib.unet import UNet
+from pcdm_lib.models import Cascade, Config, UNet, build
+from pcdm_lib.training.batches import BatchSampler, random_flip
+from pcdm_lib.training.optimisers import Muon, make_optimiser
 
 ADAMW: dict[str, dict[str, bool]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 

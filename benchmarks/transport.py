@@ -1,7 +1,7 @@
 """Earth mover's distances: their time against the number of pixels, and the wavelet form against the exact one.
 
     python -m benchmarks --parts emd               times and fitted exponents
-    python -m benchmarks.transport                 the table `RATIOS` of pcdm_lib/emd.py, a few minutes
+    python -m benchmarks.transport                 the table `RATIOS` of pcdm_lib/transport/exact.py, a few minutes
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from benchmarks.timing import Clock, measure, quartiles
-from pcdm_lib.emd import RATIOS, Ratios, exact_emd, wavelet_emd, weighted_bands
-from pcdm_lib.emd_cases import FAMILIES, difference
+from pcdm_lib.experiments.studies.emd_cases import FAMILIES, difference
+from pcdm_lib.transport import exact_emd, wavelet_emd
+from pcdm_lib.transport.wavelets import RATIOS, Ratios, weighted_bands
 
 EXACT_SIDES = (8, 16, 32, 64)
 WAVELET_SIDES = (300, 600, 1200, 2400)  # below that, calls take longer than arithmetic; rows of 2^k numbers fight over the same lines of a cache

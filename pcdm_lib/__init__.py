@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-from pcdm_lib.pretrained import load_pretrained
+from pcdm_lib.models.pretrained import load_pretrained
 
 __all__ = ["load_pretrained"]

@@ -19,8 +19,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from pcdm_lib import archive, checkpoints, data, distributed, domains, evaluate, flow, presets, pretrained, records, shipping, training
-from pcdm_lib.images import SUFFIXES, beyond_rgb, image_files, read_pixels
+from pcdm_lib import records
+from pcdm_lib.coding import archive, chunks, container
+from pcdm_lib.data import domains, sets
+from pcdm_lib.data.images import SUFFIXES, ImageData, beyond_rgb, image_files, read_pixels
+from pcdm_lib.experiments import shipping
+from pcdm_lib.likelihood import evaluation, flow, three_ways
+from pcdm_lib.models import checkpoints, presets, pretrained
+from pcdm_lib.training import distributed
+from pcdm_lib.training.trainer import Trainer
 
 DEFAULT_MODEL = "photos32-vdm"  # of compress: the shipped model of the lowest bits per dimension
 
@@ -137,11 +144,11 @@ def _compress_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="+", help="PNG, JPEG or WebP files, or folders of them; pixels and names are kept, metadata are not")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the file to write, such as out.pcdm")
     parser.add_argument("--model", default=[DEFAULT_MODEL], nargs="+", metavar="RUN", help=f"a shipped model's name, a run, or several that trained different scales (default: {DEFAULT_MODEL})")
-    parser.add_argument("--steps", type=int, default=archive.STEPS, help="steps of the chain: more take fewer bits and more time (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=archive.BATCH, help="tiles coded at once; more are faster on a GPU (default: %(default)s)")
-    parser.add_argument("--chunk", type=int, default=archive.CHUNK_TILES, metavar="TILES", help="tiles after which a chunk is closed: fewer make single images quicker to get at (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=chunks.STEPS, help="steps of the chain: more take fewer bits and more time (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=chunks.BATCH, help="tiles coded at once; more are faster on a GPU (default: %(default)s)")
+    parser.add_argument("--chunk", type=int, default=chunks.CHUNK_TILES, metavar="TILES", help="tiles after which a chunk is closed: fewer make single images quicker to get at (default: %(default)s)")
     parser.add_argument("--tile", type=int, default=None, metavar="SIDE", help="side of the tiles of larger images (default: the side that the model was trained on)")
-    parser.add_argument("--precision", default="float64", choices=tuple(archive.PRECISIONS), help="float64 decodes on any machine (default), float32 is faster and decodes on this one only")
+    parser.add_argument("--precision", default="float64", choices=tuple(chunks.PRECISIONS), help="float64 decodes on any machine (default), float32 is faster and decodes on this one only")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="do not decode and compare before the file gets its name: twice as fast")
     parser.set_defaults(run=_compress)
 
@@ -218,11 +225,11 @@ def _train(options: argparse.Namespace) -> int:
 def _train_here(options: argparse.Namespace, changes: dict[str, str], device: torch.device) -> None:
     speaks = distributed.rank() == 0
     # what has to be downloaded or unpacked is so once, not by all processes at once
-    images = distributed.in_turn(lambda: data.load(options.dataset, root=options.data_root, size=options.size))
+    images = distributed.in_turn(lambda: sets.load(options.dataset, root=options.data_root, size=options.size))
     if speaks:
         print(f"data: {images.label}", flush=True)
     config = presets.preset(options.preset, options.system, tuple(images.train.shape[1:])).override(changes)
-    trainer = training.Trainer(config, images.train, options.run_dir, data=images.source | {"label": images.label}, seed=options.seed,
+    trainer = Trainer(config, images.train, options.run_dir, data=images.source | {"label": images.label}, seed=options.seed,
                                scales=options.scales.split(",") if options.scales else None, device=device, resume=options.resume,
                                groups=options.groups, shard=options.shard, side_by_side=options.side_by_side)
     together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
@@ -235,14 +242,14 @@ def _train_here(options: argparse.Namespace, changes: dict[str, str], device: to
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    images = data.load(options.dataset, root=options.data_root, heldout_limit=options.images, size=options.size)
+    images = sets.load(options.dataset, root=options.data_root, heldout_limit=options.images, size=options.size)
     print(f"data: {images.label}", flush=True)
     result, headers = _score(options, options.run_dirs, images)
     facts = {"data": {"label": images.label, **images.source}, "config": headers[0]["config"], "training": _trained(headers),
              "evaluation": records.finite(result.to_dict()), "provenance": records.provenance(options.device)}
     if options.against:
         other, others = _score(options, options.against, images)
-        mean, error = evaluate.paired_difference(result, other)
+        mean, error = evaluation.paired_difference(result, other)
         print(f"the first less the second, image by image: {mean:+.4f} +- {error:.4f} bpd")
         facts["against"] = {"config": others[0]["config"], "training": _trained(others), "evaluation": records.finite(other.to_dict()),
                             "paired difference": records.finite({"bpd": mean, "se": error})}
@@ -255,13 +262,13 @@ def _trained(headers: list[dict]) -> list[dict]:
     return [{k: h[k] for k in ("scales", "step", "seconds", "seed", "data")} for h in headers]
 
 
-def _score(options: argparse.Namespace, sources: list[Path], images: data.ImageData) -> tuple[evaluate.Evaluation, list[dict]]:
+def _score(options: argparse.Namespace, sources: list[Path], images: ImageData) -> tuple[evaluation.Evaluation, list[dict]]:
     """Score what `sources` name on the held-out images, and say so."""
     cascade, headers = pretrained.open_model(sources, options.weights, options.device)
     for header in headers:
         print(f"{', '.join(header['scales'])} trained on: {header['data'].get('label', 'unnamed data')}, {header['step']} steps")
     _check_folder(headers, images)
-    result = evaluate.evaluate(cascade, images.heldout, repeats=options.repeats, times_per_image=options.times,
+    result = evaluation.evaluate(cascade, images.heldout, repeats=options.repeats, times_per_image=options.times,
                                seed=options.seed, steps=options.steps,
                                weights=options.weights.upper() if options.weights == "ema" else options.weights, device=options.device,
                                progress=not options.quiet)
@@ -269,7 +276,7 @@ def _score(options: argparse.Namespace, sources: list[Path], images: data.ImageD
     return result, headers
 
 
-def _check_folder(headers: list[dict], images: data.ImageData) -> None:
+def _check_folder(headers: list[dict], images: ImageData) -> None:
     trained_on = headers[0]["data"]
     same_size = tuple(headers[0]["config"]["model"]["image_shape"]) == tuple(images.train.shape[1:])  # other sizes are refused when they are scored
     same_folder = same_size and images.of_a_path and trained_on.get("folder") == images.source["folder"]
@@ -282,7 +289,7 @@ def _check_folder(headers: list[dict], images: data.ImageData) -> None:
 
 
 def _likelihoods(options: argparse.Namespace) -> int:
-    images = data.load(options.dataset, root=options.data_root, heldout_limit=options.images, size=options.size)
+    images = sets.load(options.dataset, root=options.data_root, heldout_limit=options.images, size=options.size)
     print(f"data: {images.label}", flush=True)
     cascade, headers = pretrained.open_model(options.run_dirs, options.weights, options.device)
     _check_folder(headers, images)
@@ -290,7 +297,7 @@ def _likelihoods(options: argparse.Namespace) -> int:
     if not steps or ",".join(map(str, steps)) != options.steps:
         raise ValueError(f"--steps takes whole numbers with commas, got {options.steps!r}")
     settings = flow.FlowSettings(rtol=options.tolerance, atol=options.tolerance, probes=options.probes)
-    found = flow.compare_likelihoods(cascade, images.heldout, steps=steps, flows=[settings], seed=options.seed, device=options.device,
+    found = three_ways.compare_likelihoods(cascade, images.heldout, steps=steps, flows=[settings], seed=options.seed, device=options.device,
                                      weights=options.weights.upper() if options.weights == "ema" else options.weights, progress=not options.quiet)
     print(f"{found}\n{len(images.heldout)} images; flow: {settings}")
     if options.out is not None:
@@ -318,7 +325,7 @@ def _sample(options: argparse.Namespace) -> int:
 
 def _compress(options: argparse.Namespace) -> int:
     files = _image_files(options.images)
-    settings = archive.Settings(options.steps, batch=options.batch, chunk_tiles=options.chunk, side=options.tile, precision=options.precision)
+    settings = chunks.Settings(options.steps, batch=options.batch, chunk_tiles=options.chunk, side=options.tile, precision=options.precision)
     cascade, headers = pretrained.open_model(options.model, "ema", options.device)
     name = options.model[0] if options.model[0] in pretrained.names() else ", ".join(run.rstrip("/").rpartition("/")[2] for run in options.model)
     print(f"model {name}, trained on: {headers[0]['data'].get('label', 'unnamed data')}", flush=True)
@@ -387,7 +394,7 @@ def _decompress(options: argparse.Namespace) -> int:
             file.prepare(cascade, options.device, on_evaluation=bar.update)
             done = 0
             for found in file.images(options.only):
-                if isinstance(found, archive.DamagedFile):
+                if isinstance(found, container.DamagedFile):
                     print(found, file=sys.stderr)
                     failed += 1
                     continue
@@ -415,7 +422,7 @@ def _targets(names: list[str], folder: Path, force: bool) -> dict[str, Path]:
 
 
 def _tables(options: argparse.Namespace) -> int:
-    from pcdm_lib import suite, tables  # papermill takes a second to import
+    from pcdm_lib.experiments import suite, tables  # papermill takes a second to import
 
     folder, failed = suite.run(options.minutes, dataset=options.dataset, seed=options.seed, preset=options.preset, device=options.device,
                                only=[name for name in options.only.split(",") if name], folder=options.out, progress=not options.quiet,
@@ -438,11 +445,11 @@ def _literal(text: str) -> Any:
 
 
 def _ship(options: argparse.Namespace) -> int:
-    images = data.load(options.dataset, root=options.data_root, size=options.size)
+    images = sets.load(options.dataset, root=options.data_root, size=options.size)
     print(f"data: {images.label}", flush=True)
     checks = {options.dataset if images.of_a_path else images.name: images}
     if images.name != "photos" and images.train.shape[1] == 3:  # figures that can be checked where that data set is not at hand
-        checks["photos"] = data.load("photos", size=images.train.shape[-1])
+        checks["photos"] = sets.load("photos", size=images.train.shape[-1])
     words = ["python", "-m", "pcdm_lib", "ship", *(f"runs/{run.resolve().name}" for run in options.run_dirs), options.name, "--dataset", options.dataset,
              *(["--images", str(options.images)] if options.images else []), "--repeats", str(options.repeats), "--times", str(options.times),
              "--seed", str(options.seed)]

@@ -10,13 +10,32 @@ import pytest
 import torch
 
 from pcdm_lib import data, load_pretrained
-from pcdm_lib.accounting import (ACCOUNTINGS, PAPER_RATIO, Accounting, Ledger, Recount, decoder_gap, exact_ledger, grid_bits, leak_bits, pixel_decoder,
-                                 recount, started_at, worth)
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.evaluate import evaluate, kraft_sum
-from pcdm_lib.exact import EnumeratedSource, contract_source, exact_cascade, ising_source
+from pcdm_lib.diffusion import LinearSchedule
+from pcdm_lib.experiments.studies.accounting import (
+    ACCOUNTINGS,
+    PAPER_RATIO,
+    Accounting,
+    Ledger,
+    Recount,
+    decoder_gap,
+    exact_ledger,
+    grid_bits,
+    leak_bits,
+    pixel_decoder,
+    recount,
+    started_at,
+    worth,
+)
+from pcdm_lib.likelihood import (
+    EnumeratedSource,
+    contract_source,
+    evaluate,
+    exact_cascade,
+    kraft_sum,
+)
+from pcdm_lib.likelihood.enumerable import ising_source
 from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid
-from pcdm_lib.schedule import LinearSchedule
+from pcdm_lib.models import Cascade
 
 SOURCE = contract_source()
 ENTROPY = SOURCE.entropy_bits_per_dim
@@ -331,7 +350,7 @@ def test_noise_of_a_recount_has_unit_variance_in_every_coordinate(monkeypatch: p
         seen.append(eps)
         return pixel_decoder(cascade, x, eps)
 
-    monkeypatch.setattr("pcdm_lib.accounting.pixel_decoder", look)
+    monkeypatch.setattr("pcdm_lib.experiments.studies.accounting.pixel_decoder", look)
     cascade, generator = untrained(1, 0.6, 0.6), torch.Generator().manual_seed(9)
     for _ in range(3):
         Recount(cascade, ACCOUNTINGS["coarse clean"]).bound(GREY, generator)

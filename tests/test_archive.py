@@ -17,15 +17,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from pcdm_lib import archive, container, data, load_pretrained, presets
+from pcdm_lib import data, load_pretrained
 from pcdm_lib.__main__ import main
-from pcdm_lib.archive import Archive, Settings, WrongModel, compress
-from pcdm_lib.container import DamagedFile, UnknownVersion
+from pcdm_lib.coding import Archive, Settings, archive, compress, container
+from pcdm_lib.coding import chunks as chunks_module
+from pcdm_lib.coding.archive import WrongModel
+from pcdm_lib.coding.chunks import Books
+from pcdm_lib.coding.container import DamagedFile, UnknownVersion
+from pcdm_lib.models import presets
+from pcdm_lib.models.config import ModelConfig
 
 
 def small_cascade(map_name: str = "wavelet", levels: int = 1, channels: int = 3, seed: int = 0):
     """A tiny cascade whose weights are plain numbers, not draws of a generator that another version might change."""
-    config = presets.ModelConfig(map=map_name, levels=levels, image_shape=(channels, 16, 16), channels=(8, 8), blocks=1, attention=True, gamma_max=(5.0,))
+    config = ModelConfig(map=map_name, levels=levels, image_shape=(channels, 16, 16), channels=(8, 8), blocks=1, attention=True, gamma_max=(5.0,))
     cascade = presets.build(config)
     with torch.no_grad():
         for number, (name, p) in enumerate(sorted(cascade.named_parameters())):
@@ -44,7 +49,7 @@ def photographs(count: int, seed: int = 0) -> list[tuple[str, np.ndarray]]:
     return [(f"photo-{i:03d}.png", found[(seed + 7 * i) % len(found)].permute(1, 2, 0).numpy()[:16, :16]) for i in range(count)]
 
 
-def assert_round_trip(tmp_path, images, settings=FAST, cascade=CASCADE, **prepare) -> archive.Books:
+def assert_round_trip(tmp_path, images, settings=FAST, cascade=CASCADE, **prepare) -> Books:
     path = tmp_path / "a.pcdm"
     books = compress(images, path, cascade, "tiny", settings)
     with Archive(path) as file:
@@ -143,7 +148,7 @@ def test_models_that_files_cannot_have(tmp_path):
     with pytest.raises(ValueError, match="twice"):
         compress(photographs(1), tmp_path / "a.pcdm", small_cascade("standard"), "tiny", FAST)
     with pytest.raises(ValueError, match="8-bit"):
-        compress(photographs(1), tmp_path / "a.pcdm", presets.build(presets.ModelConfig(image_shape=(1, 4, 4), max_value=3, channels=(8,), blocks=1)), "t", FAST)
+        compress(photographs(1), tmp_path / "a.pcdm", presets.build(ModelConfig(image_shape=(1, 4, 4), max_value=3, channels=(8,), blocks=1)), "t", FAST)
     with pytest.raises(ValueError, match="two images"):
         compress(photographs(1) * 2, tmp_path / "a.pcdm", CASCADE, "tiny", FAST)
     with pytest.raises(ValueError, match="no image"):
@@ -397,7 +402,7 @@ def test_shapes_that_nobody_wrote_cost_no_memory(sample, tmp_path, shapes):
 
 
 def test_an_image_too_large_for_the_model_is_plain(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MAX_SAMPLES", 1000)
+    monkeypatch.setattr(chunks_module, "MAX_SAMPLES", 1000)
     books = assert_round_trip(tmp_path, photographs(3))
     assert books.plain_images >= 2
     with pytest.raises(ValueError, match="cut the image"):

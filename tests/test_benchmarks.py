@@ -14,8 +14,7 @@ from benchmarks import learning, parts, report
 from benchmarks.__main__ import main
 from benchmarks.steps import Autocast, LibraryStep, PlainStep
 from benchmarks.timing import Clock, Stages, interleave, quartiles, ratios
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.presets import build, preset
+from pcdm_lib.models import Cascade, build, preset
 from pcdm_lib.training import Trainer
 
 CPU = torch.device("cpu")

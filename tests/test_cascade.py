@@ -6,12 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.diffusion import gamma_for_spacing, step_term
-from pcdm_lib.exact import contract_source, exact_cascade
+from pcdm_lib.diffusion import LinearSchedule, MonotoneSchedule, gamma_for_spacing, step_term
+from pcdm_lib.likelihood import contract_source, exact_cascade
 from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, StandardCascade
-from pcdm_lib.presets import ModelConfig, build
-from pcdm_lib.schedule import LinearSchedule, MonotoneSchedule
+from pcdm_lib.models import Cascade, ModelConfig, build
 
 PRESERVING = [m(levels) for m in (HaarWavelet, LaplacianPyramid) for levels in range(4)]
 

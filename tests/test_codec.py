@@ -8,13 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdm_lib import codec
-from pcdm_lib.codec import FRACTION, BitsBack, Gaussian, Message, Noise, Predictor, Progressions, ScaleCodec, TileCodec, TimeGrid
-from pcdm_lib.diffusion import gamma_for_spacing
-from pcdm_lib.exact import ExactDenoiser, contract_source
+from pcdm_lib.coding import bits_back
+from pcdm_lib.coding.bits_back import FRACTION, BitsBack, Gaussian, Message, Noise, Progressions
+from pcdm_lib.coding.chain import Predictor, ScaleCodec, TileCodec, TimeGrid
+from pcdm_lib.coding.tiles import TileScales
+from pcdm_lib.diffusion import (
+    FittedSchedule,
+    LinearSchedule,
+    MonotoneSchedule,
+    alpha_sigma,
+    gamma_for_spacing,
+)
+from pcdm_lib.likelihood import contract_source
+from pcdm_lib.likelihood.enumerable import ExactDenoiser
 from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid
-from pcdm_lib.schedule import FittedSchedule, LinearSchedule, MonotoneSchedule, alpha_sigma
-from pcdm_lib.tiles import TileScales
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -107,7 +114,7 @@ def test_progressions_law_and_only_allowed_integers(seed, step, tau, count):
 
 
 def test_progressions_cost_what_the_lattice_decoder_says():
-    from pcdm_lib.lattice import Progression, log_prob
+    from pcdm_lib.maps.lattice import Progression, log_prob
 
     rng = np.random.default_rng(0)
     low, last = np.zeros(5000, np.int64), np.full(5000, 40)
@@ -183,7 +190,7 @@ def test_the_grid_is_that_of_the_densities(schedule, steps):
     assert torch.allclose(torch.tensor(grid.forward[1:], dtype=torch.float64) * 2.0**-FRACTION, forward * spacing[:-1] / spacing[1:], rtol=1e-6)
     reverse = sigma[:-1] * torch.sqrt(-torch.expm1(gamma[:-1] - gamma[1:])).detach()
     assert torch.allclose(torch.tensor(grid.reverse_std[:-1], dtype=torch.float64) * spacing[:-1], reverse, rtol=1e-4)
-    assert min(*grid.forward_std, *grid.reverse_std) >= 1 / codec.FINENESS - 1e-3  # no Gaussian is narrower than the grid allows
+    assert min(*grid.forward_std, *grid.reverse_std) >= 1 / bits_back.FINENESS - 1e-3  # no Gaussian is narrower than the grid allows
 
 
 @pytest.mark.parametrize("steps", [0, 1, 65536, True, 2.0])
@@ -237,7 +244,7 @@ def gaussian_images(count: int, std: float = 30.0) -> torch.Tensor:
     return torch.from_numpy(np.clip(np.rint(values), 0, 255).astype(np.int32))
 
 
-def net_and_bound(count: int, steps: int, fineness: float = codec.FINENESS) -> tuple[float, float]:
+def net_and_bound(count: int, steps: int, fineness: float = bits_back.FINENESS) -> tuple[float, float]:
     """Bits a dimension on the stack, and the T-step bound in closed form, of one scale with the linear denoiser."""
     x, schedule = gaussian_images(count), LinearSchedule()
     scales = TileScales(Identity(), (3, 32, 32))

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from pcdm_lib import archive, compression, data, load_pretrained, plots_compression, records
+from pcdm_lib import data, load_pretrained, records
+from pcdm_lib.coding import chunks
+from pcdm_lib.experiments import measured_files
+from pcdm_lib.figures import coding
 
 
 @pytest.fixture(scope="module")
 def measured():
     images = data.load("photos").heldout[::60][:4]
-    return compression.measure(load_pretrained("photos32-wavelet"), images, "W-PCDM", archive.Settings(steps=20, plain=False), repeats=2, verify=False)
+    return measured_files.measure(load_pretrained("photos32-wavelet"), images, "W-PCDM", chunks.Settings(steps=20, plain=False), repeats=2, verify=False)
 
 
 def test_the_figures_of_a_file(measured):
@@ -38,18 +41,18 @@ def test_from_how_many_images_on_the_rest_is_small(measured):
 
 def test_images_that_are_all_plain():
     images = data.uniform_images(2, (3, 32, 32), seed=0)
-    found = compression.measure(load_pretrained("photos32-wavelet"), images, "W-PCDM", archive.Settings(steps=2))
+    found = measured_files.measure(load_pretrained("photos32-wavelet"), images, "W-PCDM", chunks.Settings(steps=2))
     assert found.bound is None and math.isnan(found.excess[0]) and found.images_within(0.02) is None and found.books.plain_images == 2
     assert found.row()["within 2 % from"] == "never" and records.finite(found.to_dict())["excess"]["bpd"] is None
-    for figure in (plots_compression.sizes([found], "noise"), plots_compression.destinations([found], "noise")):
+    for figure in (coding.sizes([found], "noise"), coding.destinations([found], "noise")):
         plt.close(figure)
 
 
 def test_figures(measured):
-    figure = plots_compression.sizes([measured, measured], "photos")
+    figure = coding.sizes([measured, measured], "photos")
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["W-PCDM\nT = 20, 4 images"] * 2
     plt.close(figure)
-    figure = plots_compression.destinations([measured], "photos")
+    figure = coding.destinations([measured], "photos")
     line = figure.axes[1].lines[0]
     assert len(line.get_xdata()) == 20 and np.isfinite(line.get_ydata()).all()
     plt.close(figure)

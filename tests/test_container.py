@@ -19,8 +19,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pcdm_lib import container
-from pcdm_lib.container import CHUNK_BYTES, PREAMBLE_BYTES, TRAILER_BYTES, ChunkInfo, DamagedFile, Entry, Reader, UnknownVersion, Writer
+from pcdm_lib.coding import container
+from pcdm_lib.coding.container import (
+    CHUNK_BYTES,
+    PREAMBLE_BYTES,
+    TRAILER_BYTES,
+    ChunkInfo,
+    DamagedFile,
+    Entry,
+    Reader,
+    UnknownVersion,
+    Writer,
+)
 
 Chunk = tuple[list[Entry], bytes]
 HEADER = {"model": "tiny", "weights": "0f" * 8, "steps": 3}

@@ -21,15 +21,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from pcdm_lib import data, download
-from pcdm_lib.batches import BatchSampler, random_flip
-from pcdm_lib.data import load
-from pcdm_lib.images import box_reduce, spread
+from pcdm_lib import data
+from pcdm_lib.data import cifar as cifar_module
+from pcdm_lib.data import download as download_module
+from pcdm_lib.data import load, photos
+from pcdm_lib.data.download import CIFAR10, CIFAR_ARCHIVE, CIFAR_FOLDER, CIFAR_TEST, CIFAR_TRAIN
+from pcdm_lib.data.images import box_reduce, data_folder, spread
+from pcdm_lib.data.photos import HELDOUT_PHOTOS, TRAIN_PHOTOS, _read_photo
+from pcdm_lib.training.batches import BatchSampler, random_flip
 
-BATCHES = [*data.CIFAR_TRAIN, data.CIFAR_TEST]
+BATCHES = [*CIFAR_TRAIN, CIFAR_TEST]
 
 
 def records(n: int, seed: int = 0) -> np.ndarray:
@@ -41,7 +46,7 @@ def records(n: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture
 def cifar(tmp_path: Path) -> Path:
     """A data folder with 2, 3, 4, 5, 6 train and 7 test records."""
-    folder = tmp_path / data.CIFAR_FOLDER
+    folder = tmp_path / CIFAR_FOLDER
     folder.mkdir()
     for i, name in enumerate(BATCHES):
         (folder / name).write_bytes(records(i + 2, i).tobytes())
@@ -55,15 +60,15 @@ def archive_bytes(leave_out: str | None = None) -> bytes:
         for i, name in enumerate(["../../escaped", *BATCHES]):
             if name != leave_out:
                 content = records(i + 1, i).tobytes()
-                member = tarfile.TarInfo(f"{data.CIFAR_FOLDER}/{name}")
+                member = tarfile.TarInfo(f"{CIFAR_FOLDER}/{name}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
 def trust(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    known = dataclasses.replace(data.CIFAR10, bytes=len(content), md5=hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(data, "CIFAR10", known)
+    known = dataclasses.replace(CIFAR10, bytes=len(content), md5=hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(cifar_module, "CIFAR10", known)
 
 
 @contextlib.contextmanager
@@ -128,10 +133,10 @@ def test_bad_numbers_are_refused(key: str, bad: object) -> None:
 
 def test_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("PCDM_DATA", raising=False)
-    assert data.data_folder() == Path("data")
+    assert data_folder() == Path("data")
     monkeypatch.setenv("PCDM_DATA", str(tmp_path))
-    assert data.data_folder() == tmp_path
-    assert data.data_folder("elsewhere") == Path("elsewhere")
+    assert data_folder() == tmp_path
+    assert data_folder("elsewhere") == Path("elsewhere")
 
 
 # Photographs
@@ -154,10 +159,10 @@ def test_photos_are_the_same_everywhere() -> None:
 
 
 def test_photos_are_split_by_scene() -> None:
-    assert not set(data.TRAIN_PHOTOS) & set(data.HELDOUT_PHOTOS)
-    assert len(set(data.TRAIN_PHOTOS.values()) | set(data.HELDOUT_PHOTOS.values())) == 6
+    assert not set(TRAIN_PHOTOS) & set(HELDOUT_PHOTOS)
+    assert len(set(TRAIN_PHOTOS.values()) | set(HELDOUT_PHOTOS.values())) == 6
     stereo = {"motorcycle_left.png", "motorcycle_right.png"}
-    assert stereo <= set(data.TRAIN_PHOTOS) or stereo <= set(data.HELDOUT_PHOTOS)
+    assert stereo <= set(TRAIN_PHOTOS) or stereo <= set(HELDOUT_PHOTOS)
     photos = load("photos")
     assert not {p.tobytes() for p in photos.train.numpy()} & {p.tobytes() for p in photos.heldout.numpy()}
 
@@ -184,10 +189,10 @@ def test_photos_too_large_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="at most 128 pixels, got size=129"):
         load("photos", size=129)
     with pytest.raises(FileNotFoundError, match="nowhere.png: expected sha256 ab, found no such file: install"):
-        data._read_photo("nowhere.png", "ab")
+        _read_photo("nowhere.png", "ab")
     with pytest.raises(FileNotFoundError, match="astronaut.png: expected sha256 ab, found 88431c"):
-        data._read_photo("astronaut.png", "ab")
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+        _read_photo("astronaut.png", "ab")
+    monkeypatch.setattr(photos.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install scikit-image"):
         load("photos")
 
@@ -221,9 +226,9 @@ def test_cifar_pixels_label_and_limit(cifar: Path) -> None:
 
 
 def test_cifar_full_set_needs_no_qualification(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "CIFAR_BATCH", 2)
+    monkeypatch.setattr(cifar_module, "CIFAR_BATCH", 2)
     for i, name in enumerate(BATCHES):
-        (cifar / data.CIFAR_FOLDER / name).write_bytes(records(2, i).tobytes())
+        (cifar / CIFAR_FOLDER / name).write_bytes(records(2, i).tobytes())
     assert load("cifar10", root=cifar).label == "CIFAR-10"
     assert load("cifar10", root=cifar, heldout_limit=1).label == "CIFAR-10 (10 train, first 1 of 2 test images)"
 
@@ -240,7 +245,7 @@ def test_cifar_full_set_needs_no_qualification(cifar: Path, monkeypatch: pytest.
     ],
 )
 def test_cifar_broken_batch_is_named(cifar: Path, name: str, content: bytes | None, message: str) -> None:
-    path = cifar / data.CIFAR_FOLDER / "data_batch_3.bin"
+    path = cifar / CIFAR_FOLDER / "data_batch_3.bin"
     path.unlink()
     if content is not None:
         path.write_bytes(content)
@@ -261,7 +266,7 @@ def test_auto_takes_what_is_there(cifar: Path, tmp_path: Path, monkeypatch: pyte
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("auto must not download")
 
-    monkeypatch.setattr(download.urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(download_module.urllib.request, "urlopen", no_network)
     monkeypatch.setenv("PCDM_DATA", str(tmp_path / "empty"))
     assert load("auto").label.startswith("photos32: ")
     with pytest.raises(FileNotFoundError, match="by hand"):
@@ -276,36 +281,36 @@ def test_archive_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     root = tmp_path / "deep" / "er"
     root.mkdir(parents=True)
     content = archive_bytes()
-    (root / data.CIFAR_ARCHIVE).write_bytes(content)
+    (root / CIFAR_ARCHIVE).write_bytes(content)
     trust(monkeypatch, content)
     images = load(name, root=root)
     assert images.label == "CIFAR-10 (20 of 50000 train, first 7 of 10000 test images)"
-    assert {p.name for p in root.iterdir()} == {data.CIFAR_FOLDER, data.CIFAR_ARCHIVE}
-    assert sorted(p.name for p in (root / data.CIFAR_FOLDER).iterdir()) == sorted(BATCHES)
+    assert {p.name for p in root.iterdir()} == {CIFAR_FOLDER, CIFAR_ARCHIVE}
+    assert sorted(p.name for p in (root / CIFAR_FOLDER).iterdir()) == sorted(BATCHES)
     assert not list(tmp_path.rglob("escaped"))
-    monkeypatch.setattr(data, "unpack", None)  # the second time reads the folder
+    monkeypatch.setattr(cifar_module, "unpack", None)  # the second time reads the folder
     assert torch.equal(load(name, root=root).train, images.train)
 
 
 def test_archive_with_wrong_checksum_or_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = archive_bytes()
-    (tmp_path / data.CIFAR_ARCHIVE).write_bytes(content)
+    (tmp_path / CIFAR_ARCHIVE).write_bytes(content)
     with pytest.raises(ValueError, match=f"has {len(content)} bytes, expected 170052171: delete it"):
         load("auto", root=tmp_path)
-    monkeypatch.setattr(data, "CIFAR10", dataclasses.replace(data.CIFAR10, bytes=len(content)))
+    monkeypatch.setattr(cifar_module, "CIFAR10", dataclasses.replace(CIFAR10, bytes=len(content)))
     with pytest.raises(ValueError, match="has md5 .*, expected c32a1d4ab5d03f1284b67883e8d87530: delete it"):
         load("cifar10", root=tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [data.CIFAR_ARCHIVE]
+    assert [p.name for p in tmp_path.iterdir()] == [CIFAR_ARCHIVE]
 
 
 @pytest.mark.parametrize("missing", ["data_batch_1.bin", "test_batch.bin"])
 def test_archive_without_a_batch_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     content = archive_bytes(leave_out=missing)
-    (tmp_path / data.CIFAR_ARCHIVE).write_bytes(content)
+    (tmp_path / CIFAR_ARCHIVE).write_bytes(content)
     trust(monkeypatch, content)
     with pytest.raises(ValueError, match=f"holds no file cifar-10-batches-bin/{missing}"):
         load("cifar10", root=tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [data.CIFAR_ARCHIVE]
+    assert [p.name for p in tmp_path.iterdir()] == [CIFAR_ARCHIVE]
 
 
 # The download
@@ -313,15 +318,15 @@ def test_archive_without_a_batch_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(download_module, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(download_module, "STALL_SECONDS", 0.5)
     for key in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def assert_fails_soon(url: str, root: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    monkeypatch.setattr(data, "CIFAR10", dataclasses.replace(data.CIFAR10, url=url))
+    monkeypatch.setattr(cifar_module, "CIFAR10", dataclasses.replace(CIFAR10, url=url))
     begin = time.monotonic()
     with pytest.raises(ConnectionError, match=why) as caught:
         load("cifar10", root=root)
@@ -335,11 +340,11 @@ def test_download_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatie
     trust(monkeypatch, content)
     root = tmp_path / "new" / "data"
     with server(content) as url:
-        monkeypatch.setattr(data, "CIFAR10", dataclasses.replace(data.CIFAR10, url=url))
+        monkeypatch.setattr(cifar_module, "CIFAR10", dataclasses.replace(CIFAR10, url=url))
         images = load("cifar10", root=root)
     assert len(images.train) == 20
-    assert (root / data.CIFAR_ARCHIVE).read_bytes() == content
-    assert {p.name for p in root.iterdir()} == {data.CIFAR_FOLDER, data.CIFAR_ARCHIVE}
+    assert (root / CIFAR_ARCHIVE).read_bytes() == content
+    assert {p.name for p in root.iterdir()} == {CIFAR_FOLDER, CIFAR_ARCHIVE}
 
 
 def test_download_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
@@ -352,7 +357,7 @@ def test_download_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impat
 
 def test_download_name_resolution_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
     release = threading.Event()
-    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: release.wait(20))
+    monkeypatch.setattr(download_module.urllib.request, "urlopen", lambda *_, **__: release.wait(20))
     assert_fails_soon("http://nowhere.invalid/x", tmp_path, monkeypatch, "sent nothing useful for 0.5 s")
     release.set()
 
@@ -578,7 +583,7 @@ def test_read_square_names_what_it_cannot_use(tmp_path: Path, make, message: str
 
 
 @pytest.mark.skipif(
-    not (Path(os.environ.get("PCDM_DATA") or "/nonexistent") / data.CIFAR_FOLDER).is_dir(),
+    not (Path(os.environ.get("PCDM_DATA") or "/nonexistent") / CIFAR_FOLDER).is_dir(),
     reason="PCDM_DATA names no CIFAR-10",
 )
 def test_real_cifar10() -> None:

@@ -20,8 +20,11 @@ import scipy.io
 import torch
 from PIL import Image
 
-from pcdm_lib import crops, data, download, image_cache, imagenet, images, svhn
-from pcdm_lib.data import load
+from pcdm_lib import data
+from pcdm_lib.data import crops, download, image_cache, imagenet, load, svhn
+from pcdm_lib.data import images as images_module
+from pcdm_lib.data.photos import HELDOUT_PHOTOS, _read_photo
+from pcdm_lib.data.svhn import load_svhn
 
 REAL = Path(os.environ.get("PCDM_DATA") or "/nonexistent")
 
@@ -507,11 +510,11 @@ def test_svhn(tmp_path: Path, inner: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert found.name == "svhn" and found.label == "SVHN (first 6 of 73257 train, first 4 of 26032 test images)"
     assert np.array_equal(found.train, pixels(6)) and np.array_equal(found.heldout, pixels(4))
     assert load("svhn", root=tmp_path, heldout_limit=2).label.endswith("first 2 of 26032 test images)")
-    array, label = data.load_svhn(tmp_path, "train", 5)
+    array, label = load_svhn(tmp_path, "train", 5)
     assert label == "SVHN (first 5 of 73257 train images)" and np.array_equal(array, pixels(6)[:5])
     assert array.dtype == torch.uint8 and array.is_contiguous()
     monkeypatch.setattr(svhn, "COUNTS", {"train": 6, "test": 4})
-    assert load("svhn", root=tmp_path).label == "SVHN" and data.load_svhn(tmp_path)[1] == "SVHN (4 test images)"
+    assert load("svhn", root=tmp_path).label == "SVHN" and load_svhn(tmp_path)[1] == "SVHN (4 test images)"
     with pytest.raises(ValueError, match="32x32, got size=64"):
         load("svhn", root=tmp_path, size=64)
 
@@ -521,11 +524,11 @@ def test_svhn_without_a_test_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no test_32x32.mat in .*fetch http://ufldl.stanford.edu/housenumbers/test_32x32.mat by hand"):
         load("svhn", root=tmp_path, download=False)
     with pytest.raises(FileNotFoundError, match="no test_32x32.mat in"):
-        data.load_svhn(tmp_path)
-    assert len(data.load_svhn(tmp_path, "train")[0]) == 6
+        load_svhn(tmp_path)
+    assert len(load_svhn(tmp_path, "train")[0]) == 6
     for arguments, message in ((("extra",), "split='extra'"), (("train", 0), "limit=0")):
         with pytest.raises(ValueError, match=message):
-            data.load_svhn(tmp_path, *arguments)
+            load_svhn(tmp_path, *arguments)
 
 
 def text_file(path: Path) -> None:
@@ -548,7 +551,7 @@ def test_svhn_broken_file_is_named_and_kept(tmp_path: Path, damage, message: str
     damage(path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match=f"train_32x32.mat {message}.*delete it, then fetch http"):
-        data.load_svhn(tmp_path, "train")
+        load_svhn(tmp_path, "train")
     assert path.read_bytes() == before
 
 
@@ -704,7 +707,7 @@ def test_photos_of_128_are_reduced_less() -> None:
     photos = load("photos", size=128)
     assert photos.label == "photos128: 6 of 9 scikit-image colour photographs, 1614 train / 99 held-out 128x128 patches"
     assert photos.source["reductions"] == [1, 2]
-    cat = images.box_reduce(data._read_photo("chelsea.png", data.HELDOUT_PHOTOS["chelsea.png"]), 2)[:128, :128].transpose(2, 0, 1)
+    cat = images_module.box_reduce(_read_photo("chelsea.png", HELDOUT_PHOTOS["chelsea.png"]), 2)[:128, :128].transpose(2, 0, 1)
     assert any(np.array_equal(patch, cat) for patch in photos.heldout.numpy())
 
 
@@ -729,7 +732,7 @@ def test_constant_and_uniform_images() -> None:
 
 @pytest.mark.skipif(not (REAL / "svhn" / "train_32x32.mat").is_file(), reason="PCDM_DATA names no SVHN")
 def test_real_svhn() -> None:
-    array, label = data.load_svhn(split="train", limit=600)
+    array, label = load_svhn(split="train", limit=600)
     assert label == "SVHN (first 600 of 73257 train images)" and array.shape == (600, 3, 32, 32)
     assert 100 < array.float().mean() < 125
     rows = (array[:, :, 1:].float() - array[:, :, :-1].float()).abs().mean()

@@ -9,11 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from pcdm_lib.diffusion import (add_noise, diffusion_term, gamma_for_spacing, prior_term, reconstruction_term, reverse_step,
-                                sample_scale, step_term)
-from pcdm_lib.lattice import scale_log_prob
+from pcdm_lib.diffusion import (
+    LinearSchedule,
+    MonotoneSchedule,
+    Schedule,
+    add_noise,
+    alpha_sigma,
+    diffusion_term,
+    gamma_for_spacing,
+    prior_term,
+    reconstruction_term,
+    reverse_step,
+    sample_scale,
+    step_term,
+)
 from pcdm_lib.maps import HaarWavelet, Identity
-from pcdm_lib.schedule import LinearSchedule, MonotoneSchedule, Schedule, alpha_sigma
+from pcdm_lib.maps.lattice import scale_log_prob
 
 SCHEDULES = [LinearSchedule(-6.0, 3.0).double(), MonotoneSchedule(-6.0, 3.0, hidden=8).double()]
 

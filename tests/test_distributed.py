@@ -16,9 +16,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from pcdm_lib import checkpoints, distributed, presets, records
+from pcdm_lib import records
 from pcdm_lib.__main__ import main
-from pcdm_lib.training import Trainer, TrainingDiverged
+from pcdm_lib.models import checkpoints, presets
+from pcdm_lib.training import Trainer, TrainingDiverged, distributed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS, CUT = 4, 2

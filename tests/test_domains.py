@@ -9,11 +9,14 @@ import torch
 from scipy.stats import chi2, chi2_contingency
 from skimage.data import immunohistochemistry
 
-from pcdm_lib import accounting, checkpoints, conditioning, data, domains, presets
+from pcdm_lib import data
 from pcdm_lib.__main__ import main
-from pcdm_lib.evaluate import evaluate
-from pcdm_lib.lattice import allowed, check_member
+from pcdm_lib.data import domains
+from pcdm_lib.experiments.studies import accounting, conditioning
+from pcdm_lib.likelihood import evaluate
 from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid, StandardCascade
+from pcdm_lib.maps.lattice import allowed, check_member
+from pcdm_lib.models import checkpoints, presets
 from pcdm_lib.training import Trainer
 
 LEAST_P = 1e-4  # of a chi-square test; the seeds are fixed, so a test that passes keeps passing

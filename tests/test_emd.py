@@ -14,15 +14,23 @@ from scipy.optimize import linprog
 
 from benchmarks import parts, transport
 from benchmarks.timing import Clock
-from pcdm_lib import data, emd, load_pretrained
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.diffusion import diffusion_term
-from pcdm_lib.emd import METRICS, RATIOS, exact_emd, potential, transport_plan, wavelet_emd, wavelet_emd_of_scales
-from pcdm_lib.emd_bound import haar_cost, scale_constants, score_errors, transport_bound
-from pcdm_lib.maps import HaarWavelet, LaplacianPyramid
-from pcdm_lib.presets import ModelConfig, build
-from pcdm_lib.scales import Scales
-from pcdm_lib.schedule import LinearSchedule
+from pcdm_lib import data, load_pretrained
+from pcdm_lib.diffusion import LinearSchedule, diffusion_term
+from pcdm_lib.maps import HaarWavelet, LaplacianPyramid, Scales
+from pcdm_lib.models import Cascade, ModelConfig, build
+from pcdm_lib.transport import exact as exact_module
+from pcdm_lib.transport import (
+    exact_emd,
+    scale_constants,
+    score_errors,
+    transport_bound,
+    transport_plan,
+    wavelet_emd,
+    wavelets,
+)
+from pcdm_lib.transport.bound import haar_cost
+from pcdm_lib.transport.exact import METRICS, _grid, potential
+from pcdm_lib.transport.wavelets import RATIOS, wavelet_emd_of_scales
 
 few = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 CASES = [(metric, create_cost) for metric in METRICS for create_cost in (None, 0.5, 1.7, 30.0)]
@@ -114,7 +122,7 @@ def test_network_simplex_proves_its_value(ot):
 def test_large_l1_images_go_to_the_grid_and_agree(ot, monkeypatch):
     f = transport.difference("blobs", 44, np.random.default_rng(0))  # 1936 pixels with mass: above GRID_PAYS
     called = []
-    monkeypatch.setattr(emd, "_grid", lambda *arguments, grid=emd._grid: called.append(1) or grid(*arguments))
+    monkeypatch.setattr(exact_module, "_grid", lambda *arguments, grid=_grid: called.append(1) or grid(*arguments))
     euclidean, l1 = distance(f), distance(f, metric="l1")
     assert called == [1]
     assert l1 == pytest.approx(distance(f, metric="l1", solver="pot"), rel=1e-9)
@@ -436,7 +444,7 @@ def test_work_is_linear_in_the_pixels(wavelet, monkeypatch):
         wavelet_emd(noise(0, side, side), wavelet)
         totals.append(sum(read))
     length = pywt.Wavelet(wavelet).dec_len  # level k has at most (side / 2^k + length)^2 numbers; a strip of it reads `length` rows again
-    strips = (4 / 3) * (sides[-1] ** 2 / emd.STRIP + 1) * length * (sides[-1] + length)
+    strips = (4 / 3) * (sides[-1] ** 2 / wavelets.STRIP + 1) * length * (sides[-1] + length)
     assert transport.exponent([side**2 for side in sides], totals) <= 1.01
     assert totals[-1] <= 4 / 3 * sides[-1] ** 2 + 4 * sides[-1] * length + length**2 * math.log2(sides[-1]) + strips
 
@@ -451,7 +459,7 @@ def test_strips_change_nothing(wavelet, shape, monkeypatch):
         values, details = pywt.dwt2(values, wavelet, mode="zero", axes=(-2, -1))
         total = total + 4**level * sum(np.abs(band).sum(axis=(-2, -1)) for band in details)
     for strip in (1, 500, 2**18):
-        monkeypatch.setattr(emd, "STRIP", strip)
+        monkeypatch.setattr(wavelets, "STRIP", strip)
         assert wavelet_emd(f, wavelet) == pytest.approx(total + 4**levels * np.abs(values).sum(axis=(-2, -1)), rel=1e-12)
 
 

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from pcdm_lib import emd_estimator as est
-from pcdm_lib.emd import exact_emd, wavelet_emd
-from pcdm_lib.emd_bound import scale_constants
-from pcdm_lib.tilted_mixture import TiltedMixture
+from pcdm_lib.experiments.studies import emd_estimator
+from pcdm_lib.experiments.studies.tilted_mixture import TiltedMixture
+from pcdm_lib.transport import exact_emd, scale_constants, wavelet_emd
 
 THETA = np.array([0.2, 1.0])
 
 
 @pytest.fixture
 def field():
-    return est.GridField(4)
+    return emd_estimator.GridField(4)
 
 
 def close(values: np.ndarray, expected: float, errors: float = 4) -> bool:
@@ -37,7 +36,7 @@ def test_laplacian_counts_differences_of_neighbours(field):
 
 def test_draws_have_the_covariance(field):
     x = field.draw(THETA, (20000,), np.random.default_rng(0))
-    assert np.allclose(est.second_moments(x), field.covariance(THETA), atol=0.06)
+    assert np.allclose(emd_estimator.second_moments(x), field.covariance(THETA), atol=0.06)
 
 
 def test_fisher_information_is_the_curvature_of_the_likelihood(field):
@@ -65,24 +64,24 @@ def test_bad_parameters_are_told(field):
 
 
 def test_transport_weights_quadruple_and_become_plain():
-    haar = est.haar_matrix(8)
+    haar = emd_estimator.haar_matrix(8)
     assert np.allclose(haar @ haar.T, np.eye(64))
-    weights = np.diag(haar @ est.transport_weights(8) @ haar.T)
+    weights = np.diag(haar @ emd_estimator.transport_weights(8) @ haar.T)
     assert weights.mean() == pytest.approx(1)
     assert np.allclose(weights[[1, 4, 16]] / weights[16], [16, 4, 1])
-    assert np.allclose(est.transport_weights(8, create_cost=0.7), np.eye(64))
-    capped = np.diag(haar @ est.transport_weights(8, create_cost=1.5) @ haar.T)
+    assert np.allclose(emd_estimator.transport_weights(8, create_cost=0.7), np.eye(64))
+    capped = np.diag(haar @ emd_estimator.transport_weights(8, create_cost=1.5) @ haar.T)
     assert np.allclose(capped[[0, 1, 4]] / capped[16], [4.5, 4.5, 4])  # lambda^2 over 1/2
 
 
 @pytest.mark.parametrize("price", [0.5, 1.2, 2.0])
 def test_weighted_squares_bound_the_distance(price):
-    constants, haar = scale_constants((4, 4), 2, create_cost=price), est.haar_matrix(4)
+    constants, haar = scale_constants((4, 4), 2, create_cost=price), emd_estimator.haar_matrix(4)
     scale = (constants.mean**2 + (constants.scales[1:] ** 2 * [3, 12]).sum()) / 16  # what the mean weight was divided by
     for seed in range(20):
         f = np.random.default_rng(seed).normal(size=16) @ (haar.T * np.random.default_rng(seed + 99).exponential(size=16)) @ haar
         distance = exact_emd(f.reshape(4, 4), np.zeros((4, 4)), create_cost=price, solver="lp")
-        assert distance**2 <= 3 * scale * (f @ est.transport_weights(4, price) @ f) * (1 + 1e-9)
+        assert distance**2 <= 3 * scale * (f @ emd_estimator.transport_weights(4, price) @ f) * (1 + 1e-9)
 
 
 # ---------------------------------------------------------------- clean data
@@ -90,19 +89,19 @@ def test_weighted_squares_bound_the_distance(price):
 
 def test_integration_by_parts(field):
     """The loss that needs no true score differs from the divergence by a constant, and its minimum over a sample is the estimate."""
-    a, sigma, q0 = est.transport_weights(4), field.covariance(THETA), field.matrix(field.precisions(THETA))
+    a, sigma, q0 = emd_estimator.transport_weights(4), field.covariance(THETA), field.matrix(field.precisions(THETA))
     gaps = []
     for theta in [(0.1, 0.5), (1.0, 0.0), (0.5, 2.0), (1.0, -0.1)]:
         q = field.matrix(field.precisions(theta))
         gaps.append(np.trace((q - q0) @ a @ (q - q0) @ sigma) / 2 - np.trace(q @ a @ q @ sigma) / 2 + np.trace(a @ q))
     assert np.ptp(gaps) < 1e-9
 
-    moments = est.second_moments(field.draw(THETA, (100,), np.random.default_rng(0)))
+    moments = emd_estimator.second_moments(field.draw(THETA, (100,), np.random.default_rng(0)))
     def loss(theta):
         q = theta[0] * field.bases[0] + theta[1] * field.bases[1]
         return np.trace(q @ a @ q @ moments) / 2 - np.trace(a @ q)
 
-    found, h = est.score_matching(field, moments, a), 1e-4
+    found, h = emd_estimator.score_matching(field, moments, a), 1e-4
     for axis in np.eye(2):
         assert loss(found + h * axis) - loss(found - h * axis) == pytest.approx(0, abs=1e-9)
         assert loss(found + h * axis) > loss(found)
@@ -111,12 +110,12 @@ def test_integration_by_parts(field):
 @pytest.mark.parametrize("theta", [(0.2, 1.0), (1.0, 0.0), (1.0, -0.1), (0.01, 1.0)])
 def test_true_moments_give_the_truth(field, theta):
     sigma = field.covariance(theta)
-    assert np.allclose(est.maximum_likelihood(field, sigma), theta, rtol=1e-6, atol=1e-9)
-    for a in (np.eye(16), est.transport_weights(4), est.transport_weights(4, 1.0), sigma):
-        assert np.allclose(est.score_matching(field, sigma, a), theta)
-        assert est.efficiency(est.score_matching_covariance(field, theta, a), field.fisher_information(theta)) <= 1 + 1e-9
-    assert np.allclose(est.score_matching_covariance(field, theta, sigma), np.linalg.inv(field.fisher_information(theta)))  # efficient at A = Sigma
-    assert np.allclose(est.averaged_denoising(field, sigma, 0.5, est.transport_weights(4)), theta, rtol=1e-6, atol=1e-7)
+    assert np.allclose(emd_estimator.maximum_likelihood(field, sigma), theta, rtol=1e-6, atol=1e-9)
+    for a in (np.eye(16), emd_estimator.transport_weights(4), emd_estimator.transport_weights(4, 1.0), sigma):
+        assert np.allclose(emd_estimator.score_matching(field, sigma, a), theta)
+        assert emd_estimator.efficiency(emd_estimator.score_matching_covariance(field, theta, a), field.fisher_information(theta)) <= 1 + 1e-9
+    assert np.allclose(emd_estimator.score_matching_covariance(field, theta, sigma), np.linalg.inv(field.fisher_information(theta)))  # efficient at A = Sigma
+    assert np.allclose(emd_estimator.averaged_denoising(field, sigma, 0.5, emd_estimator.transport_weights(4)), theta, rtol=1e-6, atol=1e-7)
 
 
 def covariance_by_differences(estimator, sigma):
@@ -139,55 +138,55 @@ def covariance_by_differences(estimator, sigma):
 def test_sandwiches_are_the_delta_method(field):
     """Those of clean data and of averaged noise, at a point where nothing is symmetric between the two parameters."""
     sigma = field.covariance(THETA)
-    assert np.allclose(covariance_by_differences(lambda m: est.maximum_likelihood(field, m), sigma), np.linalg.inv(field.fisher_information(THETA)), rtol=1e-4)
-    for a in (np.eye(16), est.transport_weights(4), est.transport_weights(4, 1.0), sigma):
-        found = covariance_by_differences(lambda m, a=a: est.score_matching(field, m, a), sigma)
-        assert np.allclose(found, est.score_matching_covariance(field, THETA, a), rtol=1e-4)
-    for noise, a in ((0.2, np.eye(16)), (0.7, est.transport_weights(4))):
-        found = covariance_by_differences(lambda m, a=a, noise=noise: np.array([est.averaged_denoising(field, one, noise, a) for one in m]), sigma)
-        assert np.allclose(found, est.averaged_denoising_covariance(field, THETA, noise, a), rtol=1e-3)
+    assert np.allclose(covariance_by_differences(lambda m: emd_estimator.maximum_likelihood(field, m), sigma), np.linalg.inv(field.fisher_information(THETA)), rtol=1e-4)
+    for a in (np.eye(16), emd_estimator.transport_weights(4), emd_estimator.transport_weights(4, 1.0), sigma):
+        found = covariance_by_differences(lambda m, a=a: emd_estimator.score_matching(field, m, a), sigma)
+        assert np.allclose(found, emd_estimator.score_matching_covariance(field, THETA, a), rtol=1e-4)
+    for noise, a in ((0.2, np.eye(16)), (0.7, emd_estimator.transport_weights(4))):
+        found = covariance_by_differences(lambda m, a=a, noise=noise: np.array([emd_estimator.averaged_denoising(field, one, noise, a) for one in m]), sigma)
+        assert np.allclose(found, emd_estimator.averaged_denoising_covariance(field, THETA, noise, a), rtol=1e-3)
 
 
 def test_covariance_weights_are_likelihood_in_the_limit_only():
     """At A = Sigma the estimates differ from maximum likelihood's, by less and less of their own error."""
-    field, random = est.GridField(8), np.random.default_rng(0)
+    field, random = emd_estimator.GridField(8), np.random.default_rng(0)
     information, apart = field.fisher_information(THETA), []
-    for moments in est.draw_moments(field, THETA, (64, 4096), 100, random):
-        likely = est.maximum_likelihood(field, moments)
-        differences = est.fisher_error(est.score_matching(field, moments, field.covariance(THETA)), likely, information)
-        apart.append(math.sqrt(differences.mean() / est.fisher_error(likely, THETA, information).mean()))
+    for moments in emd_estimator.draw_moments(field, THETA, (64, 4096), 100, random):
+        likely = emd_estimator.maximum_likelihood(field, moments)
+        differences = emd_estimator.fisher_error(emd_estimator.score_matching(field, moments, field.covariance(THETA)), likely, information)
+        apart.append(math.sqrt(differences.mean() / emd_estimator.fisher_error(likely, THETA, information).mean()))
     assert 0.02 < apart[0] < 0.5 and apart[1] < apart[0] / 4  # as n^-1/2, that is by 8
 
 
 def test_plain_is_efficient_on_white_noise_and_transport_on_smooth_fields():
-    field = est.GridField(8)
+    field = emd_estimator.GridField(8)
     def share(c, a):
-        return est.efficiency(est.score_matching_covariance(field, (1, c), a), field.fisher_information((1, c)))
+        return emd_estimator.efficiency(emd_estimator.score_matching_covariance(field, (1, c), a), field.fisher_information((1, c)))
 
-    plain, transport = np.eye(64), est.transport_weights(8)
+    plain, transport = np.eye(64), emd_estimator.transport_weights(8)
     assert share(0, plain) == pytest.approx(1) and share(0, transport) < 0.5
-    assert share(50, plain) < 0.2 and share(50, transport) > 0.6 and share(50, est.transport_weights(8, 50**0.5)) > 0.75
+    assert share(50, plain) < 0.2 and share(50, transport) > 0.6 and share(50, emd_estimator.transport_weights(8, 50**0.5)) > 0.75
 
 
 @pytest.mark.parametrize("weights", ["plain", "transport", "maximum likelihood"])
 def test_sandwich_is_what_simulation_gives(field, weights):
     information, n = field.fisher_information(THETA), 1000
-    moments = est.draw_moments(field, THETA, (n,), 400, np.random.default_rng(0))[0]
+    moments = emd_estimator.draw_moments(field, THETA, (n,), 400, np.random.default_rng(0))[0]
     if weights == "maximum likelihood":
-        hats, covariance = est.maximum_likelihood(field, moments), np.linalg.inv(information)
+        hats, covariance = emd_estimator.maximum_likelihood(field, moments), np.linalg.inv(information)
     else:
-        a = np.eye(16) if weights == "plain" else est.transport_weights(4)
-        hats, covariance = est.score_matching(field, moments, a), est.score_matching_covariance(field, THETA, a)
+        a = np.eye(16) if weights == "plain" else emd_estimator.transport_weights(4)
+        hats, covariance = emd_estimator.score_matching(field, moments, a), emd_estimator.score_matching_covariance(field, THETA, a)
     assert hats.shape == (400, 2)
-    assert close(n * est.fisher_error(hats, THETA, information), np.trace(information @ covariance))
+    assert close(n * emd_estimator.fisher_error(hats, THETA, information), np.trace(information @ covariance))
     assert np.allclose(n * np.cov(hats.T), covariance, rtol=0.3)
 
 
 def test_maximum_likelihood_survives_hard_data(field):
     """One image, and one with next to nothing in it; the likelihood's slope is zero there."""
     for scale in (1.0, 1e-3):
-        moments = est.second_moments(scale * field.draw(THETA, (3,), np.random.default_rng(1)))
-        theta = est.maximum_likelihood(field, moments)
+        moments = emd_estimator.second_moments(scale * field.draw(THETA, (3,), np.random.default_rng(1)))
+        theta = emd_estimator.maximum_likelihood(field, moments)
         energy = np.einsum("ak,ab,bk->k", field.vectors, moments, field.vectors)
         assert np.allclose((1 / field.precisions(theta)) @ field.spectra.T, energy @ field.spectra.T, rtol=1e-6)
 
@@ -195,10 +194,10 @@ def test_maximum_likelihood_survives_hard_data(field):
 def test_rate_of_a_known_law():
     sizes, random = (100, 400, 1600), np.random.default_rng(0)
     squared = np.stack([random.chisquare(2, size=500) / n for n in sizes])
-    slope, error = est.rate(sizes, squared)
+    slope, error = emd_estimator.rate(sizes, squared)
     assert abs(slope + 0.5) < 4 * error and 0.005 < error < 0.02
     exact = np.stack([np.array([0.9, 1.1]) / n**1.5 for n in sizes])
-    assert est.rate(sizes, exact)[0] == pytest.approx(-0.75)
+    assert emd_estimator.rate(sizes, exact)[0] == pytest.approx(-0.75)
 
 
 def test_rate_weighs_sizes_by_how_well_they_are_measured():
@@ -207,7 +206,7 @@ def test_rate_weighs_sizes_by_how_well_they_are_measured():
     squared = np.stack([random.gamma(shape, 1 / n, size=40) for n, shape in zip(sizes, (5.0, 0.3, 20.0, 2.0))])
     relative = squared.std(axis=1, ddof=1) / math.sqrt(40) / squared.mean(axis=1) / 2  # of the root mean square
     fitted, covariance = np.polyfit(np.log(sizes), np.log(squared.mean(axis=1)) / 2, 1, w=1 / relative, cov="unscaled")
-    assert est.rate(sizes, squared) == pytest.approx((fitted[0], math.sqrt(covariance[0, 0])))
+    assert emd_estimator.rate(sizes, squared) == pytest.approx((fitted[0], math.sqrt(covariance[0, 0])))
     assert abs(fitted[0] - np.polyfit(np.log(sizes), np.log(squared.mean(axis=1)) / 2, 1)[0]) > 0.05
 
 
@@ -216,7 +215,7 @@ def test_rate_weighs_sizes_by_how_well_they_are_measured():
 
 def test_wavelet_loss_is_the_wavelet_distance():
     r = np.random.default_rng(0).normal(size=(5, 64))
-    loss = est.wavelet_loss(8)
+    loss = emd_estimator.wavelet_loss(8)
     assert np.allclose(np.abs(r @ loss.rows.T).sum(1), wavelet_emd(r.reshape(-1, 8, 8), c0=4 * 4.0 / 8))
     assert np.allclose((loss.gradient(r) * r).sum(1), np.abs(r @ loss.rows.T).sum(1))  # Euler
 
@@ -225,7 +224,7 @@ def test_exact_loss_has_the_distance_for_its_gradient():
     pytest.importorskip("ot")
     r = np.random.default_rng(0).normal(size=(5, 16))
     values = exact_emd(r.reshape(-1, 4, 4), np.zeros((5, 4, 4)), create_cost=2.0)
-    assert np.allclose((est.Exact(4, 2.0).gradient(r) * r).sum(1), values)
+    assert np.allclose((emd_estimator.Exact(4, 2.0).gradient(r) * r).sum(1), values)
 
 
 @pytest.mark.parametrize("kind", ["squares", "wavelet", "exact"])
@@ -233,13 +232,13 @@ def test_moments_of_gradients(field, kind):
     """G and B in closed form (or from the loss's own draws) against draws of the test; B by its definition, differences of the mean gradient."""
     if kind == "exact":
         pytest.importorskip("ot")
-    loss = {"squares": est.Squares(est.transport_weights(4)), "wavelet": est.wavelet_loss(4), "exact": est.Exact(4, 2.0)}[kind]
-    covariance, draws = est.residual_covariance(field, THETA, 0.6), 3000 if kind == "exact" else 200_000
+    loss = {"squares": emd_estimator.Squares(emd_estimator.transport_weights(4)), "wavelet": emd_estimator.wavelet_loss(4), "exact": emd_estimator.Exact(4, 2.0)}[kind]
+    covariance, draws = emd_estimator.residual_covariance(field, THETA, 0.6), 3000 if kind == "exact" else 200_000
     outer, curvature = loss.moments(covariance)
     r = np.random.default_rng(5).normal(size=(draws, 16)) @ np.linalg.cholesky(covariance).T
     g = loss.gradient(r)
     assert np.allclose(g.T @ g / draws, outer, atol=0.02 * np.abs(outer).max() if kind != "exact" else 0.08 * np.abs(outer).max())
-    along = est.haar_matrix(4)[1]  # a coarse direction: E g(r + h e) - E g(r - h e) = 2 h B e
+    along = emd_estimator.haar_matrix(4)[1]  # a coarse direction: E g(r + h e) - E g(r - h e) = 2 h B e
     h = 0.3
     change = (loss.gradient(r + h * along) - loss.gradient(r - h * along)) @ along / (2 * h)
     assert change.mean() == pytest.approx(along @ curvature @ along, rel=0.1)
@@ -250,7 +249,7 @@ def residuals(field, theta, images, eps, sigma):
     return eps - images @ np.linalg.solve((1 - sigma**2) * field.covariance(theta) + sigma**2 * np.eye(field.dims), sigma * np.eye(field.dims))
 
 
-LOSSES = {"plain": est.Squares(np.eye(16)), "transport": est.Squares(est.transport_weights(4)), "wavelet": est.wavelet_loss(4)}
+LOSSES = {"plain": emd_estimator.Squares(np.eye(16)), "transport": emd_estimator.Squares(emd_estimator.transport_weights(4)), "wavelet": emd_estimator.wavelet_loss(4)}
 
 
 @pytest.mark.parametrize("sigma", [0.3, 0.6])
@@ -269,82 +268,82 @@ def test_slope_of_the_mean_gradient(field, kind, sigma):
 
     h = np.diag([2e-4, 1e-3])  # a step of each parameter
     found = np.array([[expected(THETA + a + b) - expected(THETA + a - b) - expected(THETA - a + b) + expected(THETA - a - b) for a in h] for b in h])
-    assert np.allclose(found / (4 * np.outer(h.sum(0), h.sum(0))), est.gradient_moments(field, THETA, sigma, loss)[0], rtol=1e-3)
+    assert np.allclose(found / (4 * np.outer(h.sum(0), h.sum(0))), emd_estimator.gradient_moments(field, THETA, sigma, loss)[0], rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_covariance_of_one_images_gradient(field, kind):
     """V against 300,000 gradients in theta, whose residuals are differentiated numerically: mean zero, and the covariance to 3 %; then the sandwich."""
     random, n, sigma = np.random.default_rng(7), 300_000, 0.6
-    data = est.add_noise(field.draw(THETA, (n,), random), sigma, random)
+    data = emd_estimator.add_noise(field.draw(THETA, (n,), random), sigma, random)
     g = LOSSES[kind].gradient(residuals(field, THETA, *data))
     slopes = [residuals(field, THETA + step, *data) - residuals(field, THETA - step, *data) for step in np.diag([1e-4, 1e-4])]
     each = np.stack([(g * slope).sum(1) / 2e-4 for slope in slopes])  # (2, n)
-    h, v = est.gradient_moments(field, THETA, sigma, LOSSES[kind])
+    h, v = emd_estimator.gradient_moments(field, THETA, sigma, LOSSES[kind])
     root = np.linalg.inv(np.linalg.cholesky(v))
     assert np.abs(root @ each.mean(1)).max() < 4 / math.sqrt(n)
     assert np.allclose(root @ np.cov(each) @ root.T, np.eye(2), atol=0.03)
-    assert np.allclose(est.denoising_covariance(field, THETA, sigma, LOSSES[kind]), np.linalg.inv(h) @ v @ np.linalg.inv(h))
+    assert np.allclose(emd_estimator.denoising_covariance(field, THETA, sigma, LOSSES[kind]), np.linalg.inv(h) @ v @ np.linalg.inv(h))
 
 
 @pytest.mark.parametrize("kind, n, repeats", [("plain", 4000, 100), ("transport", 4000, 100), ("wavelet", 4000, 100), ("exact", 400, 6)])
 def test_denoising_sandwich_is_what_simulation_gives(field, kind, n, repeats):
     if kind == "exact":
         pytest.importorskip("ot")
-    loss = est.Exact(4, 2.0, draws=1000) if kind == "exact" else LOSSES[kind]
+    loss = emd_estimator.Exact(4, 2.0, draws=1000) if kind == "exact" else LOSSES[kind]
     random, information = np.random.default_rng(0), field.fisher_information(THETA)
-    data = [est.add_noise(field.draw(THETA, (n,), random), 0.6, random) for _ in range(repeats)]
-    hats = np.array([est.denoising(field, d, loss) for d in data])
-    limit = np.trace(information @ est.denoising_covariance(field, THETA, 0.6, loss))
-    assert close(n * est.fisher_error(hats, THETA, information), limit)
+    data = [emd_estimator.add_noise(field.draw(THETA, (n,), random), 0.6, random) for _ in range(repeats)]
+    hats = np.array([emd_estimator.denoising(field, d, loss) for d in data])
+    limit = np.trace(information @ emd_estimator.denoising_covariance(field, THETA, 0.6, loss))
+    assert close(n * emd_estimator.fisher_error(hats, THETA, information), limit)
     if kind != "exact":
-        elsewhere = est.denoising(field, data[0], loss, start=(0.4, 1.5), steps=40)
-        assert np.sqrt(est.fisher_error(elsewhere, hats[0], information)) < 0.25 * math.sqrt(limit / n)
+        elsewhere = emd_estimator.denoising(field, data[0], loss, start=(0.4, 1.5), steps=40)
+        assert np.sqrt(emd_estimator.fisher_error(elsewhere, hats[0], information)) < 0.25 * math.sqrt(limit / n)
 
 
 def test_best_weights_of_denoising_are_the_residuals(field):
     """Aitken: A = S^-1; the same for one draw of noise at every level. And nothing beats maximum likelihood."""
     information = field.fisher_information(THETA)
     for sigma in (0.3, 0.6, 0.9):
-        best = est.Squares(np.linalg.inv(est.residual_covariance(field, THETA, sigma)))
-        others = [est.Squares(np.eye(16)), est.Squares(est.transport_weights(4)), est.wavelet_loss(4)]
-        shares = [est.efficiency(est.denoising_covariance(field, THETA, sigma, loss), information) for loss in (best, *others)]
+        best = emd_estimator.Squares(np.linalg.inv(emd_estimator.residual_covariance(field, THETA, sigma)))
+        others = [emd_estimator.Squares(np.eye(16)), emd_estimator.Squares(emd_estimator.transport_weights(4)), emd_estimator.wavelet_loss(4)]
+        shares = [emd_estimator.efficiency(emd_estimator.denoising_covariance(field, THETA, sigma, loss), information) for loss in (best, *others)]
         assert 1 > shares[0] > max(shares[1:])
 
 
 def test_averaged_noise_is_many_draws_and_little_noise_is_none(field):
-    moments = est.draw_moments(field, THETA, (500,), 1, np.random.default_rng(0))[0, 0]
-    a = est.transport_weights(4)
-    assert np.allclose(est.averaged_denoising(field, moments, 1e-3, a), est.score_matching(field, moments, a), rtol=1e-4)
-    assert np.allclose(est.averaged_denoising_covariance(field, THETA, 1e-3, a), est.score_matching_covariance(field, THETA, a), rtol=1e-4)
+    moments = emd_estimator.draw_moments(field, THETA, (500,), 1, np.random.default_rng(0))[0, 0]
+    a = emd_estimator.transport_weights(4)
+    assert np.allclose(emd_estimator.averaged_denoising(field, moments, 1e-3, a), emd_estimator.score_matching(field, moments, a), rtol=1e-4)
+    assert np.allclose(emd_estimator.averaged_denoising_covariance(field, THETA, 1e-3, a), emd_estimator.score_matching_covariance(field, THETA, a), rtol=1e-4)
     random = np.random.default_rng(1)
     x = field.draw(THETA, (500,), random)
-    many = est.denoising(field, est.add_noise(np.tile(x, (400, 1)), 0.6, random), est.Squares(a))
-    assert np.allclose(many, est.averaged_denoising(field, est.second_moments(x), 0.6, a), rtol=0.1)
+    many = emd_estimator.denoising(field, emd_estimator.add_noise(np.tile(x, (400, 1)), 0.6, random), emd_estimator.Squares(a))
+    assert np.allclose(many, emd_estimator.averaged_denoising(field, emd_estimator.second_moments(x), 0.6, a), rtol=0.1)
 
 
 @pytest.mark.parametrize("sigma", [0.2, 0.7])
 def test_averaged_sandwich_is_what_simulation_gives(field, sigma):
     information = field.fisher_information(THETA)
-    for a in (np.eye(16), est.transport_weights(4)):
-        hats = np.array([est.averaged_denoising(field, m, sigma, a) for m in est.draw_moments(field, THETA, (2000,), 200, np.random.default_rng(3))[0]])
-        limit = np.trace(information @ est.averaged_denoising_covariance(field, THETA, sigma, a))
-        assert close(2000 * est.fisher_error(hats, THETA, information), limit)
+    for a in (np.eye(16), emd_estimator.transport_weights(4)):
+        hats = np.array([emd_estimator.averaged_denoising(field, m, sigma, a) for m in emd_estimator.draw_moments(field, THETA, (2000,), 200, np.random.default_rng(3))[0]])
+        limit = np.trace(information @ emd_estimator.averaged_denoising_covariance(field, THETA, sigma, a))
+        assert close(2000 * emd_estimator.fisher_error(hats, THETA, information), limit)
 
 
 def test_too_few_steps_are_told(field):
     random = np.random.default_rng(0)
-    data = est.add_noise(field.draw(THETA, (200,), random), 0.6, random)
+    data = emd_estimator.add_noise(field.draw(THETA, (200,), random), 0.6, random)
     with pytest.raises(RuntimeError, match="did not settle within 1 steps"):
-        est.denoising(field, data, est.Squares(np.eye(16)), start=(5.0, 0.1), steps=1)
+        emd_estimator.denoising(field, data, emd_estimator.Squares(np.eye(16)), start=(5.0, 0.1), steps=1)
     for loss in LOSSES.values():  # maximum likelihood on the clean images is about a standard error off: not near enough
         with pytest.raises(RuntimeError, match="did not settle within 1 steps"):
-            est.denoising(field, data, loss, steps=1)
-        est.denoising(field, data, loss)
+            emd_estimator.denoising(field, data, loss, steps=1)
+        emd_estimator.denoising(field, data, loss)
     with pytest.raises(RuntimeError, match="did not settle"):
-        est.averaged_denoising(field, est.second_moments(data.images), 0.6, np.eye(16), steps=1)
+        emd_estimator.averaged_denoising(field, emd_estimator.second_moments(data.images), 0.6, np.eye(16), steps=1)
     with pytest.raises(RuntimeError, match="did not settle"):
-        est.maximum_likelihood(field, est.second_moments(data.images), steps=1)
+        emd_estimator.maximum_likelihood(field, emd_estimator.second_moments(data.images), steps=1)
 
 
 # ---------------------------------------------------------------- the skewed family
@@ -392,7 +391,7 @@ def test_only_the_unsquared_distance_is_biased(family):
     assert exact_emd(np.array([[1.0, -1.0]]) / math.sqrt(2), np.zeros((1, 2)), solver="lp") == pytest.approx(1 / math.sqrt(2))
     theta, sigma, random = 0.2, 0.7, np.random.default_rng(0)
     d = family.draw(theta, (60, 8000), random)
-    noised = est.add_noise(d, sigma, random)
+    noised = emd_estimator.add_noise(d, sigma, random)
     limit = family.limit(theta, sigma)
     assert limit < theta - 0.04
     for hats in (family.maximum_likelihood(d), family.score_matching(d), family.denoising(noised.images, noised.eps, sigma, 2)):

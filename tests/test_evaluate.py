@@ -10,11 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.evaluate import TERMS, Evaluation, draw_times, bits_per_dim, code_lengths, evaluate, kraft_sum, paired_difference
-from pcdm_lib.exact import contract_source, exact_cascade
+from pcdm_lib.diffusion import LinearSchedule
+from pcdm_lib.likelihood import (
+    Evaluation,
+    code_lengths,
+    contract_source,
+    evaluate,
+    exact_cascade,
+    kraft_sum,
+    paired_difference,
+)
+from pcdm_lib.likelihood.evaluation import TERMS, draw_times
 from pcdm_lib.maps import HaarWavelet
-from pcdm_lib.schedule import LinearSchedule
+from pcdm_lib.models import Cascade, bits_per_dim
 
 
 class Shrink(nn.Module):

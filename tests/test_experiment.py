@@ -9,7 +9,11 @@ import papermill
 import pytest
 from PIL import Image
 
-from pcdm_lib import evaluate, experiment, presets, records
+from pcdm_lib import records
+from pcdm_lib.experiments import experiment
+from pcdm_lib.experiments.parameters import AtLeast, check_parameters
+from pcdm_lib.likelihood import evaluation
+from pcdm_lib.models import presets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTEBOOK = REPOSITORY / "reproduce" / "cifar_wavelet.ipynb"
@@ -21,7 +25,7 @@ ALLOWED = {"minutes": [float], "seed": int, "preset": ("small", "paper"), "name"
     {"minutes": None, "seed": 1, "preset": "paper", "name": "", "_private": 1, "In": [], "get_ipython": None},
 ])
 def test_parameters_that_are_right(given):
-    experiment.check_parameters(given, ALLOWED)
+    check_parameters(given, ALLOWED)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -34,29 +38,29 @@ def test_parameters_that_are_right(given):
 ])
 def test_parameters_that_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        experiment.check_parameters({"minutes": 3, "seed": 0, "preset": "small", "name": "x"} | change, ALLOWED)
+        check_parameters({"minutes": 3, "seed": 0, "preset": "small", "name": "x"} | change, ALLOWED)
 
 
 @pytest.mark.parametrize("value, message", [(1, "count=1: expected a whole number of at least 2"), (2.0, "count=2.0: expected"),
                                             (True, "count=True: expected"), ("3", "count='3': expected")])
 def test_numbers_that_are_too_small_are_refused_at_the_door(value, message):
-    experiment.check_parameters({"count": 2}, {"count": experiment.AtLeast(2)})
+    check_parameters({"count": 2}, {"count": AtLeast(2)})
     with pytest.raises(ValueError, match=message):
-        experiment.check_parameters({"count": value}, {"count": experiment.AtLeast(2)})
+        check_parameters({"count": value}, {"count": AtLeast(2)})
 
 
 def test_a_notebook_can_be_run_twice_in_one_kernel():
     """The second time its own names are there; the values are still checked."""
     names = {"minutes": 3, "seed": 0, "preset": "small", "name": "x"}
-    experiment.check_parameters(names, ALLOWED)
+    check_parameters(names, ALLOWED)
     names["torch"] = object()
-    experiment.check_parameters(names, ALLOWED)
+    check_parameters(names, ALLOWED)
     with pytest.raises(ValueError, match="seed='0'"):
-        experiment.check_parameters(names | {"seed": "0"}, ALLOWED)
+        check_parameters(names | {"seed": "0"}, ALLOWED)
 
 
 def test_results_are_json_without_nan(tmp_path):
-    result = evaluate.Evaluation(np.ones((1, 1, 2, 3)), ("base", "details1"), None, "stratified", "EMA", 0)
+    result = evaluation.Evaluation(np.ones((1, 1, 2, 3)), ("base", "details1"), None, "stratified", "EMA", 0)
     assert math.isnan(result.se_images)
     written = experiment.write_results(tmp_path / "r.json", config=presets.preset("tiny"), data_label="l", data_source={}, evaluation=result,
                                        training={}, codecs={"PNG": (5.0, 0.1)}, device="cpu")

@@ -15,15 +15,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.diffusion import Denoiser
-from pcdm_lib.evaluate import paired_difference
-from pcdm_lib.exact import EnumeratedSource, contract_source, exact_cascade
-from pcdm_lib.flow import (FIXED, FLOW_TERMS, MAX_EXACT, FlowEvaluation, FlowSettings, _Field, cascade_flow, compare_likelihoods, draw_noise,
-                           evaluate_flow, flow_log_density, scale_flow)
+from pcdm_lib.diffusion import Denoiser, LinearSchedule, alpha_sigma
+from pcdm_lib.likelihood import EnumeratedSource, contract_source, exact_cascade, paired_difference
+from pcdm_lib.likelihood.flow import (
+    FIXED,
+    FLOW_TERMS,
+    MAX_EXACT,
+    FlowEvaluation,
+    FlowSettings,
+    _Field,
+    cascade_flow,
+    draw_noise,
+    evaluate_flow,
+    flow_log_density,
+    scale_flow,
+)
+from pcdm_lib.likelihood.three_ways import compare_likelihoods
 from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid
-from pcdm_lib.presets import ModelConfig, build
-from pcdm_lib.schedule import LinearSchedule, alpha_sigma
+from pcdm_lib.models import Cascade, ModelConfig, build
 
 MAPS = {"identity": Identity(), "wavelet": HaarWavelet(1), "laplacian": LaplacianPyramid(1)}
 SOURCE = contract_source()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.evaluate import evaluate
-from pcdm_lib.information import information_map, paid_twice
+from pcdm_lib.diffusion import LinearSchedule
+from pcdm_lib.likelihood import evaluate, information_map
+from pcdm_lib.likelihood.information import paid_twice
 from pcdm_lib.maps import HaarWavelet
-from pcdm_lib.presets import build, preset
-from pcdm_lib.schedule import LinearSchedule
+from pcdm_lib.models import Cascade, build, preset
 
 SHAPE = (3, 16, 16)
 

@@ -11,10 +11,25 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pcdm_lib import lattice
-from pcdm_lib.exact import all_images
-from pcdm_lib.lattice import Progression, allowed, check_member, draw, log_prob, scale_draw, scale_log_prob
-from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, ScaleSpec, StandardCascade
+from pcdm_lib.likelihood import all_images
+from pcdm_lib.maps import (
+    HaarWavelet,
+    HierarchicalMap,
+    Identity,
+    LaplacianPyramid,
+    ScaleSpec,
+    StandardCascade,
+    lattice,
+)
+from pcdm_lib.maps.lattice import (
+    Progression,
+    allowed,
+    check_member,
+    draw,
+    log_prob,
+    scale_draw,
+    scale_log_prob,
+)
 
 
 def spec_of(kind: str, level: int, max_value: int) -> ScaleSpec:

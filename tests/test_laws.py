@@ -17,14 +17,19 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pcdm_lib.accounting import ACCOUNTINGS, Recount
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.diffusion import gamma_for_spacing
-from pcdm_lib.evaluate import Evaluation, evaluate, kraft_sum
-from pcdm_lib.exact import EnumeratedSource, contract_source, exact_cascade, ising_source
+from pcdm_lib.diffusion import LinearSchedule, MonotoneSchedule, gamma_for_spacing
+from pcdm_lib.experiments.studies.accounting import ACCOUNTINGS, Recount
+from pcdm_lib.likelihood import (
+    EnumeratedSource,
+    Evaluation,
+    contract_source,
+    evaluate,
+    exact_cascade,
+    kraft_sum,
+)
+from pcdm_lib.likelihood.enumerable import ising_source
 from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid
-from pcdm_lib.presets import ModelConfig, build
-from pcdm_lib.schedule import LinearSchedule, MonotoneSchedule
+from pcdm_lib.models import Cascade, ModelConfig, build
 
 MAPS = {"identity": Identity(), "wavelet": HaarWavelet(1), "laplacian": LaplacianPyramid(1)}
 SOURCE = contract_source()

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pcdm_lib import maps
-from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, Scales, StandardCascade, make_map
+from pcdm_lib.maps import (
+    HaarWavelet,
+    HierarchicalMap,
+    Identity,
+    LaplacianPyramid,
+    Scales,
+    StandardCascade,
+    haar,
+    make_map,
+)
 
 # Every map at S = 1..4 scales, and the two volume-preserving ones with something to transform.
 ALL = [*(kind(levels) for kind in (HaarWavelet, LaplacianPyramid, StandardCascade) for levels in range(4)), Identity()]
@@ -263,7 +272,7 @@ def test_integers_of_no_image_are_refused() -> None:
         z = torch.tensor([s, p, q, r], dtype=torch.int32).reshape(1, 4, 1, 1)
         scales = Scales(m.names(), [z[:, :1], z[:, 1:]])
         if (s - p) % 2 or (s - q) % 2 or (s + p + q + r) % 4:
-            with pytest.raises(ValueError, match="belong to no image.*decode them with pcdm_lib.lattice"):
+            with pytest.raises(ValueError, match="belong to no image.*decode them with pcdm_lib.maps.lattice"):
                 m.synthesise_integers(scales)
         else:
             m.synthesise_integers(scales)
@@ -298,7 +307,7 @@ def test_the_residual_is_the_projection_on_the_details() -> None:
 def test_what_lies_outside_the_frame_is_projected_away() -> None:
     m, x = LaplacianPyramid(2), normal(1, 3, 16, 16)
     base, *residuals = m.analyse(x)
-    moved = [y + maps.upsample(normal(1, 3, y.shape[-2] // 2, y.shape[-1] // 2, seed=7)) for y in residuals]
+    moved = [y + haar.upsample(normal(1, 3, y.shape[-2] // 2, y.shape[-1] // 2, seed=7)) for y in residuals]
     assert torch.allclose(m.synthesise(Scales(m.names(), [base, *moved])), x, rtol=0, atol=1e-13)
 
 
@@ -322,7 +331,7 @@ def test_condition_images(m: HierarchicalMap, channels: int) -> None:
         else:
             expected = scaled(x)[..., :: 2 ** (spec.level + 1), :: 2 ** (spec.level + 1)]
         if expected.shape != shown.shape:
-            expected = maps.upsample(expected)
+            expected = haar.upsample(expected)
         assert torch.allclose(shown.double(), expected, rtol=0, atol=1e-6)
 
 
@@ -424,8 +433,8 @@ ERRORS = {
                                       "base must hold integers, got torch.float32: use synthesise"),
     "integers to synthesise": (lambda: WAVELET.synthesise(INTEGERS), TypeError,
                                "base must hold floats, got torch.int32: use synthesise_integers"),
-    "haar_step": (lambda: maps.haar_step(U8), TypeError, "wants floats, got torch.uint8: use haar_step_integers"),
-    "haar_step_integers": (lambda: maps.haar_step_integers(U8.half()), TypeError, "integers wanted, got torch.float16"),
+    "haar_step": (lambda: haar.haar_step(U8), TypeError, "wants floats, got torch.uint8: use haar_step_integers"),
+    "haar_step_integers": (lambda: haar.haar_step_integers(U8.half()), TypeError, "integers wanted, got torch.float16"),
     "levels of identity": (lambda: Identity(1), ValueError, "Identity has one scale, so levels=0; got 1"),
 }
 
@@ -452,6 +461,6 @@ def test_the_deepest_8_bit_map_fits() -> None:
 
 
 def test_a_step_on_uint8_does_not_wrap_around() -> None:
-    bands = maps.haar_step_integers(torch.full((2, 2), 200, dtype=torch.uint8))
+    bands = haar.haar_step_integers(torch.full((2, 2), 200, dtype=torch.uint8))
     assert bands.s.item() == 800
-    assert (maps.haar_step_integers_inverse(bands) == 200).all()
+    assert (haar.haar_step_integers_inverse(bands) == 200).all()

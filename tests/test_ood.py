@@ -16,12 +16,24 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import pcdm_lib
-from pcdm_lib import data, ood, plots_ood, records
-from pcdm_lib.cascade import Cascade
-from pcdm_lib.evaluate import evaluate
+from pcdm_lib import data, records
+from pcdm_lib.diffusion import LinearSchedule
+from pcdm_lib.figures import typicality as typicality_figures
+from pcdm_lib.likelihood import evaluate
+from pcdm_lib.likelihood.typicality import (
+    Scores,
+    _levels,
+    _resampled,
+    auroc,
+    batch_means,
+    combined_typicality,
+    detect,
+    image_scores,
+    statistics,
+    typicality,
+)
 from pcdm_lib.maps import HaarWavelet, Identity
-from pcdm_lib.ood import Scores, auroc, batch_means, combined_typicality, detect, image_scores, statistics, typicality
-from pcdm_lib.schedule import LinearSchedule
+from pcdm_lib.models import Cascade
 
 
 def cascade(levels: int = 1) -> Cascade:
@@ -115,8 +127,8 @@ def test_resampled_values_are_scikit_learns() -> None:
     """A bootstrap draw is the AUROC of the resampled scores, ties included."""
     inside, outside = np.random.default_rng(0).integers(8, size=30), np.random.default_rng(1).integers(3, 11, size=17)
     for seed in range(20):
-        rng, levels = np.random.default_rng(seed), ood._levels(inside, outside)
-        mine = ood._resampled(*levels, rng)
+        rng, levels = np.random.default_rng(seed), _levels(inside, outside)
+        mine = _resampled(*levels, rng)
         rng = np.random.default_rng(seed)
         x, y = inside[rng.integers(30, size=30)], outside[rng.integers(17, size=17)]
         assert mine == pytest.approx(roc_auc_score([0] * 30 + [1] * 17, [*x, *y]))
@@ -287,16 +299,16 @@ def test_shipped_model_and_plain_colours(photo_rows: list[dict]) -> None:
 def test_figures(photo_rows: list[dict]) -> None:
     """Every set is drawn, with titles and units; a choice that has no rows is refused."""
     inside, outside = normal(30, 0, name="i"), normal(30, 1, (50.0, 0.0), "o")
-    figure = plots_ood.code_lengths(inside, normal(30, 2, name="r"), {"far": outside}, "the data", "a label")
+    figure = typicality_figures.code_lengths(inside, normal(30, 2, name="r"), {"far": outside}, "the data", "a label")
     assert [ax.get_title() for ax in figure.axes[:3]] == ["all scales together", "scale base", "scale details1"]
     assert all(ax.get_xlabel() == "bits per dimension" for ax in figure.axes[3:]) and "the data" in figure.get_suptitle()
     assert any("30 off the axis" in text.get_text() for text in figure.axes[3].texts)
-    scales = plots_ood.auroc_by_scale(photo_rows, size=10)
+    scales = typicality_figures.auroc_by_scale(photo_rows, size=10)
     assert [ax.get_title() for ax in scales.axes] == ["uniform noise", "black", "plain colours"]
     assert len(scales.axes[0].get_yticklabels()) == len(statistics(("base", "details1"))) and "N = 10" in scales.get_suptitle()
-    settings = plots_ood.auroc_by_setting(photo_rows, "details1")
+    settings = typicality_figures.auroc_by_setting(photo_rows, "details1")
     assert [ax.get_xlabel() for ax in settings.axes] == ["images in a batch, M", "reference images, N"]
-    for call in (lambda: plots_ood.auroc_by_scale(photo_rows, batch=9), lambda: plots_ood.auroc_by_setting(photo_rows, "details7")):
+    for call in (lambda: typicality_figures.auroc_by_scale(photo_rows, batch=9), lambda: typicality_figures.auroc_by_setting(photo_rows, "details7")):
         with pytest.raises(ValueError, match="no rows"):
             call()
     plt.close("all")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pcdm_lib.optimisers import Muon, make_optimiser, orthogonalise
-from pcdm_lib.unet import UNet
+from pcdm_lib.models import UNet
+from pcdm_lib.training.optimisers import Muon, make_optimiser, orthogonalise
 
 SETTINGS = {"learning_rate": 1e-3, "muon_rate": 0.02, "betas": (0.9, 0.99), "weight_decay": 0.01}
 

@@ -7,7 +7,16 @@ import json
 import pytest
 import torch
 
-from pcdm_lib.presets import LEVELS, PAPER_SETTINGS, PRESETS, SYSTEMS, Config, ModelConfig, budget, build, differences, parameter_counts, preset
+from pcdm_lib.models import Config, ModelConfig, build, preset
+from pcdm_lib.models.config import differences
+from pcdm_lib.models.presets import (
+    LEVELS,
+    PAPER_SETTINGS,
+    PRESETS,
+    SYSTEMS,
+    budget,
+    parameter_counts,
+)
 from pcdm_lib.training import Trainer
 
 EVERY = [(name, system) for name in PRESETS for system in SYSTEMS]

@@ -15,10 +15,11 @@ import torch
 
 import pcdm_lib
 from benchmarks.parts import bf16_difference
-from pcdm_lib import checkpoints, data, pretrained
+from pcdm_lib import data
 from pcdm_lib.__main__ import main
-from pcdm_lib.evaluate import evaluate
-from pcdm_lib.shipping import CHECK
+from pcdm_lib.experiments.shipping import CHECK
+from pcdm_lib.likelihood import evaluate
+from pcdm_lib.models import checkpoints, pretrained
 
 SHIPPED = ("cifar10-subset-wavelet", "photos32-laplacian", "photos32-vdm", "photos32-wavelet")
 

@@ -16,8 +16,15 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from pcdm_lib import data, quality
-from pcdm_lib.quality import band_distance, band_features, fid, frechet_distance, inception_weights
+from pcdm_lib import data
+from pcdm_lib.experiments import quality
+from pcdm_lib.experiments.quality import (
+    band_distance,
+    band_features,
+    fid,
+    frechet_distance,
+    inception_weights,
+)
 
 
 @pytest.fixture(scope="module")

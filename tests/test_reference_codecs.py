@@ -11,9 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from pcdm_lib import reference_codecs
+from pcdm_lib.coding import plain as plain_module
+from pcdm_lib.coding.plain import (
+    CODECS,
+    archive_sizes,
+    decode_image,
+    encode_image,
+    file_bits_per_dim,
+    from_mosaic,
+    mosaic,
+    reference_sizes,
+)
 from pcdm_lib.data import load
-from pcdm_lib.reference_codecs import archive_sizes, decode_image, encode_image, file_bits_per_dim, from_mosaic, mosaic, reference_sizes
 
 ALL = ("PNG", "WebP", "JPEG XL", "JPEG-LS")
 
@@ -45,8 +54,8 @@ def test_the_smallest_of_several_settings_counts(
 ) -> None:
     smallest = reference_sizes(photos, [codec])[codec]
     alone = []
-    for value in getattr(reference_codecs, setting):
-        monkeypatch.setattr(reference_codecs, setting, (value,))
+    for value in getattr(plain_module, setting):
+        monkeypatch.setattr(plain_module, setting, (value,))
         alone.append(reference_sizes(photos, [codec])[codec])
     assert np.array_equal(smallest, np.minimum.reduce(alone))
 
@@ -86,14 +95,14 @@ def test_unknown_codec_lists_the_known(photos: torch.Tensor) -> None:
 
 
 def test_a_codec_that_changes_a_bit_is_caught(photos: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, decode = reference_codecs.CODECS["PNG"]()
+    encode, decode = CODECS["PNG"]()
     for wrong in (lambda x: decode(x) ^ np.uint8(1), lambda x: decode(x)[:-1], lambda x: np.stack([decode(x)] * 2, -1)):
-        monkeypatch.setitem(reference_codecs.CODECS, "PNG", lambda wrong=wrong: (encode, wrong))
+        monkeypatch.setitem(CODECS, "PNG", lambda wrong=wrong: (encode, wrong))
         with pytest.raises(RuntimeError, match="PNG changed image 0"):
             reference_sizes(photos, ["PNG"])
         with pytest.raises(RuntimeError, match="PNG changed the archive"):
             archive_sizes(photos, ["PNG"])
-    monkeypatch.setitem(reference_codecs.CODECS, "PNG", lambda: (encode, lambda x, shape: decode(x) ^ np.uint8(1)))
+    monkeypatch.setitem(CODECS, "PNG", lambda: (encode, lambda x, shape: decode(x) ^ np.uint8(1)))
     with pytest.raises(RuntimeError, match="PNG changed the image"):
         encode_image("PNG", mosaic(photos))
 
@@ -136,7 +145,7 @@ def test_jpeg_ls_transforms_colours_and_beats_the_plain_file(photos: torch.Tenso
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_every_transformation_of_jpeg_ls_is_undone_by_the_decoder(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference_codecs, "JPEG_LS_TRANSFORMATIONS", (number,))
+    monkeypatch.setattr(plain_module, "JPEG_LS_TRANSFORMATIONS", (number,))
     noise = np.random.default_rng(number).integers(0, 256, (64, 50, 3), dtype=np.uint8)  # wraps round modulo 256 in many pixels
     data = encode_image("JPEG-LS", noise)
     assert data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9" and b"SPIFF" not in data  # start and end of an image

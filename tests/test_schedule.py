@@ -9,7 +9,15 @@ import torch
 from scipy import stats
 from torch import nn
 
-from pcdm_lib.schedule import FittedSchedule, LinearSchedule, MonotoneSchedule, Schedule, alpha_sigma, make_schedule, stratified_times
+from pcdm_lib.diffusion import (
+    FittedSchedule,
+    LinearSchedule,
+    MonotoneSchedule,
+    Schedule,
+    alpha_sigma,
+    make_schedule,
+    stratified_times,
+)
 
 
 def shuffled(seed: int = 0, gamma_min: float = -9.0, gamma_max: float = 4.0, learn_endpoints: bool = False) -> MonotoneSchedule:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pcdm_lib import experiment, records, suite, tables
+from pcdm_lib import records
 from pcdm_lib.__main__ import main
+from pcdm_lib.experiments import experiment, suite, tables
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = {"heldout_images": 64, "flow_images": 2, "samples": 8, "sampling_steps": 10, "images": 30, "reference": 24, "evaluations": 2, "compressed_images": 4,

@@ -10,7 +10,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from pcdm_lib import evaluate, experiment, plots_tables, presets, published, suite, tables
+from pcdm_lib.experiments import experiment, published, suite, tables
+from pcdm_lib.figures import tables as tables_figures
+from pcdm_lib.likelihood import evaluation
+from pcdm_lib.models import presets
 
 matplotlib.use("Agg")
 
@@ -148,7 +151,7 @@ def test_a_file_that_cannot_be_read_is_one_problem(tmp_path, content, message):
 
 def test_what_write_results_writes_is_read(tmp_path):
     parts = np.random.default_rng(0).random((5, 2, 2, 3))
-    scored = evaluate.Evaluation(parts, ("base", "details1"), None, "stratified", "EMA", 0)
+    scored = evaluation.Evaluation(parts, ("base", "details1"), None, "stratified", "EMA", 0)
     experiment.write_results(tmp_path / "run" / "results.json", config=presets.preset("tiny"), data_label="photos32", evaluation=scored,
                              data_source={"heldout_sha256": "h"}, training={"steps": 3, "seconds": 1.0}, codecs={}, device="cpu")
     (result,) = read(tmp_path)
@@ -361,7 +364,7 @@ def test_one_image_has_no_standard_error(tmp_path):
     results = read(tmp_path)
     (row,) = tables.paired_table(results)
     assert (row["bpd"], row["standard error"]) == ("1.0000", "n/a")
-    plt.close(plots_tables.scales_figure(results))
+    plt.close(tables_figures.scales_figure(results))
 
 
 def test_summary_line(tmp_path):
@@ -390,7 +393,7 @@ def texts(figure) -> str:
 
 
 def test_learning_figure(four):
-    figure = plots_tables.learning_figure(read(four))
+    figure = tables_figures.learning_figure(read(four))
     (ax,) = figure.axes
     assert ax.get_xscale() == "log" and ax.get_xlabel() == "minutes of training (logarithmic)"
     said = texts(figure)
@@ -404,12 +407,12 @@ def test_learning_figure(four):
 
 def test_learning_figure_of_one_run_and_without_logs(four):
     (run,) = read(four / "wavelet")
-    figure = plots_tables.learning_figure([run])
+    figure = tables_figures.learning_figure([run])
     assert "W-PCDM ends at 3.50 held-out bits per dimension" in texts(figure)
     plt.close(figure)
     (four / "vdm" / "log.jsonl").write_text("not JSON\n" + '{"step": 1}\n')
     (four / "standard" / "log.jsonl").unlink()
-    figure = plots_tables.learning_figure(read(four))
+    figure = tables_figures.learning_figure(read(four))
     said = " ".join(texts(figure).split())
     assert "VDM has no line:" in said and "the log was edited" in said and "C-VDM has no line: its log is missing or empty" in said
     assert "VDM 4.10" in said  # its held-out figure is drawn all the same
@@ -421,10 +424,10 @@ def test_learning_figure_leaves_out_what_is_no_bits(tmp_path):
     write(tmp_path / "e", config=config | {"training": config["training"] | {"weighting": "edm"}})
     log(tmp_path / "e", weighting="edm")
     with pytest.raises(ValueError, match="e: neither a log of bits nor a held-out figure"):
-        plots_tables.learning_figure(read(tmp_path))
+        tables_figures.learning_figure(read(tmp_path))
     write(tmp_path / "w")
     log(tmp_path / "w")
-    figure = plots_tables.learning_figure(read(tmp_path))
+    figure = tables_figures.learning_figure(read(tmp_path))
     assert "not drawn: W-PCDM (EDM weight), 3.50 held out" in texts(figure)
     plt.close(figure)
 
@@ -432,27 +435,27 @@ def test_learning_figure_leaves_out_what_is_no_bits(tmp_path):
 def test_smooth_log():
     """A constant stays one, the end is at the end, and rows without figures are left out."""
     rows = [{"seconds": 6.0 * k, "bpd": 3.0} for k in range(1, 3000)] + [{"seconds": 1e5, "bpd": None}, {"seconds": 0.0, "bpd": 1.0}, {"bpd": math.nan}]
-    minutes, bits = plots_tables.smooth_log(rows)
+    minutes, bits = tables_figures.smooth_log(rows)
     assert len(minutes) <= 401 and minutes[0] == pytest.approx(0.1) and minutes[-1] == pytest.approx(299.9) and np.allclose(bits, 3.0)
     noise = np.random.default_rng(0).normal(size=2999)
-    _, noisy = plots_tables.smooth_log([r | {"bpd": 3.0 + e} for r, e in zip(rows, noise)])
-    assert abs(noisy[-1] - 3) < 0.25 and len(plots_tables.smooth_log([])[0]) == 0
+    _, noisy = tables_figures.smooth_log([r | {"bpd": 3.0 + e} for r, e in zip(rows, noise)])
+    assert abs(noisy[-1] - 3) < 0.25 and len(tables_figures.smooth_log([])[0]) == 0
 
 
 def test_scales_figure(four):
-    figure = plots_tables.scales_figure(read(four))
+    figure = tables_figures.scales_figure(read(four))
     said = texts(figure)
     for words in ("base\n1.75", "details1\n1.75", "one scale\n4.10", "\N{MINUS SIGN}0.600 ± ", "JPEG XL files 4.07",
                   "difference from VDM, image by image"):
         assert words in said
     plt.close(figure)
     (four / "vdm" / "scores.npz").unlink()
-    figure = plots_tables.scales_figure(read(four))
+    figure = tables_figures.scales_figure(read(four))
     assert "there is no run of VDM to pair with" in " ".join(texts(figure).split())
     plt.close(figure)
 
 
-@pytest.mark.parametrize("draw", [plots_tables.learning_figure, plots_tables.scales_figure])
+@pytest.mark.parametrize("draw", [tables_figures.learning_figure, tables_figures.scales_figure])
 def test_figures_refuse_what_cannot_be_compared(tmp_path, draw):
     with pytest.raises(ValueError, match="no runs to draw"):
         draw([])
@@ -472,7 +475,7 @@ def test_figures_tell_runs_of_one_system_apart(tmp_path):
     for seed in (0, 1):
         write(tmp_path / f"seed{seed}", bpd=HELDOUT + seed)
         log(tmp_path / f"seed{seed}")
-    for draw in (plots_tables.learning_figure, plots_tables.scales_figure):
+    for draw in (tables_figures.learning_figure, tables_figures.scales_figure):
         figure = draw(read(tmp_path))
         assert {"W-PCDM (seed0)", "W-PCDM (seed1)"} <= {t[:14] for t in texts(figure).splitlines()}
         plt.close(figure)
@@ -481,7 +484,7 @@ def test_figures_tell_runs_of_one_system_apart(tmp_path):
 def test_level_runs_are_called_level(tmp_path):
     write(tmp_path / "w")
     write(tmp_path / "v", "vdm", HELDOUT + np.array([0.1, -0.1, 0.1, -0.08]))
-    figure = plots_tables.scales_figure(read(tmp_path))
+    figure = tables_figures.scales_figure(read(tmp_path))
     assert "W-PCDM and VDM end level" in texts(figure)
     plt.close(figure)
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pcdm_lib.coding.tiles import TileScales, plan
 from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid, StandardCascade
-from pcdm_lib.tiles import TileScales, plan
 
 SIDES = st.integers(1, 200)
 

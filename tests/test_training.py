@@ -14,8 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pcdm_lib import checkpoints, presets, records
-from pcdm_lib.checkpoints import CheckpointMismatch
+from pcdm_lib import records
+from pcdm_lib.models import checkpoints, presets
+from pcdm_lib.models.checkpoints import CheckpointMismatch
 from pcdm_lib.training import Trainer, TrainingDiverged
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -394,7 +395,7 @@ def test_second_interrupt_while_threads_end_is_torn(tmp_path, images, monkeypatc
     """Nobody knows then how far the other scale's streams have come: its state is not saved."""
     trainer = train(tmp_path / "run", images, 3, config(dropout=0.0), side_by_side=True)
     monkeypatch.setattr(trainer.cascade, "loss", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    monkeypatch.setattr("pcdm_lib.training.wait", lambda jobs: (_ for _ in ()).throw(KeyboardInterrupt) if trainer._pool else wait(jobs))
+    monkeypatch.setattr("pcdm_lib.training.trainer.wait", lambda jobs: (_ for _ in ()).throw(KeyboardInterrupt) if trainer._pool else wait(jobs))
     with pytest.raises(KeyboardInterrupt):
         trainer.run(steps=6, progress=False)
     assert trainer.torn

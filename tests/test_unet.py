@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, StandardCascade
-from pcdm_lib.presets import build, preset
-from pcdm_lib.unet import (FEATURES, PRECONDITIONINGS, PreconditionedDenoiser, UNet, Whitening, differences,
-                           lattice_posterior)
+from pcdm_lib.maps.lattice import lattice_posterior
+from pcdm_lib.models import PreconditionedDenoiser, UNet, build, preset
+from pcdm_lib.models.preconditioning import FEATURES, PRECONDITIONINGS, Whitening, differences
 
 MAPS = [Identity(), HaarWavelet(2), LaplacianPyramid(2), StandardCascade(2)]
 SMALL = {"channels": (8,), "blocks": 1, "dropout": 0.0, "attention": False}

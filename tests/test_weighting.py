@@ -7,14 +7,11 @@ import math
 import pytest
 import torch
 
-from pcdm_lib.evaluate import evaluate
-from pcdm_lib.exact import contract_source
+from pcdm_lib.diffusion import EdmLoss, LinearSchedule
+from pcdm_lib.likelihood import contract_source, evaluate
 from pcdm_lib.maps import HaarWavelet, Identity
-from pcdm_lib.presets import build, preset
-from pcdm_lib.schedule import LinearSchedule
+from pcdm_lib.models import PreconditionedDenoiser, build, preset
 from pcdm_lib.training import Trainer
-from pcdm_lib.unet import PreconditionedDenoiser
-from pcdm_lib.weighting import EdmLoss
 
 
 def test_noise_levels_are_lognormal() -> None:

@@ -1,0 +1,12 @@
+"""Images and where they come from."""
+
+from pcdm_lib.data.images import ImageData
+from pcdm_lib.data.sets import constant_images, load, read_square, uniform_images
+
+__all__ = [
+    "load",
+    "ImageData",
+    "uniform_images",
+    "constant_images",
+    "read_square",
+]

@@ -1,0 +1,219 @@
+"""ImageNet at 32, 64 and 128 pixels.
+
+At 32 and 64 pixels two sets bear the same name, and what a model scores on one says little about the other: the *old* one (van den
+Oord et al. 2016, Pixel Recurrent Neural Networks), on which most likelihoods in the literature were measured, and the *new* one
+(Chrabaszcz et al. 2017), made smaller by another filter. So a set's version stands in its name and label.
+
+None of them can be fetched without a login. image-net.org publishes no checksums, so what is checked is structure and counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from pcdm_lib.data.image_cache import cached, file_facts, folder_facts
+from pcdm_lib.data.imagenet_files import BLOCK, listing, npz_blocks, png_blocks
+from pcdm_lib.data.images import ImageData, count, decode_rgb, image_data, image_files
+
+SIDE = 128  # of the images made from a folder
+
+
+@dataclass(frozen=True)
+class Split:
+    """One side of a published set: its archives, each of which may lie unpacked in a folder of its name, and its number of images."""
+
+    archives: tuple[str, ...]
+    images: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published set of downsampled images."""
+
+    label: str
+    size: int
+    train: Split
+    heldout: Split  # the published validation images
+    suffix: str  # of the files in its archives
+    blocks: Callable[[list[Path], int, bool], Iterator[np.ndarray]]  # reads them
+    origin: str  # where to get it
+
+
+def _old(size: int) -> Published:
+    return Published(
+        label=f"ImageNet {size}x{size} (old: van den Oord et al. 2016)",
+        size=size,
+        train=Split((f"train_{size}x{size}.tar",), 1_281_149),
+        heldout=Split((f"valid_{size}x{size}.tar",), 49_999),
+        suffix=".png",
+        blocks=png_blocks,
+        origin="published at http://image-net.org/small/download.php and no longer there: ask image-net.org, or who has a copy",
+    )
+
+
+def _new(size: int) -> Published:
+    parts = ("train",) if size == 32 else ("train_part1", "train_part2")
+    return Published(
+        label=f"ImageNet {size}x{size} (new: Chrabaszcz et al. 2017, box)",
+        size=size,
+        train=Split(tuple(f"Imagenet{size}_{part}_npz.zip" for part in parts), 1_281_167),
+        heldout=Split((f"Imagenet{size}_val_npz.zip",), 50_000),
+        suffix=".npz",
+        blocks=npz_blocks,
+        origin="offered after a login at https://image-net.org/download-images, in npz format",
+    )
+
+
+SETS = {f"imagenet{size}-{version}": make(size) for size in (32, 64) for version, make in (("old", _old), ("new", _new))}
+AMBIGUOUS = ("imagenet32", "imagenet64")
+NAMES = (*SETS, "imagenet128:PATH")
+
+
+def load(name: str, root: Path, size: int | None, limit: int | None) -> ImageData:
+    """One of SETS, out of the folder `root`/`name` or `root` itself."""
+    if name in AMBIGUOUS:
+        raise ValueError(
+            f"{name} is what two sets are called, made smaller in different ways, so that their bits per dimension differ: say "
+            f"{name}-old (van den Oord et al. 2016) or {name}-new (Chrabaszcz et al. 2017, box)"
+        )
+    published = SETS[name]
+    if size not in (None, published.size):
+        raise ValueError(f"the images of {name} are {published.size}x{published.size}, got size={size}: leave size out, or take another set")
+    paths = {side: _find(name, root, published, split) for side, split in (("train", published.train), ("heldout", published.heldout))}
+    train, train_sha256 = _images(name, published, published.train, paths["train"])
+    heldout, heldout_sha256 = _images(name, published, published.heldout, paths["heldout"])
+    kept = heldout[:limit]
+    label = published.label
+    if (len(train), len(kept)) != (published.train.images, published.heldout.images):
+        some = count(len(train), len(train), published.train.images)
+        label += f", {some} train, {count(len(kept), len(heldout), published.heldout.images)} validation images"
+    return image_data(
+        name,
+        label,
+        train,
+        kept,
+        train_sha256=train_sha256,
+        heldout_sha256=heldout_sha256 if len(kept) == len(heldout) else None,
+        folder=str(paths["train"][0].parent.resolve()),
+        files=[path.name for path in (*paths["train"], *paths["heldout"])],
+    )
+
+
+def _find(name: str, root: Path, published: Published, split: Split) -> list[Path]:
+    """The archives of a split, or the folders that they were unpacked to."""
+    found = []
+    for archive in split.archives:
+        stem = PurePosixPath(archive).stem
+        present = [path for folder in (root / name, root) for path in (folder / archive, folder / stem) if path.exists()]
+        if not present:
+            wanted = ", ".join((*published.train.archives, *published.heldout.archives))
+            raise FileNotFoundError(
+                f"no {archive} (nor {stem}/, unpacked from it) in {root.resolve()} or its folder {name}/: this set cannot be downloaded "
+                f"without a login; get {wanted} ({published.origin}) and put them there, as they are or unpacked"
+            )
+        found.append(present[0])
+    return found
+
+
+def _images(name: str, published: Published, split: Split, paths: list[Path]) -> tuple[np.ndarray, str]:
+    """All images of a split and their checksum, by way of a cache beside its first archive."""
+    training = split is published.train
+    where = " and ".join(map(str, paths))
+
+    def blocks() -> Iterator[np.ndarray]:
+        made = 0
+        for block in published.blocks(paths, published.size, training):
+            made += len(block)
+            if made > split.images:
+                raise ValueError(f"{where} holds more than the {split.images} images of {published.label}: take the published files")
+            yield block
+        if not made:
+            raise ValueError(f"{where} holds no {published.suffix} files of {published.label}: take the published files")
+
+    # what lies unpacked is listed, not read, to see whether the cache was made of it
+    source = [folder_facts(path, listing(path, published.suffix)) if path.is_dir() else file_facts(path) for path in paths]
+    title = f"{name}-{'train' if training else 'validation'}"
+    return cached(
+        paths[0].parent / f"{title}.cache", {"files": source}, blocks, shape=(3, published.size, published.size), total=split.images, title=title
+    )
+
+
+# From a folder
+
+
+def load_folder(folder: Path, size: int | None, limit: int | None) -> ImageData:
+    """ImageNet at 128 pixels out of `folder`/train and `folder`/val, each with or without folders for the classes."""
+    if size not in (None, SIDE):
+        raise ValueError(f"imagenet128:PATH makes images of {SIDE}x{SIDE}, got size={size}: leave size out, or use crops:PATH")
+    made, left_out = [], 0
+    for side in ("train", "val"):
+        if not (folder / side).is_dir():
+            raise FileNotFoundError(f"{folder / side} is not a folder: give imagenet128:PATH a folder that holds train/ and val/, each of images")
+        files = image_files(folder / side)
+        made.append(_reduced(folder / side, files))
+        left_out += len(files) - len(made[-1][0])
+    (train, train_sha256), (heldout, heldout_sha256) = made
+    kept = heldout[:limit]
+    label = (
+        f"ImageNet {SIDE}x{SIDE} (folder {folder.resolve().name}: shorter side to {SIDE} by area, Pillow's BOX, then the middle), "
+        f"{len(train)} train / {count(len(kept), len(heldout))} validation images"
+    )
+    if left_out:
+        label += f", {left_out} smaller ones left out"
+    return image_data(
+        "imagenet128",
+        label,
+        train,
+        kept,
+        train_sha256=train_sha256,
+        heldout_sha256=heldout_sha256 if len(kept) == len(heldout) else None,
+        folder=str(folder.resolve()),
+        left_out=left_out,
+    )
+
+
+def _reduced(folder: Path, files: list[str]) -> tuple[np.ndarray, str]:
+    """The images of a folder at SIDE x SIDE and their checksum, by way of a cache beside the folder."""
+
+    def read(name: str) -> np.ndarray | None:
+        with (folder / name).open("rb") as file:
+            # lenient: ImageNet has some CMYK files, which everyone converts
+            return reduce_to(decode_rgb(file, str(folder / name), lenient=True), SIDE)
+
+    def blocks() -> Iterator[np.ndarray]:
+        made = 0
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes without holding the interpreter
+            for begin in range(0, len(files), BLOCK):
+                images = [image for image in pool.map(read, files[begin : begin + BLOCK]) if image is not None]
+                made += len(images)
+                if images:
+                    yield np.stack(images)
+        if not made:
+            raise ValueError(f"{folder} holds {len(files)} images, none of at least {SIDE}x{SIDE} pixels: give a folder of larger ones")
+
+    title = f"imagenet{SIDE}-{folder.name}"
+    return cached(
+        folder.parent / f"{title}.cache", {"files": folder_facts(folder, files)}, blocks, shape=(3, SIDE, SIDE), total=len(files), title=title
+    )
+
+
+def reduce_to(pixels: np.ndarray, side: int) -> np.ndarray | None:
+    """(H, W, 3) -> (3, side, side): the shorter side reduced to `side` by area, then the middle; None for a smaller image.
+
+    The filter is Pillow's BOX, means over the area that each pixel covers, in fixed point: the same on every machine.
+    """
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    if short < side:
+        return None
+    new_width, new_height = ((2 * length * side + short) // (2 * short) for length in (width, height))  # rounded, in integers
+    small = np.asarray(Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BOX))
+    top, left = (new_height - side) // 2, (new_width - side) // 2
+    return small[top : top + side, left : left + side].transpose(2, 0, 1)

@@ -1,0 +1,126 @@
+"""Image datasets as uint8 tensors.
+
+`load` is the one way in: photographs that come with scikit-image (nothing to fetch), CIFAR-10 in its
+official binary format, SVHN, ImageNet at 32, 64 and 128 pixels, a folder of images, crops of large
+photographs, or what is no photograph: spectrograms and a tissue section (domains.py). Every dataset
+carries the label that figures and result files print, so that a number measured on a part of a dataset
+never reads as one measured on all of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from pcdm_lib.data import crops, domains, imagenet, svhn
+from pcdm_lib.data.cifar import _load_cifar10
+from pcdm_lib.data.crops import _load_folder
+from pcdm_lib.data.download import CIFAR_ARCHIVE, CIFAR_FOLDER
+from pcdm_lib.data.images import TRANSPARENCY, ImageData, beyond_rgb, box_reduce, data_folder
+from pcdm_lib.data.photos import _load_photos, _read_photo
+
+NAMES = ("auto", "photos", "cifar10", *svhn.NAMES, *domains.NAMES, *imagenet.NAMES, *crops.NAMES, "folder:PATH")
+
+
+def load(
+    name: str = "auto",
+    *,
+    root: str | Path | None = None,
+    size: int | None = None,
+    heldout_limit: int | None = None,
+    download: bool = True,
+) -> ImageData:
+    """Load a dataset of size x size images.
+
+    name: "photos", "cifar10", "svhn", "spectrograms", "histology", "imagenet32-old", "imagenet32-new", "imagenet64-old", "imagenet64-new",
+        "imagenet128:PATH", "folder:PATH", "crops:PATH?train=random&count=2000&margin=16&seed=0" (its options as by default), or "auto": CIFAR-10 where
+        the data folder holds it, else the photographs (print `.label` to see which). "auto" never downloads and never hides a
+        broken CIFAR-10.
+    root: the data folder, see `data_folder`.
+    size: 32 by default, for ImageNet the size that its name says.
+    heldout_limit: keep at most the first so many held-out images; the label says so.
+    download: whether "cifar10" or "svhn", asked for by name and not in the data folder, may be fetched.
+
+    Raises ValueError for a wrong argument or broken data, FileNotFoundError for missing data, ConnectionError (within seconds) where
+    the download does not work, and OSError where ImageNet's images, which are decoded once, cannot be written beside their source.
+    """
+    for key, value in (("size", size), ("heldout_limit", heldout_limit)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{key}={value!r}: expected a positive integer")
+    folder = data_folder(root)
+    if name == "auto":
+        present = (folder / CIFAR_FOLDER).exists() or (folder / CIFAR_ARCHIVE).exists()
+        name = "cifar10" if present else "photos"  # so there is nothing left to download
+    if name == "photos":
+        return _load_photos(size or 32, heldout_limit)
+    if name == "cifar10":
+        return _load_cifar10(folder, size or 32, heldout_limit, download)
+    if name == "svhn":
+        return svhn.load(folder, size or 32, heldout_limit, download)
+    if name == "spectrograms":
+        return domains.load_spectrograms(size or 32, heldout_limit)
+    if name == "histology":
+        return domains.load_histology(_read_photo(domains.SLIDE, domains.SLIDE_SHA256), size or 32, heldout_limit)
+    if name in imagenet.SETS or name in imagenet.AMBIGUOUS:
+        return imagenet.load(name, folder, size, heldout_limit)
+    kind, _, path = name.partition(":")
+    if path and kind == "imagenet128":
+        return imagenet.load_folder(Path(path).expanduser(), size, heldout_limit)
+    if path and kind == "crops":
+        return crops.load(path, size or 32, heldout_limit)
+    if path and kind == "folder":
+        return _load_folder(Path(path).expanduser(), size or 32, heldout_limit)
+    raise ValueError(f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}")
+
+
+# One image of the reader's
+def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
+    """Any 8-bit PNG, JPEG or WebP as one uint8 image (1, 3, size, size): turned upright, the largest square in its middle whose side is a
+    multiple of `size`, reduced by box means as the photographs are. Transparency is laid on white.
+
+    Raises ValueError naming the file where it cannot be read, has other than 8 bits a channel, or is smaller than size x size.
+    """
+    path = Path(path).expanduser()
+    try:
+        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+            what, flat = beyond_rgb(image, file), image
+            if what == TRANSPARENCY:
+                rgba, what = image.convert("RGBA"), None
+                flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            pixels = None if what else np.asarray(ImageOps.exif_transpose(flat).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as PNG, JPEG or WebP ({error}): give another file") from error
+    if what:
+        raise ValueError(f"{path} has {what}, expected one 8-bit image, colour or gray: convert it")
+    height, width = pixels.shape[:2]
+    factor = min(height, width) // size
+    if factor == 0:
+        raise ValueError(f"{path} is {width}x{height} pixels, expected at least {size}x{size}: give a larger one")
+    top, left = (height - factor * size) // 2, (width - factor * size) // 2
+    square = box_reduce(pixels[top : top + factor * size, left : left + factor * size], factor)
+    return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))[None]
+
+
+# Images of no kind, to score beside real ones
+
+
+def constant_images(n: int, shape: tuple[int, int, int], value: int = 0) -> torch.Tensor:
+    """n uint8 images (n, *shape) whose every byte is `value`."""
+    _check_request(n, shape)
+    if not 0 <= value <= 255:
+        raise ValueError(f"value={value}: expected 0 to 255")
+    return torch.full((n, *shape), value, dtype=torch.uint8)
+
+
+def uniform_images(n: int, shape: tuple[int, int, int], seed: int) -> torch.Tensor:
+    """n uint8 images (n, *shape) whose bytes are independent and uniform: 8 bits a dimension is the least that they cost on average."""
+    _check_request(n, shape)
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *shape), np.uint8))
+
+
+def _check_request(n: int, shape: tuple[int, int, int]) -> None:
+    if n < 1 or len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"n={n}, shape={tuple(shape)}: expected at least one image, and its channels, height and width")

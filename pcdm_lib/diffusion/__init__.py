@@ -1,0 +1,45 @@
+"""One scale as a diffusion model (Sect. 3, 5.1): noise schedules, the three terms of its bound, a reverse step."""
+
+from pcdm_lib.diffusion.schedule import (
+    FittedSchedule,
+    LinearSchedule,
+    MonotoneSchedule,
+    Schedule,
+    alpha_sigma,
+    make_schedule,
+    stratified_times,
+)
+from pcdm_lib.diffusion.terms import (
+    Denoiser,
+    Terms,
+    add_noise,
+    diffusion_term,
+    gamma_for_spacing,
+    prior_term,
+    reconstruction_term,
+    reverse_step,
+    sample_scale,
+    step_term,
+)
+from pcdm_lib.diffusion.weighting import EdmLoss
+
+__all__ = [
+    "Schedule",
+    "LinearSchedule",
+    "FittedSchedule",
+    "MonotoneSchedule",
+    "make_schedule",
+    "alpha_sigma",
+    "stratified_times",
+    "Denoiser",
+    "Terms",
+    "add_noise",
+    "prior_term",
+    "diffusion_term",
+    "step_term",
+    "reconstruction_term",
+    "reverse_step",
+    "sample_scale",
+    "gamma_for_spacing",
+    "EdmLoss",
+]

@@ -1,0 +1,1 @@
+"""What the notebooks of `reproduce/` share: parameters, one experiment, the suite, tables, published figures."""

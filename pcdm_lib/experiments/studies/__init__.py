@@ -1,0 +1,1 @@
+"""Studies of single questions, used by one notebook each."""

@@ -1,0 +1,1 @@
+"""The figures that notebooks share, in one style."""

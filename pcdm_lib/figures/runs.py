@@ -1,0 +1,150 @@
+"""Figures of a training run: the live curve, where the bits go, samples that grow scale by scale. For notebooks only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pcdm_lib.figures.style import COLOURS, bare, picture
+from pcdm_lib.likelihood.evaluation import TERMS, Evaluation
+from pcdm_lib.models.cascade import Cascade, Samples
+
+
+def training_curve(rows: list[Mapping[str, Any]], label: str, target: float | None = None) -> Figure:
+    """Training loss against time: each scale's share in bits per dimension of the image, and their sum. While the schedule's endpoints
+    are fixed the loss is the diffusion term alone: prior and decoder cannot be trained."""
+    figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+    minutes = np.array([r["seconds"] for r in rows]) / 60
+    series = {"all scales": np.array([r["bpd"] for r in rows])}
+    names = list(rows[-1]["scales"]) if rows else []
+    if len(names) > 1:
+        series |= {name: np.array([r["scales"][name] for r in rows]) for name in names}
+    for colour, (name, values) in zip(("black", *COLOURS), series.items()):
+        axes.plot(minutes, values, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(minutes, _smooth(values), color=colour, linewidth=2, label=f"{name}: {_smooth(values)[-1]:.2f}")
+    weighting = rows[-1].get("weighting") if rows else None
+    if target is not None and not weighting:  # a weighted loss is no bits, and files have no place beside it
+        axes.axhline(target, color="0.4", linestyle=":", label=f"JPEG XL, held out: {target:.2f}")
+    top = np.quantile(series["all scales"], 0.9) if rows else 8
+    unit = f"training loss, weighted ({weighting}): not bits" if weighting else "training loss, bits per dimension"
+    axes.set(xlabel="minutes of training", ylabel=unit, ylim=(0, 2 * top if weighting else max(6.0, 1.3 * top)),
+             title="Each scale learns its own part of the loss" if weighting else "Each scale learns its own part of the bound")
+    axes.legend(loc="upper right", frameon=False)
+    figure.supxlabel(label, fontsize=8, color="0.35")
+    return figure
+
+
+def _smooth(values: np.ndarray, keep: float = 0.8) -> np.ndarray:
+    """Exponential moving average, corrected for its start."""
+    total, weight, out = 0.0, 0.0, []
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(total / weight)
+    return np.array(out)
+
+
+class LiveCurve:
+    """Redraws `training_curve` in place while training runs: pass it as `on_log`.
+
+    Args:
+        display: the notebook's `display`. every: seconds between two drawings.
+    """
+
+    def __init__(self, display: Callable[..., Any], label: str, target: float | None = None, every: float = 10.0):
+        self.rows: list[Mapping[str, Any]] = []
+        self.display, self.label, self.target, self.every = display, label, target, every
+        self.handle, self.last = None, -np.inf
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        self.rows.append(record)
+        if time.monotonic() - self.last >= self.every:
+            self.draw()
+
+    def draw(self) -> None:
+        """Show the curve as it is now."""
+        if not self.rows:
+            return
+        self.last = time.monotonic()
+        figure = training_curve(self.rows, self.label, self.target)
+        if self.handle is None:
+            self.handle = self.display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        plt.close(figure)
+
+
+def bits_figure(result: Evaluation, codecs: Mapping[str, tuple[float, float]], label: str, name: str) -> Figure:
+    """Our bound, stacked by scale and term, beside real files of the same images."""
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    rows = {k: v for k, v in result.table().items() if k != "total"}
+    bottom, parts = 0.0, [(scale, term, row[term]) for scale, row in rows.items() for term in TERMS]
+    colours = {scale: COLOURS[i] for i, scale in enumerate(rows)}
+    hatch = {"prior": "//", "diffusion": "", "reconstruction": ".."}
+    for scale, term, value in parts:
+        if value >= 0.005:  # thinner than a line is tall
+            axes.bar(0, value, 0.6, bottom=bottom, color=colours[scale], hatch=hatch[term], edgecolor="white", label=f"{scale}: {term} {value:.3f}")
+        bottom += value
+    axes.errorbar(0, bottom, yerr=2 * result.se, color="black", capsize=4)
+    axes.text(0, bottom + 2 * result.se + 0.08, f"{bottom:.2f}", ha="center", va="bottom", fontweight="bold")
+    for x, (codec, (mean, error)) in enumerate(codecs.items(), start=1):
+        axes.bar(x, mean, 0.6, color="0.65")
+        axes.errorbar(x, mean, yerr=2 * error, color="black", capsize=4)
+        axes.text(x, mean + 2 * error + 0.08, f"{mean:.2f}", ha="center", va="bottom", fontweight="bold")
+    axes.set_xticks(range(len(codecs) + 1), [f"{name}\n(bound)", *(f"{c}\n(file)" for c in codecs)])
+    axes.set(ylabel="bits per dimension, ±2 standard errors", ylim=(0, 1.25 * max([bottom, *(m for m, _ in codecs.values())])),
+             title="What each held-out image costs, and where our bits go")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.supxlabel(label, fontsize=8, color="0.35")
+    return figure
+
+
+def samples_figure(cascade: Cascade, samples: Samples, label: str) -> Figure:
+    """One row a scale: what the cascade has drawn so far, coarsest first; one column an image."""
+    count = len(samples.images)
+    figure, axes = plt.subplots(len(samples.growth), count, figsize=(1.05 * count + 1.2, 1.15 * len(samples.growth) + 0.9),
+                                squeeze=False, layout="constrained")
+    for row, (coarse, spec) in enumerate(zip(samples.growth, cascade.specs)):
+        for ax, image in zip(axes[row], cascade.map.brightness(row, coarse, cascade.max_value)):
+            bare(ax).imshow(picture(image), interpolation="nearest")
+        axes[row, 0].set_ylabel(f"{spec.name}\n{coarse.shape[-1]}x{coarse.shape[-2]}", fontsize=9)
+    figure.suptitle("Samples grow scale by scale: each row adds the detail of one scale")
+    figure.supxlabel(label, fontsize=8, color="0.35")
+    return figure
+
+
+def image_rows(rows: Mapping[str, Tensor], title: str) -> Figure:
+    """Rows of uint8 images (N, C, H, W), each with its name."""
+    count = max(len(images) for images in rows.values())
+    figure, axes = plt.subplots(len(rows), count, figsize=(0.85 * count + 1.2, 0.95 * len(rows) + 0.6), squeeze=False, layout="constrained")
+    for row, (name, images) in zip(axes, rows.items()):
+        for ax, image in zip(row, images):
+            bare(ax).imshow(picture(image), interpolation="nearest")
+        for ax in row[len(images) :]:
+            ax.set_axis_off()
+        row[0].set_ylabel(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def likelihoods_figure(rows: list[Mapping[str, Any]], label: str) -> Figure:
+    """Several ways to one model's likelihood on the same images, as differences to the continuous-time bound, ±2 standard errors.
+
+    Args:
+        rows: as `experiment.likelihood_rows` gives them, the continuous-time bound first.
+    """
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1.3), layout="constrained")
+    places = range(len(rows) - 1)
+    axes.axvline(0, color="0.4", linestyle=":", linewidth=1)
+    for place, row, colour in zip(places, rows[1:], COLOURS):
+        axes.errorbar(row["minus_continuous"], place, xerr=2 * row["minus_se"], fmt="o", color=colour, capsize=4)
+    axes.set_yticks(places, [f"{row['name']}\n{row['evaluations']:.0f} evaluations" for row in rows[1:]])
+    axes.set(xlabel=f"bits per dimension more than the continuous-time bound of {rows[0]['bpd']:.3f}, ±2 standard errors", ylim=(len(rows) - 1.5, -0.5),
+             title="The same likelihood three ways: fewer steps pay more, the flow counts a slightly different model")
+    figure.supxlabel(f"{rows[0]['images']} images of {label}", fontsize=8, color="0.35")
+    return figure

@@ -1,0 +1,25 @@
+"""The cascade (Eq. 15), its networks and their preconditioning, configurations, presets, checkpoints, trained models."""
+
+from pcdm_lib.models.cascade import Bound, Cascade, Samples, bits_per_dim
+from pcdm_lib.models.checkpoints import load_cascade
+from pcdm_lib.models.config import Config, ModelConfig, TrainingConfig
+from pcdm_lib.models.preconditioning import PreconditionedDenoiser
+from pcdm_lib.models.presets import build, preset
+from pcdm_lib.models.pretrained import load_pretrained
+from pcdm_lib.models.unet import UNet
+
+__all__ = [
+    "Cascade",
+    "Bound",
+    "Samples",
+    "bits_per_dim",
+    "Config",
+    "ModelConfig",
+    "TrainingConfig",
+    "preset",
+    "build",
+    "UNet",
+    "PreconditionedDenoiser",
+    "load_cascade",
+    "load_pretrained",
+]

@@ -18,12 +18,14 @@ from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pcdm_lib.figures.style import BLUE, GREEN, ORANGE, SIGNED, SKY, VERMILION, bare, picture
+from pcdm_lib.likelihood import Evaluation
+from pcdm_lib.likelihood.evaluation import TERMS
 from pcdm_lib.maps import HaarWavelet
-from pcdm_lib.plots import BLUE, GREEN, ORANGE, SIGNED, SKY, VERMILION, bare, picture
 
 BPD = "bits per dimension"
 GAMMA = r"noise level $\gamma = \log\,\sigma^2/\alpha^2$"
-TERM_COLOURS = {"prior": GREEN, "diffusion": BLUE, "reconstruction": ORANGE}
+TERM_COLOURS = dict(zip(TERMS, (GREEN, BLUE, ORANGE)))
 GREY = "0.35"
 
 
@@ -49,7 +51,7 @@ def bound_idea(image: Tensor, noise_levels: Sequence[float] = (-3.0, 0.0, 5.0)) 
     """
     figure = plt.figure(figsize=(10, 4.1), layout="none")
     canvas = figure.add_axes((0, 0, 1, 1))
-    canvas.set(xlim=(0, 10), ylim=(0, 4.1))
+    canvas.set(xlim=(0, 10), ylim=(0, 4.1))  # inches
     canvas.set_axis_off()
     base, details = HaarWavelet(1).analyse(image.double()[None] * 2 / 255 - 1)
     generator = torch.Generator().manual_seed(0)
@@ -134,11 +136,11 @@ def forward_process(noisy: Tensor, y: Tensor, gammas: Sequence[float], block: in
     figure, axes = plt.subplots(2, len(gammas), figsize=(1.75 * len(gammas), 4.7))
     for column, z, gamma in zip(axes.T, noisy, gammas):
         alpha, sigma = math.sqrt(1 / (1 + math.exp(gamma))), math.sqrt(1 / (1 + math.exp(-gamma)))
-        bare(column[0], f"$\\gamma$ = {gamma:g}\n$\\alpha$ = {alpha:.2f},  $\\sigma$ = {sigma:.2f}")
+        bare(column[0], f"$\\gamma = {gamma:g}$\n$\\alpha$ = {alpha:.2f},  $\\sigma$ = {sigma:.2f}")
         column[0].imshow(_brightness(z, sigma))
-        column[0].set_xlabel(f"image: {100 * surviving(y, gamma):.0f} %")
+        column[0].set_xlabel(f"{100 * surviving(y, gamma):.0f} % image")
         bare(column[1]).imshow(_brightness(F.avg_pool2d(z[None], block)[0], sigma / block))
-        column[1].set_xlabel(f"image: {100 * surviving(y, gamma, block):.0f} %")
+        column[1].set_xlabel(f"{100 * surviving(y, gamma, block):.0f} % image")
     axes[0, 0].set_ylabel("pixels of $z_t$")
     axes[1, 0].set_ylabel(f"means of {block}x{block} pixels")
     figure.suptitle(title)
@@ -154,9 +156,9 @@ def denoiser_at_work(gammas: Sequence[float], noisy: Tensor, guesses: Tensor, cu
         gammas: noise levels of the pictures. noisy, guesses: (G, 3, H, W), z_t and the guess of the image, in [-1, 1].
         curves: {name: (gammas, mean squared error of eps_hat)}; the last one is drawn thick.
     """
-    figure = plt.figure(figsize=(9.6, 5.6), layout="none")
+    figure = plt.figure(figsize=(9.6, 5.9), layout="none")
     left, width, side = 0.085, 0.9, 0.98
-    ax = figure.add_axes((left, 0.13, width, 0.42))
+    ax = figure.add_axes((left, 0.125, width, 0.4))
     _draw_curves(ax, curves)
     limits = (min(float(g[0]) for g, _ in curves.values()), max(float(g[-1]) for g, _ in curves.values()))
     ax.set(xlabel=GAMMA, ylabel=r"mean of $(\epsilon - \hat\epsilon)^2$", xlim=limits, ylim=(0, 1.06))
@@ -164,14 +166,14 @@ def denoiser_at_work(gammas: Sequence[float], noisy: Tensor, guesses: Tensor, cu
     for gamma, z, guess in zip(gammas, noisy, guesses):
         place = 9.6 * (left + width * (gamma - limits[0]) / (limits[1] - limits[0])) - side / 2
         sigma = math.sqrt(1 / (1 + math.exp(-gamma)))
-        seen, made = (bare(_place(figure, place, y, side)) for y in (4.2, 3.15))
+        seen, made = (bare(_place(figure, place, y, side)) for y in (4.3, 3.25))
         seen.imshow(_brightness(z, sigma))
         made.imshow(picture((guess + 1) / 2))
-        seen.set_title(f"$\\gamma$ = {gamma:g}", fontsize=10)
+        seen.set_title(f"$\\gamma = {gamma:g}$")
         if gamma == gammas[0]:
             seen.set_ylabel("sees $z_t$")
             made.set_ylabel("guess")
-    figure.suptitle(title, y=0.985)
+    figure.suptitle(title, y=0.99)
     figure.text(0.5, 0.012, label, fontsize=9, color=GREY, ha="center")
     return figure
 
@@ -213,8 +215,8 @@ def three_terms(terms: Mapping[str, float], entropy: float, bounds: Tensor, leng
         left.plot(value, y, "s" if name == "entropy" else "o", color=colour, ms=8)
         left.text(value * 1.5, y, f"{value:.4f}" if value < 0.1 else f"{value:.3f}", va="center")
     left.set(xscale="log", xlim=(1e-5, 40), yticks=range(len(rows)), yticklabels=list(rows), xlabel=f"{BPD} (logarithmic axis)")
-    left.invert_yaxis()
-    top = 1.05 * float(lengths.max())
+    left.set_ylim(len(rows) - 0.6, -0.4)
+    top = 1.05 * float(max(lengths.max(), bounds.max()))
     right.plot([0, top], [0, top], color="0.6", lw=1)
     right.plot(lengths, bounds, "o", color=BLUE, ms=4, alpha=0.6)
     right.set(xlabel=r"$-\log_2 P(x)$  [bits]", ylabel="bound  [bits]", xlim=(0, top), ylim=(0, top))
@@ -235,9 +237,10 @@ def loss_areas(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Tensor]]
         _draw_curves(ax, {f"{key}: {area_bits(*c):.2f}": c for key, c in curves.items()}, 1 / (2 * math.log(2)))
         gammas, error = list(curves.values())[-1]
         ax.fill_between(gammas, error / (2 * math.log(2)), color=BLUE, alpha=0.15, lw=0)
-        for end, text, ha in ((gammas[0], r"$t=0$", "left"), (gammas[-1], r"$t=1$", "right")):
+        for end, text, ha in ((gammas[0], " t = 0", "left"), (gammas[-1], "t = 1 ", "right")):
             ax.axvline(float(end), color="0.5", ls=":", lw=1)
-        ax.set(xlabel=GAMMA, title=name, ylim=(0, 1.12))
+            ax.text(float(end), 0.62 if ha == "right" else 1.05, text, ha=ha, va="center", color=GREY)
+        ax.set(xlabel=GAMMA, title=name, ylim=(0, 1.12), xlim=(float(gammas[0]) - 0.4, float(gammas[-1]) + 0.4))
         ax.legend(loc="upper right", title=f"area in {BPD}", alignment="left")
     axes[0].set_ylabel("bits per dimension\nper unit of $\\gamma$")
     figure.suptitle(title)
@@ -245,38 +248,37 @@ def loss_areas(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Tensor]]
     return figure
 
 
-def term_bars(rows: Mapping[str, Mapping[str, Mapping[str, float]]], lines: Mapping[str, float], title: str, label: str = "",
+def term_bars(results: Mapping[str, Evaluation], lines: Mapping[str, float], title: str, label: str = "",
               marks: Mapping[str, float] | None = None) -> Figure:
     """Bounds as bars, stacked scale by scale and term by term.
 
     Args:
-        rows: {model: {scale: {term: bits per dimension of the whole image}}}.
-        lines: {name: bits per dimension}, dashed lines to compare with.
-        marks: {model: where the first scale's bar would end at best}, drawn as a black tick.
+        results: {model: its evaluation}. lines: {name: bits per dimension}, broken lines to compare with.
+        marks: {model: where the first scale's part of the bar would end at best}, drawn as a diamond.
     """
-    figure, ax = plt.subplots(figsize=(9.6, 0.95 * len(rows) + 1.9))
-    longest = max(sum(sum(terms.values()) for terms in scales.values()) for scales in rows.values())
-    for y, (name, scales) in enumerate(rows.items()):
-        start = 0.0
-        for scale, terms in scales.items():
-            begin = start
-            for term, value in terms.items():
-                ax.barh(y, value, 0.5, left=start, color=TERM_COLOURS[term], edgecolor="white", lw=0.5)
-                start += value
-            if len(scales) > 1:
-                ax.text((begin + start) / 2, y - 0.29, f"{scale}: {start - begin:.2f}", ha="center", va="bottom", fontsize=9)
-                ax.plot([start] * 2, [y - 0.29, y + 0.29], color="black", lw=1)
-        ax.text(start + 0.015 * longest, y, f"{start:.2f}", va="center", fontweight="bold")
+    figure, ax = plt.subplots(figsize=(9.6, 0.95 * len(results) + 1.9))
+    longest = max(result.bpd for result in results.values())
+    for y, (name, result) in enumerate(results.items()):
+        end, table = 0.0, result.table()
+        for scale in result.scales:
+            begin = end
+            for term, colour in TERM_COLOURS.items():
+                ax.barh(y, table[scale][term], 0.5, left=end, color=colour, edgecolor="white", lw=0.5)
+                end += table[scale][term]
+            if len(result.scales) > 1:
+                ax.text((begin + end) / 2, y - 0.27, f"{scale}: {end - begin:.2f}", ha="center", va="bottom")
+                ax.plot([end] * 2, [y - 0.3, y + 0.3], color="black", lw=1.2)
+        ax.text(end + 0.015 * longest, y, f"{end:.2f}", va="center", fontweight="bold")
         if marks and name in marks:
             ax.plot(marks[name], y, "D", color="black", mfc="white", ms=7)
     for name, value in lines.items():
-        ax.axvline(value, color="0.3", ls="--", lw=1.2)
-        ax.text(value, len(rows) - 0.42, f"{name} {value:.2f}", ha="center", va="top", color="0.3", fontsize=9)
-    ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlim=(0, 1.1 * max([longest, *lines.values()])), xlabel=BPD)
-    ax.set_ylim(len(rows) - 0.1, -0.65)
+        ax.plot([value] * 2, [-0.4, len(results) - 0.5], color="0.3", ls="--", lw=1.2, zorder=0)
+        ax.text(value, len(results) - 0.45, f"{name} {value:.2f}", ha="center", va="top", color=GREY)
+    ax.set(yticks=range(len(results)), yticklabels=list(results), xlabel=BPD, xlim=(0, 1.1 * max([longest, *lines.values()])))
+    ax.set_ylim(len(results) - 0.1, -0.65)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in TERM_COLOURS.values()]
-    figure.legend(handles, list(TERM_COLOURS), loc="outside lower center", ncols=3)
-    figure.suptitle(title)
+    figure.legend(handles, list(TERM_COLOURS), loc="outside upper right", ncols=3)
+    figure.suptitle(title, x=0.01, ha="left")
     _small_print(figure, label)
     return figure
 

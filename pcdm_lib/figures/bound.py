@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pcdm_lib.figures.style import BLUE, GREEN, ORANGE, SIGNED, SKY, VERMILION, bare, picture
-from pcdm_lib.likelihood import Evaluation
 from pcdm_lib.likelihood.evaluation import TERMS
 from pcdm_lib.maps import HaarWavelet
 
@@ -27,6 +26,10 @@ BPD = "bits per dimension"
 GAMMA = r"noise level $\gamma = \log\,\sigma^2/\alpha^2$"
 TERM_COLOURS = dict(zip(TERMS, (GREEN, BLUE, ORANGE)))
 GREY = "0.35"
+PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # behind words, so that no line runs through them
+
+Table = Mapping[str, Mapping[str, float]]  # scale, term -> bits per dimension
+Curve = tuple[Sequence[float], Tensor]  # gammas, mean squared error of eps_hat at each
 
 
 def _small_print(figure: Figure, label: str) -> None:
@@ -148,7 +151,7 @@ def forward_process(noisy: Tensor, y: Tensor, gammas: Sequence[float], block: in
     return figure
 
 
-def denoiser_at_work(gammas: Sequence[float], noisy: Tensor, guesses: Tensor, curves: Mapping[str, tuple[Sequence[float], Tensor]],
+def denoiser_at_work(gammas: Sequence[float], noisy: Tensor, guesses: Tensor, curves: Mapping[str, Curve],
                      title: str, label: str = "") -> Figure:
     """What a denoiser sees and what it makes of it, above its error, both at their place on the axis of noise levels.
 
@@ -178,7 +181,7 @@ def denoiser_at_work(gammas: Sequence[float], noisy: Tensor, guesses: Tensor, cu
     return figure
 
 
-def _draw_curves(ax: Axes, curves: Mapping[str, tuple[Sequence[float], Tensor]], unit: float = 1.0) -> None:
+def _draw_curves(ax: Axes, curves: Mapping[str, Curve], unit: float = 1.0) -> None:
     """Curves over gamma, times `unit`: broken thin lines, and the last one whole and thick."""
     styles = ((SKY, "--"), (VERMILION, ":"), (GREEN, "-."))
     last = list(curves)[-1]
@@ -226,7 +229,7 @@ def three_terms(terms: Mapping[str, float], entropy: float, bounds: Tensor, leng
     return figure
 
 
-def loss_areas(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Tensor]]], title: str, label: str = "") -> Figure:
+def loss_areas(panels: Mapping[str, Mapping[str, Curve]], title: str, label: str = "") -> Figure:
     """Half the error, in bits, over gamma: the shaded area under the last curve of a panel is its diffusion term.
 
     Args:
@@ -234,53 +237,61 @@ def loss_areas(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Tensor]]
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(9.8, 4.0), sharey=True)
     for ax, (name, curves) in zip(axes, panels.items()):
-        _draw_curves(ax, {f"{key}: {area_bits(*c):.2f}": c for key, c in curves.items()}, 1 / (2 * math.log(2)))
+        _draw_curves(ax, {f"{key}: {area_bits(*c):.1f}": c for key, c in curves.items()}, 1 / (2 * math.log(2)))
         gammas, error = list(curves.values())[-1]
         ax.fill_between(gammas, error / (2 * math.log(2)), color=BLUE, alpha=0.15, lw=0)
         for end, text, ha in ((gammas[0], " t = 0", "left"), (gammas[-1], "t = 1 ", "right")):
             ax.axvline(float(end), color="0.5", ls=":", lw=1)
-            ax.text(float(end), 0.62 if ha == "right" else 1.05, text, ha=ha, va="center", color=GREY)
-        ax.set(xlabel=GAMMA, title=name, ylim=(0, 1.12), xlim=(float(gammas[0]) - 0.4, float(gammas[-1]) + 0.4))
-        ax.legend(loc="upper right", title=f"area in {BPD}", alignment="left")
+            ax.text(float(end), 0.62 if ha == "right" else 1.12, text, ha=ha, va="center", color=GREY)
+        ax.set(xlabel=GAMMA, title=name, ylim=(0, 1.2), xlim=(float(gammas[0]) - 0.4, float(gammas[-1]) + 0.4))
+        ax.legend(loc="upper right", bbox_to_anchor=(0.96, 1.0), title=f"area in {BPD}", alignment="left")
     axes[0].set_ylabel("bits per dimension\nper unit of $\\gamma$")
     figure.suptitle(title)
     _small_print(figure, label)
     return figure
 
 
-def term_bars(results: Mapping[str, Evaluation], lines: Mapping[str, float], title: str, label: str = "",
+def term_bars(tables: Mapping[str, Table], lines: Mapping[str, float], title: str, label: str = "",
               marks: Mapping[str, float] | None = None) -> Figure:
     """Bounds as bars, stacked scale by scale and term by term.
 
     Args:
-        results: {model: its evaluation}. lines: {name: bits per dimension}, broken lines to compare with.
+        tables: {model: {scale: {term: bits per dimension of the whole image}}}, as `Evaluation.table` gives it; its totals
+            are left out. lines: {name: bits per dimension}, broken lines to compare with.
         marks: {model: where the first scale's part of the bar would end at best}, drawn as a diamond.
     """
-    figure, ax = plt.subplots(figsize=(9.6, 0.95 * len(results) + 1.9))
-    longest = max(result.bpd for result in results.values())
-    for y, (name, result) in enumerate(results.items()):
-        end, table = 0.0, result.table()
-        for scale in result.scales:
-            begin = end
-            for term, colour in TERM_COLOURS.items():
-                ax.barh(y, table[scale][term], 0.5, left=end, color=colour, edgecolor="white", lw=0.5)
-                end += table[scale][term]
-            if len(result.scales) > 1:
-                ax.text((begin + end) / 2, y - 0.27, f"{scale}: {end - begin:.2f}", ha="center", va="bottom")
-                ax.plot([end] * 2, [y - 0.3, y + 0.3], color="black", lw=1.2)
-        ax.text(end + 0.015 * longest, y, f"{end:.2f}", va="center", fontweight="bold")
+    figure, ax = plt.subplots(figsize=(9.6, 0.95 * len(tables) + 1.9))
+    ends = [_stack(ax, y, table) for y, table in enumerate(tables.values())]
+    longest = max([*ends, *lines.values()])
+    for y, (name, end) in enumerate(zip(tables, ends)):
+        ax.text(end + 0.015 * longest, y, f"{end:.2f}", va="center", fontweight="bold", bbox=PATCH)
         if marks and name in marks:
             ax.plot(marks[name], y, "D", color="black", mfc="white", ms=7)
     for name, value in lines.items():
-        ax.plot([value] * 2, [-0.4, len(results) - 0.5], color="0.3", ls="--", lw=1.2, zorder=0)
-        ax.text(value, len(results) - 0.45, f"{name} {value:.2f}", ha="center", va="top", color=GREY)
-    ax.set(yticks=range(len(results)), yticklabels=list(results), xlabel=BPD, xlim=(0, 1.1 * max([longest, *lines.values()])))
-    ax.set_ylim(len(results) - 0.1, -0.65)
+        ax.plot([value] * 2, [-0.4, len(tables) - 0.5], color="0.3", ls="--", lw=1.2, zorder=0)
+        ax.text(value, len(tables) - 0.45, f"{name} {value:.2f}", ha="center", va="top", color=GREY)
+    ax.set(yticks=range(len(tables)), yticklabels=list(tables), xlabel=BPD, xlim=(0, 1.1 * longest))
+    ax.set_ylim(len(tables) - 0.1, -0.65)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in TERM_COLOURS.values()]
     figure.legend(handles, list(TERM_COLOURS), loc="outside upper right", ncols=3)
     figure.suptitle(title, x=0.01, ha="left")
     _small_print(figure, label)
     return figure
+
+
+def _stack(ax: Axes, y: float, table: Table) -> float:
+    """One bar, and where it ends."""
+    end, scales = 0.0, {name: row for name, row in table.items() if name != "total"}
+    for scale, row in scales.items():
+        begin = end
+        for term, colour in TERM_COLOURS.items():
+            ax.barh(y, row[term], 0.5, left=end, color=colour, edgecolor="white", lw=0.5)
+            end += row[term]
+        if len(scales) > 1:
+            middle = (begin + end) / 2
+            ax.text(middle, y - 0.28, f"{scale}: {end - begin:.2f}", ha="center", va="bottom", bbox=PATCH)
+            ax.plot([end] * 2, [y - 0.3, y + 0.3], color="black", lw=1.2)
+    return end
 
 
 # -------------------------------------------------------------------------------- samples

@@ -45,7 +45,7 @@ def _brightness(z: Tensor, sigma: float) -> np.ndarray:
 # -------------------------------------------------------------------------------- the idea
 
 
-def bound_idea(image: Tensor, noise_levels: Sequence[float] = (-3.0, 0.0, 5.0)) -> Figure:
+def idea(image: Tensor, noise_levels: Sequence[float] = (-3.0, 0.0, 5.0)) -> Figure:
     """The whole idea as a drawing: image, map, two scales, one diffusion for each, bits.
 
     Args:
@@ -91,7 +91,7 @@ def _noise_chain(figure: Figure, canvas: Axes, y: float, scale: Tensor, levels: 
         else:
             blank = torch.zeros_like(z[0])
             tile = torch.cat([torch.cat([blank, z[1]], 1), torch.cat([z[0], z[2]], 1)])
-            ax.imshow(tile, cmap=SIGNED, vmin=-3, vmax=3)
+            ax.imshow(tile.numpy(), cmap=SIGNED, vmin=-3, vmax=3)
         if column:
             _arrow(canvas, (left - 0.24, y + 0.65), (left - 0.01, y + 0.65), GREY)
             _arrow(canvas, (left - 0.01, y + 0.35), (left - 0.24, y + 0.35), BLUE)

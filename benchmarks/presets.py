@@ -1,10 +1,12 @@
-"""Appendix B's presets at full size: parameters, and one update and one evaluation of every scale at a small batch.
+"""Appendix B's presets at full size: parameters, and one update and one evaluation of every scale
+at a small batch.
 
     python -m benchmarks.presets                                        every paper-* preset, wavelet and pyramid; the larger ones take minutes a scale on a CPU
     python -m benchmarks.presets --presets paper-cifar10 --systems wavelet,vdm --batch 2
 
-Scales are trained one after the other, as they can be on different machines, so the memory needed is that of one network with its gradients,
-averages and AdamW's state. Images are uniform noise: what is shown is that the preset runs, not what it learns.
+Scales are trained one after the other, as they can be on different machines, so the memory needed
+is that of one network with its gradients, averages and AdamW's state. Images are uniform noise:
+what is shown is that the preset runs, not what it learns.
 """
 
 from __future__ import annotations
@@ -39,30 +41,48 @@ def run_scale(name: str, system: str, scale: str, batch: int, device: str) -> di
         start = time.monotonic()
         trainer = Trainer(config, images, Path(folder) / "run", scales=[scale], device=device)
         losses: list[float] = []
-        trainer.run(steps=1, progress=False, log_every=1, on_log=lambda record: losses.append(record["bpd"]))
+        trainer.run(
+            steps=1, progress=False, log_every=1, on_log=lambda record: losses.append(record["bpd"])
+        )
         seconds = time.monotonic() - start
     index = trainer.scales[0].index
     with torch.no_grad():
         draws = images.to(device).repeat(DRAWS, 1, 1, 1)
-        bound = trainer.cascade.eval().bound(draws, torch.Generator(device).manual_seed(0), scales=[index])
+        bound = trainer.cascade.eval().bound(
+            draws, torch.Generator(device).manual_seed(0), scales=[index]
+        )
     bits = float(bound.total.mean()) / (math.log(2) * trainer.cascade.dims)
     if not math.isfinite(bits):
         raise FloatingPointError(f"{name}, {system}, {scale}: loss {losses[0]}, bound {bits} bpd")
     spec = trainer.cascade.specs[index]
-    return {"preset": name, "system": system, "scale": scale, "seen as": "x".join(map(str, spec.view_shape)),
-            "parameters": sum(p.numel() for p in trainer.scales[0].module["network"].parameters()), "GFLOP an image": trainer.costs[scale] / 1e9,
-            "loss, bpd": losses[0], f"bound after it, bpd, {DRAWS} draws": bits, "update and checkpoint, s": seconds}
+    return {
+        "preset": name,
+        "system": system,
+        "scale": scale,
+        "seen as": "x".join(map(str, spec.view_shape)),
+        "parameters": sum(p.numel() for p in trainer.scales[0].module["network"].parameters()),
+        "GFLOP an image": trainer.costs[scale] / 1e9,
+        "loss, bpd": losses[0],
+        f"bound after it, bpd, {DRAWS} draws": bits,
+        "update and checkpoint, s": seconds,
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run them; the exit status: 0, or 2 with one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.presets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.presets",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--presets", default=",".join(presets.PAPER_SETTINGS))
     parser.add_argument("--systems", default="wavelet,laplacian")
     parser.add_argument("--scales", default="", help="only these, by name (default: all)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file (default: runs/benchmarks/presets.json)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="JSON file (default: runs/benchmarks/presets.json)"
+    )
     options = parser.parse_args(arguments)
     try:
         records.check_device(options.device)
@@ -72,10 +92,14 @@ def main(arguments: list[str] | None = None) -> int:
         work = []
         for name in options.presets.split(","):
             if name not in presets.PAPER_SETTINGS:
-                raise ValueError(f"unknown preset {name!r}: one of {', '.join(presets.PAPER_SETTINGS)}")
+                raise ValueError(
+                    f"unknown preset {name!r}: one of {', '.join(presets.PAPER_SETTINGS)}"
+                )
             side = presets.PAPER_SETTINGS[name].side
             for system in options.systems.split(","):
-                scales = presets.parameter_counts(presets.preset(name, system, (3, side, side)).model)
+                scales = presets.parameter_counts(
+                    presets.preset(name, system, (3, side, side)).model
+                )
                 work += [(name, system, scale) for scale in scales if not wanted or scale in wanted]
         if not work:
             raise ValueError(f"no preset has the scales {wanted}")
@@ -88,7 +112,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(rows[-1], flush=True)
         gc.collect()
     out = options.out or home() / "runs" / "benchmarks" / "presets.json"
-    records.write_json(out, {"rows": rows, "batch": options.batch, "provenance": records.provenance(options.device)})
+    records.write_json(
+        out,
+        {"rows": rows, "batch": options.batch, "provenance": records.provenance(options.device)},
+    )
     print(f"{markdown_table(rows)}\nwritten: {out}")
     return 0
 

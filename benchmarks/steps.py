@@ -1,7 +1,9 @@
-"""A training step in variants: the library's, assembled from its public parts, and a plain one to compare with.
+"""A training step in variants: the library's, assembled from its public parts, and a plain one to
+compare with.
 
-`LibraryStep` does what `Trainer` does in a step (tests compare the two losses), less the guard against NaN, and lets one thing at a time
-be changed. `PlainStep` is what one would write first: a VDM (arXiv 2107.00630) on float images with independent times.
+`LibraryStep` does what `Trainer` does in a step (tests compare the two losses), less the guard
+against NaN, and lets one thing at a time be changed. `PlainStep` is what one would write first: a
+VDM (arXiv 2107.00630) on float images with independent times.
 """
 
 from __future__ import annotations
@@ -21,11 +23,16 @@ from pcdm_lib.models import Cascade, Config, UNet, build
 from pcdm_lib.training.batches import BatchSampler, random_flip
 from pcdm_lib.training.optimisers import Muon, make_optimiser
 
-ADAMW: dict[str, dict[str, bool]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+ADAMW: dict[str, dict[str, bool]] = {
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
 
 
 class Autocast(nn.Module):
-    """A network under autocast that returns float32: decoder, preconditioning and loss stay in full precision."""
+    """A network under autocast that returns float32: decoder, preconditioning and loss stay in full
+    precision."""
 
     def __init__(self, net: nn.Module, dtype: torch.dtype = torch.bfloat16):
         super().__init__()
@@ -49,7 +56,8 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def fitted(config: Config, images: Tensor, seed: int, device: torch.device) -> Cascade:
-    """The cascade of a configuration with the statistics of these images, as the trainer starts it."""
+    """The cascade of a configuration with the statistics of these images, as the trainer starts
+    it."""
     cascade = build(config.model, seed).to(device)
     with torch.no_grad():
         for (z, coarse), spec in zip(cascade.decompose(images[:512].to(device)), cascade.specs):
@@ -58,13 +66,16 @@ def fitted(config: Config, images: Tensor, seed: int, device: torch.device) -> C
 
 
 class TorchMuon:
-    """`torch.optim.Muon` in the place of the library's: on matrices that are views of the channels-last kernels."""
+    """`torch.optim.Muon` in the place of the library's: on matrices that are views of the
+    channels-last kernels."""
 
     def __init__(self, ours: Muon):
         (group,) = ours.param_groups
         self.kernels = group["params"]
         self.views = [nn.Parameter(k.detach().permute(0, 2, 3, 1).flatten(1)) for k in self.kernels]
-        self.muon = torch.optim.Muon(self.views, lr=group["lr"], momentum=group["momentum"], weight_decay=0.0)
+        self.muon = torch.optim.Muon(
+            self.views, lr=group["lr"], momentum=group["momentum"], weight_decay=0.0
+        )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for kernel in self.kernels:
@@ -85,17 +96,36 @@ class LibraryStep:
     """One training step of every scale.
 
     Args:
-        adamw: None for the configuration's optimiser, or AdamW for all weights in one of the ways of ADAMW. torch_muon: torch's Muon for ours. foreach_ema: one call for all weights, or a Python loop.
-        wrap: what stands in for each scale's U-Net (compiled, under autocast); its weights are trained.
-        threads: 1 for scales in turn, else a pool of so many threads with one scale each, and torch's threads divided among them.
+        adamw: None for the configuration's optimiser, or AdamW for all weights in one of the ways
+            of ADAMW. torch_muon: torch's Muon for ours. foreach_ema: one call for all weights, or a
+                Python loop.
+        wrap: what stands in for each scale's U-Net (compiled, under autocast); its weights are
+            trained.
+        threads: 1 for scales in turn, else a pool of so many threads with one scale each, and
+            torch's threads divided among them.
         stages: where to write down what took how long; needs scales in turn.
     """
 
-    def __init__(self, config: Config, images: Tensor, device: torch.device, *, seed: int = 0, adamw: str | None = None, torch_muon: bool = False,
-                 foreach_ema: bool = True, channels_last: bool = True, wrap: Callable[[nn.Module], nn.Module] | None = None,
-                 threads: int = 1, stages: Stages | None = None):
+    def __init__(
+        self,
+        config: Config,
+        images: Tensor,
+        device: torch.device,
+        *,
+        seed: int = 0,
+        adamw: str | None = None,
+        torch_muon: bool = False,
+        foreach_ema: bool = True,
+        channels_last: bool = True,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        threads: int = 1,
+        stages: Stages | None = None,
+    ):
         if stages is not None and threads > 1:
-            raise ValueError("stages of a step can be told apart only where scales are trained in turn: threads=1")
+            raise ValueError(
+                "stages of a step can be told apart only where scales are trained in turn: "
+                "threads=1"
+            )
         self.config, self.images, self.device, self.stages = config, images, device, stages
         self.cascade = fitted(config, images, seed, device).train()
         self.foreach_ema, self.pool = foreach_ema, _pool(threads) if threads > 1 else None
@@ -105,21 +135,42 @@ class LibraryStep:
             if not channels_last:  # the library's networks are
                 network.to(memory_format=torch.contiguous_format)
             module = nn.ModuleList([network, self.cascade.schedules[index]])
-            average = copy.deepcopy(module).requires_grad_(False)  # before the wrapping: a compiled module cannot be copied
+            # before the wrapping: a compiled module cannot be copied
+            average = copy.deepcopy(module).requires_grad_(False)
             if wrap is not None:
                 network.net = wrap(network.net)
             if stages is not None:
-                network.net.register_forward_pre_hook(lambda *_: self._mark("bound without network"))
+                network.net.register_forward_pre_hook(
+                    lambda *_: self._mark("bound without network")
+                )
                 network.net.register_forward_hook(lambda *_: self._mark("network forward"))
             training = config.training
-            usual = {"betas": (training.beta1, training.beta2), "weight_decay": training.weight_decay}
-            optimiser = (make_optimiser(module, training.optimiser, training.learning_rate, training.muon_rate, **usual) if adamw is None
-                         else torch.optim.AdamW(module.parameters(), lr=training.learning_rate, **usual, **ADAMW[adamw]))
+            usual = {
+                "betas": (training.beta1, training.beta2),
+                "weight_decay": training.weight_decay,
+            }
+            optimiser = (
+                make_optimiser(
+                    module, training.optimiser, training.learning_rate, training.muon_rate, **usual
+                )
+                if adamw is None
+                else torch.optim.AdamW(
+                    module.parameters(), lr=training.learning_rate, **usual, **ADAMW[adamw]
+                )
+            )
             if torch_muon:
                 optimiser.parts["muon"] = TorchMuon(optimiser.parts["muon"])
-            self.scales.append((index, list(module.parameters()), list(average.parameters()), optimiser,
-                                BatchSampler(len(images), training.batch_size, seed), torch.Generator(device).manual_seed(seed + index),
-                                torch.Generator().manual_seed(seed + index)))
+            self.scales.append(
+                (
+                    index,
+                    list(module.parameters()),
+                    list(average.parameters()),
+                    optimiser,
+                    BatchSampler(len(images), training.batch_size, seed),
+                    torch.Generator(device).manual_seed(seed + index),
+                    torch.Generator().manual_seed(seed + index),
+                )
+            )
 
     def _mark(self, name: str) -> None:
         if self.stages is not None:
@@ -163,7 +214,9 @@ class LibraryStep:
 def _pool(workers: int) -> ThreadPoolExecutor:
     """Threads that have torch's threads between them; the caller keeps all of its own."""
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, before // workers),))
+    pool = ThreadPoolExecutor(
+        workers, initializer=torch.set_num_threads, initargs=(max(1, before // workers),)
+    )
     together = threading.Barrier(workers)
     list(pool.map(lambda _: together.wait(), range(workers)))  # all of them are up
     torch.set_num_threads(before)  # which the workers have set for threads to come
@@ -171,22 +224,52 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 class PlainStep:
-    """A straightforward PyTorch training step of VDM on the same network: float images, Fourier features of z_t, independent uniform
-    times, eps predicted, squared error, AdamW parameter by parameter, EMA in a Python loop."""
+    """A straightforward PyTorch training step of VDM on the same network: float images, Fourier
+    features of z_t, independent uniform times, eps predicted, squared error, AdamW parameter by
+    parameter, EMA in a Python loop."""
 
-    def __init__(self, config: Config, images: Tensor, device: torch.device, *, seed: int = 0, gamma_min: float = -13.3,
-                 gamma_max: float = 5.0):
+    def __init__(
+        self,
+        config: Config,
+        images: Tensor,
+        device: torch.device,
+        *,
+        seed: int = 0,
+        gamma_min: float = -13.3,
+        gamma_max: float = 5.0,
+    ):
         model, training = config.model, config.training
         channels = model.image_shape[0]
         torch_state = torch.random.get_rng_state()
         torch.manual_seed(seed)
-        self.net = UNet(5 * channels, channels, model.channels, model.blocks, model.dropout, model.attention).to(device).train()
+        self.net = (
+            UNet(
+                5 * channels, channels, model.channels, model.blocks, model.dropout, model.attention
+            )
+            .to(device)
+            .train()
+        )
         torch.random.set_rng_state(torch_state)
         self.ema = copy.deepcopy(self.net).requires_grad_(False)
-        self.images, self.batch_size, self.device = images.float().to(device) / 127.5 - 1, training.batch_size, device
-        self.adam = torch.optim.AdamW(self.net.parameters(), lr=training.learning_rate, betas=(training.beta1, training.beta2),
-                                      weight_decay=training.weight_decay, foreach=False)
-        self.clip, self.decay, self.flips, self.gamma_min, self.gamma_max = training.clip, training.ema, training.flips, gamma_min, gamma_max
+        self.images, self.batch_size, self.device = (
+            images.float().to(device) / 127.5 - 1,
+            training.batch_size,
+            device,
+        )
+        self.adam = torch.optim.AdamW(
+            self.net.parameters(),
+            lr=training.learning_rate,
+            betas=(training.beta1, training.beta2),
+            weight_decay=training.weight_decay,
+            foreach=False,
+        )
+        self.clip, self.decay, self.flips, self.gamma_min, self.gamma_max = (
+            training.clip,
+            training.ema,
+            training.flips,
+            gamma_min,
+            gamma_max,
+        )
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def __call__(self) -> Tensor:
@@ -198,7 +281,11 @@ class PlainStep:
         gamma = self.gamma_min + (self.gamma_max - self.gamma_min) * t
         g = gamma[:, None, None, None]
         z = torch.sigmoid(-g).sqrt() * x + torch.sigmoid(g).sqrt() * eps
-        waves = [wave for n in (7, 8) for wave in (torch.sin(2.0**n * torch.pi * z), torch.cos(2.0**n * torch.pi * z))]
+        waves = [
+            wave
+            for n in (7, 8)
+            for wave in (torch.sin(2.0**n * torch.pi * z), torch.cos(2.0**n * torch.pi * z))
+        ]
         loss = ((eps - z - self.net(torch.cat([z, *waves], dim=1), t)) ** 2).mean()
         self.adam.zero_grad()
         loss.backward()

@@ -16,8 +16,9 @@ MIN_ROUNDS = 3  # below that a median says nothing, so a slow measurement outlas
 class Clock(NamedTuple):
     """What time is read from.
 
-    `wall` is what a user waits. `processor` is the time that this process's threads were given, added up: on a machine that others use
-    too, the only one by which small differences can be told, and only for one thread.
+    `wall` is what a user waits. `processor` is the time that this process's threads were given,
+    added up: on a machine that others use too, the only one by which small differences can be told,
+        and only for one thread.
     """
 
     device: torch.device
@@ -36,14 +37,16 @@ def synchronise(device: torch.device) -> None:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile; the extremes in place of quartiles below four values."""
+    """Lower quartile, median, upper quartile; the extremes in place of quartiles below four
+    values."""
     if len(values) < 4:
         return min(values), statistics.median(values), max(values)
     return tuple(statistics.quantiles(values, n=4, method="inclusive"))
 
 
 class Ratio(NamedTuple):
-    """Time of a variant over that of the baseline in the same round: median and quartiles over the rounds."""
+    """Time of a variant over that of the baseline in the same round: median and quartiles over the
+    rounds."""
 
     median: float
     low: float
@@ -53,18 +56,24 @@ class Ratio(NamedTuple):
 
 
 def measure(action: Callable[[], object], seconds: float, clock: Clock) -> list[float]:
-    """Times in seconds of repeated calls, after one that is not counted: until the budget is spent and there are MIN_ROUNDS."""
+    """Times in seconds of repeated calls, after one that is not counted: until the budget is spent
+    and there are MIN_ROUNDS."""
     return interleave({"": action}, seconds, clock)[""]
 
 
-def interleave(actions: Mapping[str, Callable[[], object]], seconds: float, clock: Clock) -> dict[str, list[float]]:
-    """Times in seconds of several actions in turn, round after round, until each has had `seconds` on average.
+def interleave(
+    actions: Mapping[str, Callable[[], object]], seconds: float, clock: Clock
+) -> dict[str, list[float]]:
+    """Times in seconds of several actions in turn, round after round, until each has had `seconds`
+    on average.
 
-    Drift of a shared machine then hits all of them alike. Where an action is so slow that its first, uncounted, call takes longer than
-    the budget, MIN_ROUNDS rounds are run all the same.
+    Drift of a shared machine then hits all of them alike. Where an action is so slow that its
+    first, uncounted, call takes longer than the budget, MIN_ROUNDS rounds are run all the same.
     """
     if not actions or not seconds > 0:
-        raise ValueError(f"need something to time and a positive budget, got {list(actions)} and {seconds} s")
+        raise ValueError(
+            f"need something to time and a positive budget, got {list(actions)} and {seconds} s"
+        )
     for action in actions.values():
         action()
     times: dict[str, list[float]] = {name: [] for name in actions}
@@ -88,9 +97,11 @@ def ratios(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Rat
 
 
 class Stages:
-    """Where the time of a step goes. `mark(name)` gives the time since the last mark to `name`, so the stages tile the step.
+    """Where the time of a step goes. `mark(name)` gives the time since the last mark to `name`, so
+    the stages tile the step.
 
-    On CUDA the marks are events in the stream, read once at the end, so that measuring does not make the host wait.
+    On CUDA the marks are events in the stream, read once at the end, so that measuring does not
+    make the host wait.
     """
 
     def __init__(self, clock: Clock):
@@ -122,6 +133,8 @@ class Stages:
         total: dict[str, float] = {}
         for (_, before), (name, now) in zip(self._marks, self._marks[1:]):
             if name is not None:
-                passed = before.elapsed_time(now) / 1e3 if self.device.type == "cuda" else now - before
+                passed = (
+                    before.elapsed_time(now) / 1e3 if self.device.type == "cuda" else now - before
+                )
                 total[name] = total.get(name, 0.0) + passed
         return total

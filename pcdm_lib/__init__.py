@@ -1,4 +1,5 @@
-"""Likelihood training of cascaded diffusion models via hierarchical volume-preserving maps (arXiv 2501.06999)."""
+"""Likelihood training of cascaded diffusion models via hierarchical volume-preserving maps (arXiv
+2501.06999)."""
 
 __version__ = "0.1.0"
 

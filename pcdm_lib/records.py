@@ -1,4 +1,5 @@
-"""Files that are whole or absent, and the facts that every result carries: versions, commit, machine."""
+"""Files that are whole or absent, and the facts that every result carries: versions, commit,
+machine."""
 
 from __future__ import annotations
 
@@ -22,7 +23,20 @@ try:
 except ImportError:  # Windows has no flock; there two processes in one folder are not told apart
     fcntl = None
 
-_PACKAGES = ("torch", "numpy", "safetensors", "pillow", "imagecodecs", "scikit-image", "PyWavelets", "scipy", "scikit-learn", "torchdiffeq", "constriction", "torch-fidelity")
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "pillow",
+    "imagecodecs",
+    "scikit-image",
+    "PyWavelets",
+    "scipy",
+    "scikit-learn",
+    "torchdiffeq",
+    "constriction",
+    "torch-fidelity",
+)
 
 
 def _umask() -> int:
@@ -50,12 +64,14 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_json(path: Path | str, data: Any) -> None:
-    """`data` as indented JSON, atomically. NaN and infinities are refused: they are not JSON (`finite` makes them null)."""
+    """`data` as indented JSON, atomically. NaN and infinities are refused: they are not JSON
+    (`finite` makes them null)."""
     write_bytes(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
 
 
 def finite(value: Any) -> Any:
-    """The same with None for every figure that does not exist, such as the standard error of one image."""
+    """The same with None for every figure that does not exist, such as the standard error of one
+    image."""
     if isinstance(value, Mapping):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -69,7 +85,9 @@ def check_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
+        raise ValueError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu"
+        ) from error
     return device
 
 
@@ -80,19 +98,24 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): it was cut short or edited") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}): it was cut short or edited"
+        ) from error
 
 
 @contextlib.contextmanager
 def lock(folder: Path | str) -> Iterator[None]:
-    """Hold a folder for one process; BlockingIOError where another has it. A lock ends with its process, however that ends."""
+    """Hold a folder for one process; BlockingIOError where another has it. A lock ends with its
+    process, however that ends."""
     handle = os.open(Path(folder) / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise BlockingIOError(f"another process is training in {folder}: wait for it, or give another folder") from None
+                raise BlockingIOError(
+                    f"another process is training in {folder}: wait for it, or give another folder"
+                ) from None
         yield
     finally:
         os.close(handle)
@@ -100,7 +123,8 @@ def lock(folder: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(path: Path | str) -> Iterator[Path]:
-    """A temporary folder beside `path` that gets its name when the block ends well, and is removed when it does not."""
+    """A temporary folder beside `path` that gets its name when the block ends well, and is removed
+    when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -122,13 +146,30 @@ def new_folder(path: Path | str) -> Iterator[Path]:
 def _commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
+
         def git(*words: str) -> str:
-            return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-        # only the checkout that holds this package counts, not one that happens to lie around an installed copy
+            return subprocess.run(
+                ["git", "-C", str(here), *words],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            ).stdout.strip()
+
+        # only the checkout that holds this package counts, not one that happens to lie around an
+        # installed copy
         if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
             return None
-        # shipped weights are results: that one was replaced does not make the next one's code another
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)pcdm_lib/weights")
+        # shipped weights are results: that one was replaced does not make the next one's code
+        #     another
+        changed = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            ":/",
+            ":(top,exclude)pcdm_lib/weights",
+        )
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -147,7 +188,11 @@ def _processor() -> str:
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Versions, commit (None outside a checkout) and machine, for a results file."""
     device = torch.device(device)
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
+    machine = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{_processor()}, {torch.get_num_threads()} threads"
+    )
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

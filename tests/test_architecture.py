@@ -37,7 +37,11 @@ def imported(path: Path, known: set[str]) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("pcdm_lib.") for a in node.names if a.name.startswith("pcdm_lib.")}
+            found |= {
+                a.name.removeprefix("pcdm_lib.")
+                for a in node.names
+                if a.name.startswith("pcdm_lib.")
+            }
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pcdm_lib":
             base = node.module.partition(".")[2]
             for alias in node.names:
@@ -65,12 +69,15 @@ def test_every_module_has_a_package() -> None:
 def test_imports_point_one_way(name: str) -> None:
     """A module imports its own package and those below it, and never a package above."""
     package = name.split(".")[0]
-    beyond = {i for i in IMPORTS[name] if i.split(".")[0] not in BELOW[package] | {package, "__init__"}}
+    beyond = {
+        i for i in IMPORTS[name] if i.split(".")[0] not in BELOW[package] | {package, "__init__"}
+    }
     assert not beyond, f"{name} imports {', '.join(sorted(beyond))}, which lies beside or above it"
 
 
 def test_no_two_modules_need_each_other() -> None:
-    """No cycle of imports between files; a package's `__init__` only hands on what its files hold."""
+    """No cycle of imports between files; a package's `__init__` only hands on what its files
+    hold."""
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:

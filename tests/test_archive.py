@@ -1,4 +1,5 @@
-"""Files of images: the same to the bit, small, safe against damage, and the same on other machines."""
+"""Files of images: the same to the bit, small, safe against damage, and the same on other
+machines."""
 
 import io
 import os
@@ -29,8 +30,17 @@ from pcdm_lib.models.config import ModelConfig
 
 
 def small_cascade(map_name: str = "wavelet", levels: int = 1, channels: int = 3, seed: int = 0):
-    """A tiny cascade whose weights are plain numbers, not draws of a generator that another version might change."""
-    config = ModelConfig(map=map_name, levels=levels, image_shape=(channels, 16, 16), channels=(8, 8), blocks=1, attention=True, gamma_max=(5.0,))
+    """A tiny cascade whose weights are plain numbers, not draws of a generator that another version
+    might change."""
+    config = ModelConfig(
+        map=map_name,
+        levels=levels,
+        image_shape=(channels, 16, 16),
+        channels=(8, 8),
+        blocks=1,
+        attention=True,
+        gamma_max=(5.0,),
+    )
     cascade = presets.build(config)
     with torch.no_grad():
         for number, (name, p) in enumerate(sorted(cascade.named_parameters())):
@@ -45,8 +55,14 @@ MODEL_ONLY = Settings(steps=3, batch=4, chunk_tiles=6, plain=False)
 
 
 def photographs(count: int, seed: int = 0) -> list[tuple[str, np.ndarray]]:
-    found = data.load("photos").heldout
-    return [(f"photo-{i:03d}.png", found[(seed + 7 * i) % len(found)].permute(1, 2, 0).numpy()[:16, :16]) for i in range(count)]
+    found = data.load_data("photos").heldout
+    return [
+        (
+            f"photo-{i:03d}.png",
+            found[(seed + 7 * i) % len(found)].permute(1, 2, 0).numpy()[:16, :16],
+        )
+        for i in range(count)
+    ]
 
 
 def assert_round_trip(tmp_path, images, settings=FAST, cascade=CASCADE, **prepare) -> Books:
@@ -58,7 +74,8 @@ def assert_round_trip(tmp_path, images, settings=FAST, cascade=CASCADE, **prepar
     assert [name for name, _ in found] == [name for name, _ in images]
     for (name, given_), (_, back) in zip(images, found):
         assert back.dtype == np.uint8 and np.array_equal(given_, back), name
-    assert abs(books.total_bits - 8 * path.stat().st_size) < 1e-6 * books.total_bits  # every byte is in the books
+    # every byte is in the books
+    assert abs(books.total_bits - 8 * path.stat().st_size) < 1e-6 * books.total_bits
     return books
 
 
@@ -67,28 +84,60 @@ def odd_images() -> list[tuple[str, np.ndarray]]:
     board = (np.indices((17, 18)).sum(0) % 2 * 255).astype(np.uint8)
     one = np.full((16, 16, 3), 128, np.uint8)
     one[5, 6, 1] = 129
-    return [("noise", rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)), ("constant", np.full((20, 16, 3), 7, np.uint8)), ("checkerboard", board),
-            ("one pixel changed", one), ("1x1", np.full((1, 1, 3), 250, np.uint8)), ("1x1 grey", np.zeros((1, 1), np.uint8)),
-            ("row", rng.integers(0, 256, (1, 33, 3), dtype=np.uint8)), ("column", rng.integers(0, 256, (35, 1), dtype=np.uint8)),
-            ("grey", rng.integers(100, 110, (19, 23), dtype=np.uint8)), ("ünïcode/name", np.full((3, 2, 3), 1, np.uint8))]
+    return [
+        ("noise", rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)),
+        ("constant", np.full((20, 16, 3), 7, np.uint8)),
+        ("checkerboard", board),
+        ("one pixel changed", one),
+        ("1x1", np.full((1, 1, 3), 250, np.uint8)),
+        ("1x1 grey", np.zeros((1, 1), np.uint8)),
+        ("row", rng.integers(0, 256, (1, 33, 3), dtype=np.uint8)),
+        ("column", rng.integers(0, 256, (35, 1), dtype=np.uint8)),
+        ("grey", rng.integers(100, 110, (19, 23), dtype=np.uint8)),
+        ("ünïcode/name", np.full((3, 2, 3), 1, np.uint8)),
+    ]
 
 
 @pytest.mark.parametrize("settings_", [FAST, MODEL_ONLY], ids=["as it is", "by the model alone"])
-@pytest.mark.parametrize("system", [("wavelet", 1, 3), ("wavelet", 2, 3), ("laplacian", 1, 3), ("identity", 0, 3), ("wavelet", 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "system",
+    [
+        ("wavelet", 1, 3),
+        ("wavelet", 2, 3),
+        ("laplacian", 1, 3),
+        ("vdm", 0, 3),
+        ("wavelet", 1, 1),
+    ],
+    ids=str,
+)
 def test_round_trip_of_odd_images(tmp_path, system, settings_):
-    assert_round_trip(tmp_path, odd_images() + photographs(4), settings_, small_cascade(*system), network_batch=3)
+    assert_round_trip(
+        tmp_path, odd_images() + photographs(4), settings_, small_cascade(*system), network_batch=3
+    )
 
 
 @pytest.mark.parametrize("settings_", [FAST, MODEL_ONLY], ids=["as it is", "by the model alone"])
 def test_round_trip_of_a_large_image(tmp_path, settings_):
     rng = np.random.default_rng(1)
-    smooth = np.clip(np.cumsum(rng.normal(0, 2, (200, 300, 3)), axis=1) + 128, 0, 255).astype(np.uint8)
+    smooth = np.clip(np.cumsum(rng.normal(0, 2, (200, 300, 3)), axis=1) + 128, 0, 255).astype(
+        np.uint8
+    )
     assert_round_trip(tmp_path, [("large", smooth)], settings_)
 
 
-@given(hnp.arrays(np.uint8, st.one_of(hnp.array_shapes(min_dims=2, max_dims=2, max_side=40),
-                                      hnp.array_shapes(min_dims=2, max_dims=2, max_side=40).map(lambda s: (*s, 3)))), st.booleans())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    hnp.arrays(
+        np.uint8,
+        st.one_of(
+            hnp.array_shapes(min_dims=2, max_dims=2, max_side=40),
+            hnp.array_shapes(min_dims=2, max_dims=2, max_side=40).map(lambda s: (*s, 3)),
+        ),
+    ),
+    st.booleans(),
+)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_round_trip_of_any_array(tmp_path, image, plain):
     assert_round_trip(tmp_path, [("x", image)], FAST if plain else MODEL_ONLY)
 
@@ -97,13 +146,19 @@ def test_round_trip_of_cifar10(tmp_path):
     root = os.environ.get("PCDM_DATA", "")
     if not root or not os.path.isdir(os.path.join(root, "cifar-10-batches-bin")):
         pytest.skip("CIFAR-10 is not in $PCDM_DATA")
-    found = data.load("cifar10", root=root).heldout[:8]
-    assert_round_trip(tmp_path, [(str(i), image.permute(1, 2, 0).numpy()) for i, image in enumerate(found)], MODEL_ONLY)
+    found = data.load_data("cifar10", root=root).heldout[:8]
+    assert_round_trip(
+        tmp_path,
+        [(str(i), image.permute(1, 2, 0).numpy()) for i, image in enumerate(found)],
+        MODEL_ONLY,
+    )
 
 
 def test_images_that_a_model_expands_are_stored_by_a_plain_codec(tmp_path):
     rng = np.random.default_rng(0)
-    images = [(f"noise{i}", rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for i in range(8)] + [("flat", np.zeros((64, 64, 3), np.uint8))]
+    images = [
+        (f"noise{i}", rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for i in range(8)
+    ] + [("flat", np.zeros((64, 64, 3), np.uint8))]
     books = assert_round_trip(tmp_path, images)
     assert books.plain_images == 9
     png = 0
@@ -115,30 +170,63 @@ def test_images_that_a_model_expands_are_stored_by_a_plain_codec(tmp_path):
 
 
 def test_a_trained_model_pays_the_bound_and_the_books_add_up(tmp_path):
-    """The shipped wavelet cascade on held-out photographs: the stack grows by the densities' own value on the latents of the file, or by less."""
-    found = data.load("photos").heldout[::20][:6]
+    """The shipped wavelet cascade on held-out photographs: the stack grows by the densities' own
+    value on the latents of the file, or by less."""
+    found = data.load_data("photos").heldout[::20][:6]
     images = [(f"{i}.png", image.permute(1, 2, 0).numpy()) for i, image in enumerate(found)]
-    books = assert_round_trip(tmp_path, images, Settings(steps=30, plain=False), load_pretrained("photos32-wavelet"))
+    books = assert_round_trip(
+        tmp_path, images, Settings(steps=30, plain=False), load_pretrained("photos32-wavelet")
+    )
     assert books.model_images == 6 and 3.0 < books.net_bpd < 8.0
     assert books.model_bits / books.ideal_bits < 1.005
-    assert abs(sum(row.sum() for row in books.steps.values()) / books.model_bits - 1) < 0.005  # the books add up to the stack
-    assert abs(sum(books.image_bits.values()) / books.model_bits - 1) < 0.005 and [*books.image_bits] == [*range(6)]
-    assert set(books.steps) == {"base", "details1"} and all(len(row) == 32 for row in books.steps.values())
+    # the books add up to the stack
+    assert abs(sum(row.sum() for row in books.steps.values()) / books.model_bits - 1) < 0.005
+    assert abs(sum(books.image_bits.values()) / books.model_bits - 1) < 0.005 and [
+        *books.image_bits
+    ] == [*range(6)]
+    assert set(books.steps) == {"base", "details1"} and all(
+        len(row) == 32 for row in books.steps.values()
+    )
 
 
 # ---------------------------------------------------------------- the door
 
 
-@pytest.mark.parametrize("image,message", [
-    (np.zeros((4, 4), np.float32), "uint8"), (np.zeros((4, 4), np.uint16), "uint8"), (np.zeros((4, 4, 4), np.uint8), "grey image"),
-    (np.zeros((0, 4), np.uint8), "grey image"), (np.zeros(4, np.uint8), "grey image"), ([[1]], "uint8")])
+@pytest.mark.parametrize(
+    "image,message",
+    [
+        (np.zeros((4, 4), np.float32), "uint8"),
+        (np.zeros((4, 4), np.uint16), "uint8"),
+        (np.zeros((4, 4, 4), np.uint8), "grey image"),
+        (np.zeros((0, 4), np.uint8), "grey image"),
+        (np.zeros(4, np.uint8), "grey image"),
+        ([[1]], "uint8"),
+    ],
+)
 def test_what_is_no_image_is_refused_and_nothing_written(tmp_path, image, message):
     with pytest.raises(ValueError, match=message):
-        compress([("good", np.zeros((4, 4), np.uint8)), ("bad", image)], tmp_path / "a.pcdm", CASCADE, "tiny", FAST)
+        compress(
+            [("good", np.zeros((4, 4), np.uint8)), ("bad", image)],
+            tmp_path / "a.pcdm",
+            CASCADE,
+            "tiny",
+            FAST,
+        )
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change", [{"steps": 1}, {"fineness": 0.0}, {"batch": 0}, {"chunk_tiles": 0}, {"chunk_tiles": 10**9}, {"side": 0}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 1},
+        {"fineness": 0.0},
+        {"batch": 0},
+        {"chunk_tiles": 0},
+        {"chunk_tiles": 10**9},
+        {"side": 0},
+        {"precision": "bf16"},
+    ],
+)
 def test_settings_that_no_file_has(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         Settings(**change)
@@ -148,7 +236,13 @@ def test_models_that_files_cannot_have(tmp_path):
     with pytest.raises(ValueError, match="twice"):
         compress(photographs(1), tmp_path / "a.pcdm", small_cascade("standard"), "tiny", FAST)
     with pytest.raises(ValueError, match="8-bit"):
-        compress(photographs(1), tmp_path / "a.pcdm", presets.build(ModelConfig(image_shape=(1, 4, 4), max_value=3, channels=(8,), blocks=1)), "t", FAST)
+        compress(
+            photographs(1),
+            tmp_path / "a.pcdm",
+            presets.build(ModelConfig(image_shape=(1, 4, 4), max_value=3, channels=(8,), blocks=1)),
+            "t",
+            FAST,
+        )
     with pytest.raises(ValueError, match="two images"):
         compress(photographs(1) * 2, tmp_path / "a.pcdm", CASCADE, "tiny", FAST)
     with pytest.raises(ValueError, match="no image"):
@@ -170,7 +264,11 @@ def sample(tmp_path_factory):
 
 def test_another_model_is_refused(sample):
     with Archive(sample[0]) as file:
-        for other in (small_cascade(seed=1), small_cascade("laplacian"), small_cascade("identity", 0)):
+        for other in (
+            small_cascade(seed=1),
+            small_cascade("laplacian"),
+            small_cascade("vdm", 0),
+        ):
             with pytest.raises(WrongModel, match="the very model that wrote it"):
                 file.prepare(other)
 
@@ -193,7 +291,11 @@ def rewritten(path, target, **changes):
 
 
 def test_other_versions_machines_and_tables_are_refused(sample, tmp_path):
-    for changes, message in (({"coding": 99}, "version 99"), ({"tables": 1}, "other tables"), ({"precision": "float32", "machine": "abacus"}, "abacus")):
+    for changes, message in (
+        ({"coding": 99}, "version 99"),
+        ({"tables": 1}, "other tables"),
+        ({"precision": "float32", "machine": "abacus"}, "abacus"),
+    ):
         with Archive(rewritten(sample[0], tmp_path / "b.pcdm", **changes)) as file:
             with pytest.raises(WrongModel, match=message):
                 file.prepare(CASCADE)
@@ -203,7 +305,7 @@ def test_other_versions_machines_and_tables_are_refused(sample, tmp_path):
     raw = bytearray(sample[0].read_bytes())
     length = int.from_bytes(raw[10:14], "little")
     raw[8] = 7
-    raw[14:18] = zlib.crc32(raw[18:18 + length], zlib.crc32(raw[:14])).to_bytes(4, "little")
+    raw[14:18] = zlib.crc32(raw[18 : 18 + length], zlib.crc32(raw[:14])).to_bytes(4, "little")
     (tmp_path / "c.pcdm").write_bytes(raw)
     with pytest.raises(UnknownVersion, match="7"):
         Archive(tmp_path / "c.pcdm")
@@ -212,7 +314,9 @@ def test_other_versions_machines_and_tables_are_refused(sample, tmp_path):
 def test_a_float32_file_decodes_here(tmp_path):
     path = tmp_path / "a.pcdm"
     images = photographs(5)
-    compress(images, path, CASCADE, "tiny", Settings(steps=3, batch=2, precision="float32", plain=False))
+    compress(
+        images, path, CASCADE, "tiny", Settings(steps=3, batch=2, precision="float32", plain=False)
+    )
     with Archive(path) as file:
         with pytest.raises(ValueError, match="network_batch"):
             file.prepare(CASCADE, network_batch=5)
@@ -237,14 +341,43 @@ print(torch.backends.cpu.get_cpu_capability())
 """
 
 
-@pytest.mark.parametrize("threads,batch,environment", [
-    (1, 1, {}), (2, 7, {}), (2, 3, {"ATEN_CPU_CAPABILITY": "default"}), (1, 4, {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "SSE41"}),
-    (2, 4, {"ONEDNN_MAX_CPU_ISA": "AVX", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3"})])
-def test_a_fresh_process_with_other_threads_batches_and_instructions_decodes(sample, tmp_path, threads, batch, environment):
+@pytest.mark.parametrize(
+    "threads,batch,environment",
+    [
+        (1, 1, {}),
+        (2, 7, {}),
+        (2, 3, {"ATEN_CPU_CAPABILITY": "default"}),
+        (1, 4, {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "SSE41"}),
+        (
+            2,
+            4,
+            {
+                "ONEDNN_MAX_CPU_ISA": "AVX",
+                "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+                "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3",
+            },
+        ),
+    ],
+)
+def test_a_fresh_process_with_other_threads_batches_and_instructions_decodes(
+    sample, tmp_path, threads, batch, environment
+):
     path, images = sample
     script = SCRIPT.format(tests=os.path.dirname(__file__))
-    done = subprocess.run([sys.executable, "-c", script, str(path), str(threads), str(batch), str(tmp_path / "o.npz")], capture_output=True, text=True,
-                          env={k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | environment)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            script,
+            str(path),
+            str(threads),
+            str(batch),
+            str(tmp_path / "o.npz"),
+        ],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | environment,
+    )
     assert done.returncode == 0, done.stderr
     if environment.get("ATEN_CPU_CAPABILITY") == "default":
         assert "DEFAULT" in done.stdout  # the lower instruction set was in use
@@ -283,11 +416,16 @@ aded15feffffa7ce9cc57a67fbfffa59eaff0708d015521c78980b8254005dfc0100fd00010000e9
 
 def golden_images() -> list[tuple[str, np.ndarray]]:
     ramp = np.arange(3 * 5 * 3).reshape(3, 5, 3)
-    return [("ramp", (ramp // 3).astype(np.uint8)), ("grey", (ramp[..., 0] * 7 % 256).astype(np.uint8)), ("one", np.full((1, 1, 3), 200, np.uint8))]
+    return [
+        ("ramp", (ramp // 3).astype(np.uint8)),
+        ("grey", (ramp[..., 0] * 7 % 256).astype(np.uint8)),
+        ("one", np.full((1, 1, 3), 200, np.uint8)),
+    ]
 
 
 def test_golden_file(tmp_path):
-    """Freezes the format and the arithmetic: this file was written once, on an AMD EPYC, and has to decode everywhere and for good."""
+    """Freezes the format and the arithmetic: this file was written once, on an AMD EPYC, and has to
+    decode everywhere and for good."""
     path = tmp_path / "golden.pcdm"
     path.write_bytes(bytes.fromhex(GOLDEN))
     with Archive(path) as file:
@@ -298,14 +436,17 @@ def test_golden_file(tmp_path):
     compress(golden_images(), tmp_path / "again.pcdm", CASCADE, "tiny", MODEL_ONLY)
     with Archive(path) as a, Archive(tmp_path / "again.pcdm") as b:
         assert a.reader.header == b.reader.header
-        assert [a.reader.chunk(i.number) for i in a.reader.chunks] == [b.reader.chunk(i.number) for i in b.reader.chunks]
+        assert [a.reader.chunk(i.number) for i in a.reader.chunks] == [
+            b.reader.chunk(i.number) for i in b.reader.chunks
+        ]
 
 
 # ---------------------------------------------------------------- damage
 
 
 def test_every_byte_of_the_header_and_two_thousand_of_the_rest(sample, tmp_path):
-    """A flipped byte is an error or a notice that names what it concerns; whatever is decoded all the same is what was written."""
+    """A flipped byte is an error or a notice that names what it concerns; whatever is decoded all
+    the same is what was written."""
     path, images = sample
     raw = path.read_bytes()
     with container.Reader(path) as reader:
@@ -314,12 +455,17 @@ def test_every_byte_of_the_header_and_two_thousand_of_the_rest(sample, tmp_path)
     rng = np.random.default_rng(0)
     work = tmp_path / "d.pcdm"
     for place in [*range(start), *rng.integers(start, len(raw), 2000).tolist()]:
-        work.write_bytes(raw[:place] + bytes([raw[place] ^ int(rng.integers(1, 256))]) + raw[place + 1:])
+        work.write_bytes(
+            raw[:place] + bytes([raw[place] ^ int(rng.integers(1, 256))]) + raw[place + 1 :]
+        )
         if place < start:
             with pytest.raises((DamagedFile, UnknownVersion), match="d.pcdm"):
                 Archive(work)
             continue
-        hit = next((info.number for info in chunks if info.offset <= place < info.offset + info.length), None)
+        hit = next(
+            (info.number for info in chunks if info.offset <= place < info.offset + info.length),
+            None,
+        )
         with Archive(work) as file:
             assert hit is not None or file.reader.damage
             for info in chunks:
@@ -329,7 +475,11 @@ def test_every_byte_of_the_header_and_two_thousand_of_the_rest(sample, tmp_path)
                 with pytest.raises(DamagedFile) as error:
                     file.reader.chunk(info.number)
                 first, last = info.first_image + 1, info.first_image + info.images
-                assert "'photo-" in str(error.value) or f"{first} to {last}" in str(error.value) or f"image {first}" in str(error.value)
+                assert (
+                    "'photo-" in str(error.value)
+                    or f"{first} to {last}" in str(error.value)
+                    or f"image {first}" in str(error.value)
+                )
 
 
 def test_undamaged_chunks_of_a_damaged_file_are_decoded(sample, tmp_path):
@@ -345,7 +495,9 @@ def test_undamaged_chunks_of_a_damaged_file_are_decoded(sample, tmp_path):
     errors = [item for item in found if isinstance(item, DamagedFile)]
     good = dict(item for item in found if not isinstance(item, DamagedFile))
     assert len(errors) == 1 and "photo-006.png" in str(errors[0])
-    assert len(good) == len(images) - info.images and all(np.array_equal(images[name], image) for name, image in good.items())
+    assert len(good) == len(images) - info.images and all(
+        np.array_equal(images[name], image) for name, image in good.items()
+    )
 
 
 def test_a_file_that_was_cut_short(sample, tmp_path):
@@ -354,7 +506,13 @@ def test_a_file_that_was_cut_short(sample, tmp_path):
     with container.Reader(path) as reader:
         start, chunks = reader.chunks[0].offset, reader.chunks
         whole = {info.number: reader.chunk(info.number) for info in chunks}
-    places = {0, 1, start, *(info.offset + info.length for info in chunks), *np.random.default_rng(0).integers(0, len(raw), 100).tolist()}
+    places = {
+        0,
+        1,
+        start,
+        *(info.offset + info.length for info in chunks),
+        *np.random.default_rng(0).integers(0, len(raw), 100).tolist(),
+    }
     for place in places:
         (tmp_path / "d.pcdm").write_bytes(raw[:place])
         if place < start:
@@ -363,18 +521,36 @@ def test_a_file_that_was_cut_short(sample, tmp_path):
             continue
         with Archive(tmp_path / "d.pcdm") as file:
             assert file.reader.damage
-            assert [info.number for info in file.reader.chunks] == [info.number for info in chunks if info.offset + info.length <= place]
-            assert all(file.reader.chunk(info.number) == whole[info.number] for info in file.reader.chunks)
+            assert [info.number for info in file.reader.chunks] == [
+                info.number for info in chunks if info.offset + info.length <= place
+            ]
+            assert all(
+                file.reader.chunk(info.number) == whole[info.number] for info in file.reader.chunks
+            )
 
 
 def test_payloads_that_nobody_wrote(sample, tmp_path):
-    """Sound checksums around garbage: an error that names the image, never a wrong pixel, a hang or a crash."""
+    """Sound checksums around garbage: an error that names the image, never a wrong pixel, a hang or
+    a crash."""
     with container.Reader(sample[0]) as reader:
         header, (entries, payload) = reader.header, reader.chunk(1)
     rng = np.random.default_rng(0)
-    garbage = [b"", b"\x00", b"\xff" * 40, payload[:-4], payload[:50], payload + b"\0\0\0\0", payload[4:]]
-    garbage += [rng.integers(0, 256, int(n), dtype=np.uint8).tobytes() for n in rng.integers(1, 4000, 25)]
-    garbage += [b"\0\0\0" + rng.integers(0, 256, 4 * int(n), dtype=np.uint8).tobytes() for n in rng.integers(1, 2000, 10)]
+    garbage = [
+        b"",
+        b"\x00",
+        b"\xff" * 40,
+        payload[:-4],
+        payload[:50],
+        payload + b"\0\0\0\0",
+        payload[4:],
+    ]
+    garbage += [
+        rng.integers(0, 256, int(n), dtype=np.uint8).tobytes() for n in rng.integers(1, 4000, 25)
+    ]
+    garbage += [
+        b"\0\0\0" + rng.integers(0, 256, 4 * int(n), dtype=np.uint8).tobytes()
+        for n in rng.integers(1, 2000, 10)
+    ]
     for number, bad in enumerate(garbage):
         with container.Writer(tmp_path / "g.pcdm", header) as writer:
             writer.add_chunk(entries, bad)
@@ -384,13 +560,20 @@ def test_payloads_that_nobody_wrote(sample, tmp_path):
                 file.chunk(0)
 
 
-@pytest.mark.parametrize("shapes", [[(3, 65535, 65535)], [(1, 20000, 20000)], [(3, 65535, 1)] * 20_000, [(3, 8000, 2700)]])
+@pytest.mark.parametrize(
+    "shapes",
+    [[(3, 65535, 65535)], [(1, 20000, 20000)], [(3, 65535, 1)] * 20_000, [(3, 8000, 2700)]],
+)
 def test_shapes_that_nobody_wrote_cost_no_memory(sample, tmp_path, shapes):
-    """A few bytes with sound checksums that speak of giant images: refused before anything is made for them, or soon."""
+    """A few bytes with sound checksums that speak of giant images: refused before anything is made
+    for them, or soon."""
     with container.Reader(sample[0]) as reader:
         header = reader.header
     with container.Writer(tmp_path / "g.pcdm", header) as writer:
-        writer.add_chunk([container.Entry(f"giant{i}", shape, 0) for i, shape in enumerate(shapes)], b"\0\0\0" + bytes(range(40)))
+        writer.add_chunk(
+            [container.Entry(f"giant{i}", shape, 0) for i, shape in enumerate(shapes)],
+            b"\0\0\0" + bytes(range(40)),
+        )
     tracemalloc.start()
     with Archive(tmp_path / "g.pcdm") as file:
         file.prepare(CASCADE)
@@ -423,7 +606,9 @@ def test_an_interrupted_encode_leaves_what_was_there(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compress(photographs(6), tmp_path / "a.pcdm", CASCADE, "tiny", MODEL_ONLY, on_evaluation=stop)
+        compress(
+            photographs(6), tmp_path / "a.pcdm", CASCADE, "tiny", MODEL_ONLY, on_evaluation=stop
+        )
     assert (tmp_path / "a.pcdm").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -454,8 +639,21 @@ def test_verify_reads_the_file_back(tmp_path, monkeypatch):
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     def peak(count):
         tracemalloc.start()
-        compress(((f"{i}", np.random.default_rng(i).integers(0, 256, (16 - i % 7, 16 - i % 5, 3), dtype=np.uint8)) for i in range(count)), tmp_path / "a.pcdm", CASCADE, "t",
-                 Settings(steps=2, batch=4, chunk_tiles=8, plain=False))
+        compress(
+            (
+                (
+                    f"{i}",
+                    np.random.default_rng(i).integers(
+                        0, 256, (16 - i % 7, 16 - i % 5, 3), dtype=np.uint8
+                    ),
+                )
+                for i in range(count)
+            ),
+            tmp_path / "a.pcdm",
+            CASCADE,
+            "t",
+            Settings(steps=2, batch=4, chunk_tiles=8, plain=False),
+        )
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -468,25 +666,38 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
 
 
 def shell(*words, **options):
-    return subprocess.run([sys.executable, "-m", "pcdm_lib", *map(str, words)], capture_output=True, text=True, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "pcdm_lib", *map(str, words)],
+        capture_output=True,
+        text=True,
+        **options,
+    )
 
 
 def test_compress_and_decompress_from_a_shell(tmp_path):
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     pixels = {}
-    for i, (name, image) in enumerate(photographs(3) + [("sub/grey.png", np.arange(80, dtype=np.uint8).reshape(8, 10))]):
+    for i, (name, image) in enumerate(
+        photographs(3) + [("sub/grey.png", np.arange(80, dtype=np.uint8).reshape(8, 10))]
+    ):
         Image.fromarray(image).save(folder / name)
         pixels[name] = image
     Image.fromarray(photographs(1)[0][1]).save(folder / "j.jpg")
     with Image.open(folder / "j.jpg") as image:
         pixels["j.jpg.png"] = np.asarray(image)
     out = tmp_path / "out.pcdm"
-    done = shell("compress", folder, "-o", out, "--steps", 4, "--quiet", "--model", "photos32-wavelet")
+    done = shell(
+        "compress", folder, "-o", out, "--steps", 4, "--quiet", "--model", "photos32-wavelet"
+    )
     assert done.returncode == 0, done.stderr
     assert "5 images" in done.stdout and "bits per dimension" in done.stdout
     listed = shell("decompress", out, "--list")
-    assert listed.returncode == 0 and "sub/grey.png" in listed.stdout and "photos32-wavelet" in listed.stdout
+    assert (
+        listed.returncode == 0
+        and "sub/grey.png" in listed.stdout
+        and "photos32-wavelet" in listed.stdout
+    )
     done = shell("decompress", out, "-o", tmp_path / "back", "--quiet")
     assert done.returncode == 0, done.stderr
     for name, image in pixels.items():
@@ -499,18 +710,32 @@ def test_compress_and_decompress_from_a_shell(tmp_path):
     assert "--list" in shell("decompress", out, "-o", tmp_path / "one", "--only", "nothing").stderr
 
 
-@pytest.mark.parametrize("words,message", [
-    (["compress", "missing.png", "-o", "a.pcdm"], "missing.png does not exist"), (["compress", ".", "-o", "a.pcdm"], "holds no images"),
-    (["decompress", "text.pcdm", "-o", "x"], "text.pcdm"), (["decompress", "missing.pcdm", "-o", "x"], "missing.pcdm")])
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["compress", "missing.png", "-o", "a.pcdm"], "missing.png does not exist"),
+        (["compress", ".", "-o", "a.pcdm"], "holds no images"),
+        (["decompress", "text.pcdm", "-o", "x"], "text.pcdm"),
+        (["decompress", "missing.pcdm", "-o", "x"], "missing.pcdm"),
+    ],
+)
 def test_bad_input_is_one_line(tmp_path, words, message):
     (tmp_path / "text.pcdm").write_text("hello")
     done = shell(*words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and message in done.stderr
+        and done.stderr.count("\n") == 1
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_more_than_eight_bits_are_found_before_any_work(tmp_path, capsys):
     Image.fromarray(np.zeros((4, 4, 4), np.uint8), "RGBA").save(tmp_path / "clear.png")
-    assert main(["compress", str(tmp_path / "clear.png"), "-o", str(tmp_path / "a.pcdm"), "--quiet"]) == 2
+    assert (
+        main(["compress", str(tmp_path / "clear.png"), "-o", str(tmp_path / "a.pcdm"), "--quiet"])
+        == 2
+    )
     assert "transparency" in capsys.readouterr().err and not (tmp_path / "a.pcdm").exists()
 
 
@@ -522,7 +747,13 @@ def test_a_path_in_a_strangers_file_is_not_followed(sample, tmp_path, capsys):
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, capsys):
     path = tmp_path / "a.pcdm"
     for name in ("../evil.png", "/tmp/evil.png", "a/../../evil", "..\\evil"):
-        compress([(name, np.zeros((2, 2), np.uint8))], path, load_pretrained("photos32-wavelet"), "photos32-wavelet", Settings(steps=2))
+        compress(
+            [(name, np.zeros((2, 2), np.uint8))],
+            path,
+            load_pretrained("photos32-wavelet"),
+            "photos32-wavelet",
+            Settings(steps=2),
+        )
         assert main(["decompress", str(path), "-o", str(tmp_path / "out"), "--quiet"]) == 2
         assert "leads out" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
@@ -532,9 +763,26 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path):
     folder.mkdir()
     for name, image in photographs(4):
         Image.fromarray(np.tile(image, (8, 8, 1))).save(folder / name)
-    process = subprocess.Popen([sys.executable, "-m", "pcdm_lib", "compress", str(folder), "-o", str(tmp_path / "a.pcdm"), "--steps", "60000", "--quiet"])
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "pcdm_lib",
+            "compress",
+            str(folder),
+            "-o",
+            str(tmp_path / "a.pcdm"),
+            "--steps",
+            "60000",
+            "--quiet",
+        ]
+    )
     deadline = time.monotonic() + 120
-    while not [p for p in tmp_path.iterdir() if p.name.startswith(".a.pcdm")] and time.monotonic() < deadline and process.poll() is None:
+    while (
+        not [p for p in tmp_path.iterdir() if p.name.startswith(".a.pcdm")]
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.2)
     assert process.poll() is None
     process.send_signal(signal.SIGKILL)

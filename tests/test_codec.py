@@ -1,4 +1,5 @@
-"""The codecs: pop(push(m, x)) == (m, x) for each, and code lengths against laws and known values."""
+"""The codecs: pop(push(m, x)) == (m, x) for each, and code lengths against laws and known
+values."""
 
 import math
 
@@ -31,7 +32,8 @@ def message(words: int = 4000, seed: int = 0) -> Message:
 
 
 def assert_law(make, x, words: int = 4000, seed: int = 0) -> Message:
-    """pop(push(m, x)) == (m, x), message included, and from what a receiver gets; returns the message after the push."""
+    """pop(push(m, x)) == (m, x), message included, and from what a receiver gets; returns the
+    message after the push."""
     m = message(words, seed)
     before = m._coder.get_compressed().copy()
     make().push(m, x)
@@ -40,7 +42,7 @@ def assert_law(make, x, words: int = 4000, seed: int = 0) -> Message:
     assert np.array_equal(np.asarray(make().pop(m)), np.asarray(x))
     assert np.array_equal(m._coder.get_compressed(), before)
     assert np.array_equal(np.asarray(make().pop(received)), np.asarray(x))
-    assert np.array_equal(received.words(), before[:-1][m.untouched:])
+    assert np.array_equal(received.words(), before[:-1][m.untouched :])
     return Message(pushed, sealed=False)
 
 
@@ -87,8 +89,12 @@ def test_noise_law_both_ways(seed, std, count):
 def test_noise_is_gaussian_whatever_lies_on_the_stack():
     mean = np.random.default_rng(1).integers(-(2**40), 2**40, 20_000)
     for words in (np.zeros(30_000, np.uint32), np.full(30_000, 0xFFFFFFFF, np.uint32)):
-        d = (Noise(mean, 4.0, key=3).pop(Message(words)) - mean * 2.0**-FRACTION) / math.sqrt(4.0**2 + 1 / 12)
-        assert abs(d.mean()) < 5 / math.sqrt(20_000) and abs(d.var() - 1) < 5 * math.sqrt(2 / 20_000)
+        d = (Noise(mean, 4.0, key=3).pop(Message(words)) - mean * 2.0**-FRACTION) / math.sqrt(
+            4.0**2 + 1 / 12
+        )
+        assert abs(d.mean()) < 5 / math.sqrt(20_000) and abs(d.var() - 1) < 5 * math.sqrt(
+            2 / 20_000
+        )
         assert abs(np.corrcoef(d[1:], d[:-1])[0, 1]) < 5 / math.sqrt(20_000)
 
 
@@ -103,7 +109,9 @@ def test_progressions_law_and_only_allowed_integers(seed, step, tau, count):
     rng = np.random.default_rng(seed)
     low, last = rng.integers(-1000, 1000, count), rng.integers(0, 50, count)
     x = low + step * rng.integers(0, last + 1)
-    centre = np.rint((x + np.clip(rng.normal(size=count), -5, 5) * tau) * 2**FRACTION).astype(np.int64)
+    centre = np.rint((x + np.clip(rng.normal(size=count), -5, 5) * tau) * 2**FRACTION).astype(
+        np.int64
+    )
 
     def make():
         return Progressions(centre, tau, low, last, step)
@@ -122,8 +130,12 @@ def test_progressions_cost_what_the_lattice_decoder_says():
     for tau in (0.15, 0.5):
         centre = np.rint((x + tau * rng.normal(size=5000)) * 2**FRACTION).astype(np.int64)
         found = Progressions(centre, tau, low, last, 1)
-        exact = log_prob(torch.from_numpy(centre * 2.0**-FRACTION), torch.tensor(tau, dtype=torch.float64), torch.from_numpy(x),
-                         Progression(torch.from_numpy(low), torch.from_numpy(low + last), 1))
+        exact = log_prob(
+            torch.from_numpy(centre * 2.0**-FRACTION),
+            torch.tensor(tau, dtype=torch.float64),
+            torch.from_numpy(x),
+            Progression(torch.from_numpy(low), torch.from_numpy(low + last), 1),
+        )
         expected = float(-exact.sum()) / math.log(2)
         m = message(100)
         before = m.bits
@@ -164,7 +176,14 @@ def test_a_chain_that_forgets_costs_nothing():
     def gaussian(k, cls=Gaussian, *key):
         return cls(np.random.default_rng(k).integers(-(2**40), 2**40, 2000), 5.0 + k, *key)
 
-    cheat = BitsBack(6, lambda x: gaussian(0, Noise, 0), lambda z: Nothing(), lambda k, z: gaussian(k, Noise, k), lambda k, z: gaussian(k - 1), gaussian(6))
+    cheat = BitsBack(
+        6,
+        lambda x: gaussian(0, Noise, 0),
+        lambda z: Nothing(),
+        lambda k, z: gaussian(k, Noise, k),
+        lambda k, z: gaussian(k - 1),
+        gaussian(6),
+    )
     m = message()
     bits = m.bits
     cheat.push(m, 0)
@@ -175,7 +194,9 @@ def test_a_chain_that_forgets_costs_nothing():
 # ---------------------------------------------------------------- the chain of a diffusion
 
 
-@pytest.mark.parametrize("schedule", [LinearSchedule(), FittedSchedule(-13.3, 5.0), MonotoneSchedule()])
+@pytest.mark.parametrize(
+    "schedule", [LinearSchedule(), FittedSchedule(-13.3, 5.0), MonotoneSchedule()]
+)
 @pytest.mark.parametrize("steps", [2, 50, 1000])
 def test_the_grid_is_that_of_the_densities(schedule, steps):
     if isinstance(schedule, FittedSchedule):
@@ -186,11 +207,22 @@ def test_the_grid_is_that_of_the_densities(schedule, steps):
     forward = alpha[1:] / alpha[:-1]
     spacing = torch.tensor(grid.spacing, dtype=torch.float64)
     variance = sigma[1:] ** 2 - (forward * sigma[:-1]) ** 2
-    assert torch.allclose(torch.tensor(grid.forward_std[1:], dtype=torch.float64) * spacing[1:], variance.sqrt(), rtol=1e-4)
-    assert torch.allclose(torch.tensor(grid.forward[1:], dtype=torch.float64) * 2.0**-FRACTION, forward * spacing[:-1] / spacing[1:], rtol=1e-6)
+    assert torch.allclose(
+        torch.tensor(grid.forward_std[1:], dtype=torch.float64) * spacing[1:],
+        variance.sqrt(),
+        rtol=1e-4,
+    )
+    assert torch.allclose(
+        torch.tensor(grid.forward[1:], dtype=torch.float64) * 2.0**-FRACTION,
+        forward * spacing[:-1] / spacing[1:],
+        rtol=1e-6,
+    )
     reverse = sigma[:-1] * torch.sqrt(-torch.expm1(gamma[:-1] - gamma[1:])).detach()
-    assert torch.allclose(torch.tensor(grid.reverse_std[:-1], dtype=torch.float64) * spacing[:-1], reverse, rtol=1e-4)
-    assert min(*grid.forward_std, *grid.reverse_std) >= 1 / bits_back.FINENESS - 1e-3  # no Gaussian is narrower than the grid allows
+    assert torch.allclose(
+        torch.tensor(grid.reverse_std[:-1], dtype=torch.float64) * spacing[:-1], reverse, rtol=1e-4
+    )
+    # no Gaussian is narrower than the grid allows
+    assert min(*grid.forward_std, *grid.reverse_std) >= 1 / bits_back.FINENESS - 1e-3
 
 
 @pytest.mark.parametrize("steps", [0, 1, 65536, True, 2.0])
@@ -214,12 +246,16 @@ def linear_denoiser(variance: float):
     return denoiser
 
 
-@pytest.mark.parametrize("hierarchy", [Identity(), HaarWavelet(1), HaarWavelet(2), LaplacianPyramid(1)])
+@pytest.mark.parametrize(
+    "hierarchy", [Identity(), HaarWavelet(1), HaarWavelet(2), LaplacianPyramid(1)]
+)
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 7), (3, 1, 1), (1, 6, 1)])
 def test_tile_law(hierarchy, shape):
     scales = TileScales(hierarchy, shape)
     predictors = [Predictor(linear_denoiser(0.1)) for _ in scales.specs]
-    grids = [TimeGrid.of(LinearSchedule(gamma_for_spacing(spec, 0.15), 5.0), 6) for spec in scales.specs]
+    grids = [
+        TimeGrid.of(LinearSchedule(gamma_for_spacing(spec, 0.15), 5.0), 6) for spec in scales.specs
+    ]
     x = grey(0, 2, *shape)
     assert_law(lambda: TileCodec(scales, predictors, grids, 2), x)
 
@@ -234,8 +270,11 @@ def test_tile_law_for_extremes(value):
     elif value == "one pixel":
         x[0, 1, 3, 4] = 1
     scales = TileScales(HaarWavelet(2), (3, 8, 8))
-    predictors = [Predictor(linear_denoiser(1e-3)) for _ in scales.specs]  # a model that is sure of something else: escapes
-    grids = [TimeGrid.of(LinearSchedule(gamma_for_spacing(spec, 0.15), 5.0), 4) for spec in scales.specs]
+    # a model that is sure of something else: escapes
+    predictors = [Predictor(linear_denoiser(1e-3)) for _ in scales.specs]
+    grids = [
+        TimeGrid.of(LinearSchedule(gamma_for_spacing(spec, 0.15), 5.0), 4) for spec in scales.specs
+    ]
     assert_law(lambda: TileCodec(scales, predictors, grids, 1), x)
 
 
@@ -244,8 +283,11 @@ def gaussian_images(count: int, std: float = 30.0) -> torch.Tensor:
     return torch.from_numpy(np.clip(np.rint(values), 0, 255).astype(np.int32))
 
 
-def net_and_bound(count: int, steps: int, fineness: float = bits_back.FINENESS) -> tuple[float, float]:
-    """Bits a dimension on the stack, and the T-step bound in closed form, of one scale with the linear denoiser."""
+def net_and_bound(
+    count: int, steps: int, fineness: float = bits_back.FINENESS
+) -> tuple[float, float]:
+    """Bits a dimension on the stack, and the T-step bound in closed form, of one scale with the
+    linear denoiser."""
     x, schedule = gaussian_images(count), LinearSchedule()
     scales = TileScales(Identity(), (3, 32, 32))
     variance = (30 / 127.5) ** 2
@@ -256,12 +298,20 @@ def net_and_bound(count: int, steps: int, fineness: float = bits_back.FINENESS) 
 
     m = message(count * 3072 // 2)
     before = m.bits
-    TileCodec(scales, [Predictor(linear_denoiser(variance), batch=count)], [TimeGrid.of(schedule, steps, fineness)], count, watch=watch).push(m, x)
+    TileCodec(
+        scales,
+        [Predictor(linear_denoiser(variance), batch=count)],
+        [TimeGrid.of(schedule, steps, fineness)],
+        count,
+        watch=watch,
+    ).push(m, x)
     y = scales.specs[0].to_float(x, torch.float64)
     gamma = schedule.double()(torch.arange(steps + 1, dtype=torch.float64) / steps)
     alpha, sigma = alpha_sigma(gamma)
     power = float(y.square().mean())
-    error = ((alpha**2 * variance) ** 2 + (alpha * sigma) ** 2 * power) / (alpha**2 * variance + sigma**2) ** 2
+    error = ((alpha**2 * variance) ** 2 + (alpha * sigma) ** 2 * power) / (
+        alpha**2 * variance + sigma**2
+    ) ** 2
     diffusion = float((torch.expm1(gamma[1:] - gamma[:-1]) * error[1:]).sum()) / 2
     last = float(alpha[-1] ** 2)
     prior = last * power / 2 - (last + math.log1p(-last)) / 2
@@ -276,7 +326,8 @@ def test_the_stack_grows_by_the_bound(steps, count):
 
 
 def test_bits_that_are_not_scrambled_cost_several_per_cent(monkeypatch):
-    """What `Noise` is for: the same without it, where each latent's noise is the last one's deviation over again."""
+    """What `Noise` is for: the same without it, where each latent's noise is the last one's
+    deviation over again."""
     monkeypatch.setattr(Message, "scramble", lambda self, count, key: None)
     net, bound = net_and_bound(16, 50, fineness=0.2)
     assert net / bound > 1.04
@@ -289,7 +340,8 @@ def test_the_grid_costs_next_to_nothing(fineness):
 
 
 def test_an_oracle_pays_for_the_start_and_the_end_only():
-    """eps_hat that knows the image: the diffusion term is zero, and so is what it adds to the stack."""
+    """eps_hat that knows the image: the diffusion term is zero, and so is what it adds to the
+    stack."""
     x, schedule = gaussian_images(8), LinearSchedule()
     scales = TileScales(Identity(), (3, 32, 32))
     y = scales.specs[0].to_float(x, torch.float64)
@@ -301,7 +353,8 @@ def test_an_oracle_pays_for_the_start_and_the_end_only():
     m = message(20_000)
     before = m.bits
     TileCodec(scales, [Predictor(oracle)], [TimeGrid.of(schedule, 50)], 8).push(m, x)
-    assert abs(m.bits - before) / x.numel() < 0.03  # of 12 bits a sample that went through the stack at each of 50 steps
+    # of 12 bits a sample that went through the stack at each of 50 steps
+    assert abs(m.bits - before) / x.numel() < 0.03
 
 
 @pytest.mark.parametrize("hierarchy", [Identity(), HaarWavelet(1), LaplacianPyramid(1)])
@@ -311,24 +364,38 @@ def test_no_file_is_shorter_than_the_entropy(hierarchy):
     specs = hierarchy.specs(source.image_shape, source.max_value)
     scales = TileScales(hierarchy, source.image_shape, source.max_value)
     denoisers = [ExactDenoiser(source, hierarchy, spec) for spec in specs]
-    grids = [TimeGrid.of(LinearSchedule(gamma_for_spacing(spec, 0.166), 8.0), 100) for spec in specs]
+    grids = [
+        TimeGrid.of(LinearSchedule(gamma_for_spacing(spec, 0.166), 8.0), 100) for spec in specs
+    ]
     m = message(20_000)
     before = m.bits
     TileCodec(scales, [Predictor(d, batch=4000) for d in denoisers], grids, 4000).push(m, x)
     bpd = (m.bits - before) / x.numel()
-    assert source.entropy_bits_per_dim - 0.03 < bpd < source.entropy_bits_per_dim + 0.12  # 100 steps; standard error about 0.009
+    # 100 steps; standard error about 0.009
+    assert source.entropy_bits_per_dim - 0.03 < bpd < source.entropy_bits_per_dim + 0.12
     received = Message(m.finished(), sealed=False)
-    assert torch.equal(TileCodec(scales, [Predictor(d, batch=999) for d in denoisers], grids, 4000).pop(received), x)
+    assert torch.equal(
+        TileCodec(scales, [Predictor(d, batch=999) for d in denoisers], grids, 4000).pop(received),
+        x,
+    )
 
 
 def test_a_network_that_fails_is_an_error():
     scales = TileScales(Identity(), (1, 4, 4))
     broken = Predictor(lambda z, gamma, coarse: z * float("nan"))
     with pytest.raises(FloatingPointError, match="weights are broken"):
-        TileCodec(scales, [broken], [TimeGrid.of(LinearSchedule(), 4)], 1).push(message(), grey(0, 1, 1, 4, 4))
+        TileCodec(scales, [broken], [TimeGrid.of(LinearSchedule(), 4)], 1).push(
+            message(), grey(0, 1, 1, 4, 4)
+        )
 
 
 def test_levels_beyond_the_fixed_point_are_refused():
     spec = HaarWavelet(8).specs((1, 256, 256))[0]
     with pytest.raises(ValueError, match="fewer levels"):
-        ScaleCodec(spec, None, TimeGrid.of(LinearSchedule(gamma_for_spacing(spec, 0.01), 5.0), 1000), None, 1)
+        ScaleCodec(
+            spec,
+            None,
+            TimeGrid.of(LinearSchedule(gamma_for_spacing(spec, 0.01), 5.0), 1000),
+            None,
+            1,
+        )

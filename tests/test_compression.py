@@ -14,17 +14,29 @@ from pcdm_lib.figures import coding
 
 @pytest.fixture(scope="module")
 def measured():
-    images = data.load("photos").heldout[::60][:4]
-    return measured_files.measure(load_pretrained("photos32-wavelet"), images, "W-PCDM", chunks.Settings(steps=20, plain=False), repeats=2, verify=False)
+    images = data.load_data("photos").heldout[::60][:4]
+    return measured_files.measure(
+        load_pretrained("photos32-wavelet"),
+        images,
+        "W-PCDM",
+        chunks.Settings(steps=20, plain=False),
+        repeats=2,
+        verify=False,
+    )
 
 
 def test_the_figures_of_a_file(measured):
     books = measured.books
-    assert measured.file_bpd == pytest.approx(books.bpd) and books.images == 4 and books.dims == 4 * 3072
+    assert (
+        measured.file_bpd == pytest.approx(books.bpd)
+        and books.images == 4
+        and books.dims == 4 * 3072
+    )
     assert len(measured.bound.parts) == 4 and measured.bound.steps == 20
     mean, error = measured.excess
     assert mean == pytest.approx(books.net_bpd - measured.bound.bpd, rel=0.01, abs=0.02)
-    # at so few steps it is well below the bound: a latent far from where it was expected costs 24 bits, or an escape, and not its squared distance
+    # at so few steps it is well below the bound: a latent far from where it was expected costs 24
+    # bits, or an escape, and not its squared distance
     assert error > 0 and mean < 4 * error
     assert records.finite(measured.to_dict())["books"]["model_images"] == 4
     assert set(measured.row()) >= {"T-step bound", "net", "file", "images/s"}
@@ -35,22 +47,36 @@ def test_from_how_many_images_on_the_rest_is_small(measured):
     assert few > many > 1
     books = measured.books
     once = books.total_bits - books.net_bpd * books.dims - 40 * books.images
-    assert once + 40 * few <= 0.02 * books.net_bpd * 3072 * few + 1 and once + 40 * (few - 1) > 0.02 * books.net_bpd * 3072 * (few - 1)
+    assert once + 40 * few <= 0.02 * books.net_bpd * 3072 * few + 1 and once + 40 * (
+        few - 1
+    ) > 0.02 * books.net_bpd * 3072 * (few - 1)
     assert measured.images_within(0.001) is None  # a checksum alone takes more
 
 
 def test_images_that_are_all_plain():
     images = data.uniform_images(2, (3, 32, 32), seed=0)
-    found = measured_files.measure(load_pretrained("photos32-wavelet"), images, "W-PCDM", chunks.Settings(steps=2))
-    assert found.bound is None and math.isnan(found.excess[0]) and found.images_within(0.02) is None and found.books.plain_images == 2
-    assert found.row()["within 2 % from"] == "never" and records.finite(found.to_dict())["excess"]["bpd"] is None
+    found = measured_files.measure(
+        load_pretrained("photos32-wavelet"), images, "W-PCDM", chunks.Settings(steps=2)
+    )
+    assert (
+        found.bound is None
+        and math.isnan(found.excess[0])
+        and found.images_within(0.02) is None
+        and found.books.plain_images == 2
+    )
+    assert (
+        found.row()["within 2 % from"] == "never"
+        and records.finite(found.to_dict())["excess"]["bpd"] is None
+    )
     for figure in (coding.sizes([found], "noise"), coding.destinations([found], "noise")):
         plt.close(figure)
 
 
 def test_figures(measured):
     figure = coding.sizes([measured, measured], "photos")
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["W-PCDM\nT = 20, 4 images"] * 2
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
+        "W-PCDM\nT = 20, 4 images"
+    ] * 2
     plt.close(figure)
     figure = coding.destinations([measured], "photos")
     line = figure.axes[1].lines[0]

@@ -1,4 +1,5 @@
-"""The `.pcdm` container: every byte of the format, what is read back, and what is said and saved when a file is damaged, cut, hostile or half written."""
+"""The `.pcdm` container: every byte of the format, what is read back, and what is said and saved
+when a file is damaged, cut, hostile or half written."""
 
 from __future__ import annotations
 
@@ -57,8 +58,11 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, tuple[Chunk
         return data, reader.chunks
 
 
-def read_some(path: Path, originals: Sequence[Chunk] = SAMPLE) -> tuple[set[int], tuple[str, ...]] | None:
-    """The chunks that can be read, each compared with what was written, and the damage; None where the file cannot be opened for damage."""
+def read_some(
+    path: Path, originals: Sequence[Chunk] = SAMPLE
+) -> tuple[set[int], tuple[str, ...]] | None:
+    """The chunks that can be read, each compared with what was written, and the damage; None where
+    the file cannot be opened for damage."""
     try:
         reader = Reader(path)
     except (DamagedFile, UnknownVersion) as error:
@@ -73,7 +77,11 @@ def read_some(path: Path, originals: Sequence[Chunk] = SAMPLE) -> tuple[set[int]
                 assert reader.chunk(info.number) == originals[info.number]
                 good.add(info.number)
             except DamagedFile as error:
-                assert str(path) in str(error) and f"chunk {info.number + 1} " in str(error) and "\n" not in str(error)
+                assert (
+                    str(path) in str(error)
+                    and f"chunk {info.number + 1} " in str(error)
+                    and "\n" not in str(error)
+                )
         return good, reader.damage
 
 
@@ -114,7 +122,8 @@ def test_golden_file_is_written(tmp_path: Path) -> None:
 
 
 def test_golden_file_by_hand() -> None:
-    """The two chunk columns and the checksums of the golden file, as the module's description says, without its code."""
+    """The two chunk columns and the checksums of the golden file, as the module's description says,
+    without its code."""
     assert zlib.decompress(GOLDEN[18:46], -15) == b'{"model":"tiny","steps":3}'
     seal = zlib.crc32(GOLDEN[:14] + GOLDEN[18:46])
     assert struct.unpack("<I", GOLDEN[14:18])[0] == seal
@@ -127,8 +136,18 @@ def test_golden_file_by_hand() -> None:
 
 
 def test_bytes_per_image(tmp_path: Path) -> None:
-    """600 names that count up and equal shapes: beyond its checksum an image takes less than a bit, chunks included."""
-    chunks = [([Entry(f"test-{i:05d}.png", (3, 32, 32), i * 7919) for i in range(start, min(start + 256, 600))], b"x" * 100) for start in (0, 256, 512)]
+    """600 names that count up and equal shapes: beyond its checksum an image takes less than a bit,
+    chunks included."""
+    chunks = [
+        (
+            [
+                Entry(f"test-{i:05d}.png", (3, 32, 32), i * 7919)
+                for i in range(start, min(start + 256, 600))
+            ],
+            b"x" * 100,
+        )
+        for start in (0, 256, 512)
+    ]
     with Writer(tmp_path / "x.pcdm", HEADER) as writer:
         start = writer.bytes_written
         taken = [writer.add_chunk(*chunk) for chunk in chunks]
@@ -136,18 +155,34 @@ def test_bytes_per_image(tmp_path: Path) -> None:
     assert writer.bytes_written == (tmp_path / "x.pcdm").stat().st_size
     with Reader(tmp_path / "x.pcdm") as reader:
         layout = reader.layout()
-        assert [info.length for info in reader.chunks] == taken and [reader.chunk(i) for i in range(3)] == chunks
+        assert [info.length for info in reader.chunks] == taken and [
+            reader.chunk(i) for i in range(3)
+        ] == chunks
         assert sum(layout.values()) == writer.bytes_written and layout["header"] == start
     assert layout["chunk headers"] < 600 * 4 + 3 * 60 and layout["index"] < 30
 
 
 NAMES = st.one_of(
-    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12),
-    st.builds("{}{:0{}d}{}".format, st.sampled_from(["", "a", "x.", "9"]), st.integers(0, 120), st.integers(1, 3), st.sampled_from(["", ".png", "b", ".1"])),
+    st.text(
+        st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12
+    ),
+    st.builds(
+        "{}{:0{}d}{}".format,
+        st.sampled_from(["", "a", "x.", "9"]),
+        st.integers(0, 120),
+        st.integers(1, 3),
+        st.sampled_from(["", ".png", "b", ".1"]),
+    ),
 )
-SHAPES = st.one_of(st.just((3, 32, 32)), st.tuples(st.sampled_from([1, 3]), st.integers(1, 65535), st.integers(1, 65535)))
+SHAPES = st.one_of(
+    st.just((3, 32, 32)),
+    st.tuples(st.sampled_from([1, 3]), st.integers(1, 65535), st.integers(1, 65535)),
+)
 ARCHIVES = st.lists(
-    st.tuples(NAMES, SHAPES, st.integers(0, 2**32 - 1), st.binary(max_size=30), st.booleans()), min_size=1, max_size=30, unique_by=lambda item: item[0]
+    st.tuples(NAMES, SHAPES, st.integers(0, 2**32 - 1), st.binary(max_size=30), st.booleans()),
+    min_size=1,
+    max_size=30,
+    unique_by=lambda item: item[0],
 )
 
 
@@ -163,9 +198,21 @@ def split(items: Sequence[tuple[str, tuple[int, int, int], int, bytes, bool]]) -
     return chunks
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(ARCHIVES, st.dictionaries(st.text(max_size=5), st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=9)), max_size=4), st.booleans())
-def test_round_trip(tmp_path: Path, items: list[Any], header: dict[str, Any], names_sorted: bool) -> None:
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    ARCHIVES,
+    st.dictionaries(
+        st.text(max_size=5),
+        st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=9)),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_round_trip(
+    tmp_path: Path, items: list[Any], header: dict[str, Any], names_sorted: bool
+) -> None:
     chunks = split(sorted(items) if names_sorted else items)
     path = tmp_path / "x.pcdm"
     try:
@@ -186,8 +233,19 @@ def test_round_trip(tmp_path: Path, items: list[Any], header: dict[str, Any], na
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a9", "a10"), ("a-099.png", "a-100.png"), ("7", "8"), ("a1b2c.jp2", "a1b3c.jp2"), (".5", None), ("x", None), ("x.1", None), ("9" * 18, "1" + "0" * 18),
-     ("9" * 19, None), ("1\n.png", "2\n.png"), ("٣.png", None)],
+    [
+        ("a9", "a10"),
+        ("a-099.png", "a-100.png"),
+        ("7", "8"),
+        ("a1b2c.jp2", "a1b3c.jp2"),
+        (".5", None),
+        ("x", None),
+        ("x.1", None),
+        ("9" * 18, "1" + "0" * 18),
+        ("9" * 19, None),
+        ("1\n.png", "2\n.png"),
+        ("٣.png", None),
+    ],
 )
 def test_counting_names(name: str, expected: str | None) -> None:
     assert container._next_name(name) == expected
@@ -223,27 +281,41 @@ def test_every_flipped_bit(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo,
     data, chunks = sample
     path = tmp_path / "x.pcdm"
     for offset in range(len(data)):
-        touched = {info.number for info in chunks if info.offset <= offset < info.offset + info.length}
+        touched = {
+            info.number for info in chunks if info.offset <= offset < info.offset + info.length
+        }
         for bit in range(8):
             path.write_bytes(data[:offset] + bytes([data[offset] ^ 1 << bit]) + data[offset + 1 :])
             result = read_some(path)
             if offset < chunks[0].offset:
                 assert result is None, (offset, bit)
             else:
-                assert result is not None and result[0] == {0, 1, 2} - touched and bool(result[1]) == (not touched), (offset, bit, result)
+                assert (
+                    result is not None
+                    and result[0] == {0, 1, 2} - touched
+                    and bool(result[1]) == (not touched)
+                ), (offset, bit, result)
 
 
-def test_every_flipped_bit_without_index(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]]) -> None:
+def test_every_flipped_bit_without_index(
+    tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]]
+) -> None:
     """The same where the chunks have to be found by walking and searching."""
     data, chunks = sample
     data = data[: chunks[-1].offset + chunks[-1].length + 2]
     path = tmp_path / "x.pcdm"
     for offset in range(chunks[0].offset, len(data)):
-        touched = {info.number for info in chunks if info.offset <= offset < info.offset + info.length}
+        touched = {
+            info.number for info in chunks if info.offset <= offset < info.offset + info.length
+        }
         for bit in range(8):
             path.write_bytes(data[:offset] + bytes([data[offset] ^ 1 << bit]) + data[offset + 1 :])
             result = read_some(path)
-            assert result is not None and result[0] == {0, 1, 2} - touched and result[1], (offset, bit, result)
+            assert result is not None and result[0] == {0, 1, 2} - touched and result[1], (
+                offset,
+                bit,
+                result,
+            )
 
 
 def test_every_length(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]]) -> None:
@@ -256,33 +328,70 @@ def test_every_length(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]
         if length < chunks[0].offset:
             assert result is None
         else:
-            assert result is not None and result[0] == {info.number for info in chunks if info.offset + info.length <= length}
-            assert "cut short" in result[1][0] and f"found {len(result[0])} whole chunk" in result[1][0]
+            assert result is not None and result[0] == {
+                info.number for info in chunks if info.offset + info.length <= length
+            }
+            assert (
+                "cut short" in result[1][0]
+                and f"found {len(result[0])} whole chunk" in result[1][0]
+            )
 
 
-def test_every_piece_missing_doubled_or_strange(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]]) -> None:
+def test_every_piece_missing_doubled_or_strange(
+    tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]]
+) -> None:
     """Bytes lost, repeated or put in anywhere: chunks on both sides of the place are found."""
     data, chunks = sample
     path = tmp_path / "x.pcdm"
     for offset in range(chunks[0].offset, len(data) - 40, 3):
         for size in (1, 7, 40):
-            lost = {info.number for info in chunks if info.offset < offset + size and offset < info.offset + info.length}
-            split_ = {info.number for info in chunks if info.offset < offset < info.offset + info.length}
+            lost = {
+                info.number
+                for info in chunks
+                if info.offset < offset + size and offset < info.offset + info.length
+            }
+            split_ = {
+                info.number for info in chunks if info.offset < offset < info.offset + info.length
+            }
             pieces = [
                 (data[:offset] + data[offset + size :], lost),
-                (data[: offset + size] + data[offset:], {i.number for i in chunks if i.offset < offset + size < i.offset + i.length}),
+                (
+                    data[: offset + size] + data[offset:],
+                    {i.number for i in chunks if i.offset < offset + size < i.offset + i.length},
+                ),
                 (data[:offset] + b"?" * size + data[offset:], split_),
             ]
             for i, (damaged, touched) in enumerate(pieces):
                 path.write_bytes(damaged)
                 result = read_some(path)
-                assert result is not None and result[0] >= {0, 1, 2} - touched and result[1], (offset, size, i, result, touched)
+                assert result is not None and result[0] >= {0, 1, 2} - touched and result[1], (
+                    offset,
+                    size,
+                    i,
+                    result,
+                    touched,
+                )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 60), st.binary(max_size=60)), min_size=1, max_size=4), st.booleans())
-def test_random_damage(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]], cuts: list[tuple[int, int, bytes]], keep_header: bool) -> None:
-    """Whatever is put in place of whatever: an error of the two kinds, or chunks that are exactly what was written."""
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 400), st.integers(0, 60), st.binary(max_size=60)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_random_damage(
+    tmp_path: Path,
+    sample: tuple[bytes, tuple[ChunkInfo, ...]],
+    cuts: list[tuple[int, int, bytes]],
+    keep_header: bool,
+) -> None:
+    """Whatever is put in place of whatever: an error of the two kinds, or chunks that are exactly
+    what was written."""
     data, chunks = sample
     for offset, size, new in cuts:
         offset = max(offset, chunks[0].offset) if keep_header else offset
@@ -293,8 +402,13 @@ def test_random_damage(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...
     assert result is None or result[0] <= {0, 1, 2}
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=300), st.sampled_from([b"", GOLDEN[:8], GOLDEN[:10], GOLDEN[:18], GOLDEN[:46], GOLDEN[:50]]))
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"", GOLDEN[:8], GOLDEN[:10], GOLDEN[:18], GOLDEN[:46], GOLDEN[:50]]),
+)
 def test_garbage(tmp_path: Path, garbage: bytes, start: bytes) -> None:
     path = tmp_path / "x.pcdm"
     path.write_bytes(start + garbage)
@@ -303,9 +417,19 @@ def test_garbage(tmp_path: Path, garbage: bytes, start: bytes) -> None:
 
 
 def test_messages(tmp_path: Path) -> None:
-    """Who reads an error learns which file, which chunk and which images, by name where the names are known."""
+    """Who reads an error learns which file, which chunk and which images, by name where the names
+    are known."""
     path = tmp_path / "x.pcdm"
-    chunks = [([Entry(f"test-{i:05d}.png", (3, 32, 32), i) for i in range(start, min(start + 256, 600))], b"payload") for start in (0, 256, 512)]
+    chunks = [
+        (
+            [
+                Entry(f"test-{i:05d}.png", (3, 32, 32), i)
+                for i in range(start, min(start + 256, 600))
+            ],
+            b"payload",
+        )
+        for start in (0, 256, 512)
+    ]
     data = write(path, chunks)
     with Reader(path) as reader:
         second = reader.chunks[1]
@@ -317,16 +441,31 @@ def test_messages(tmp_path: Path) -> None:
 
     with damage(end - 1) as reader:
         assert reader.entries(1) == chunks[1][0]
-        with pytest.raises(DamagedFile, match=r"x\.pcdm: the payload of chunk 2 with images 257 to 512 of 600 .*'test-00256.png' to 'test-00511.png' cannot"):
+        with pytest.raises(
+            DamagedFile,
+            match=r"x\.pcdm: the payload of chunk 2 with images 257 to 512 of 600 "
+            r".*'test-00256.png' to 'test-00511.png' cannot",
+        ):
             reader.chunk(1)
     with damage(second.offset + 30) as reader:
-        with pytest.raises(DamagedFile, match=r"x\.pcdm: the header of chunk 2 with images 257 to 512 of 600 is damaged"):
+        with pytest.raises(
+            DamagedFile,
+            match=r"x\.pcdm: the header of chunk 2 with images 257 to 512 of 600 is damaged",
+        ):
             reader.chunk(1)
-        assert reader.find("test-00599.png") == 2 and reader.damage == () and reader.layout()["damaged"] == second.length
+        assert (
+            reader.find("test-00599.png") == 2
+            and reader.damage == ()
+            and reader.layout()["damaged"] == second.length
+        )
         with pytest.raises(KeyError, match="1 chunk header could not be read"):
             reader.find("test-00256.png")
     with damage(second.offset + 30, -5) as reader:
-        assert [info.number for info in reader.chunks] == [0, 2] and reader.num_images == 600 and reader.find("test-00599.png") == 2
+        assert (
+            [info.number for info in reader.chunks] == [0, 2]
+            and reader.num_images == 600
+            and reader.find("test-00599.png") == 2
+        )
         assert "found 2 whole chunks with 344 images by walking" in reader.damage[0]
         assert "chunk 2 with images 257 to 512 cannot be found" in reader.damage
         with pytest.raises(DamagedFile, match="chunk 2 was not found"):
@@ -337,8 +476,11 @@ def test_messages(tmp_path: Path) -> None:
             reader.find("test-00256.png")
 
 
-def test_appended_and_concatenated(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]]) -> None:
-    """What stands behind the end is reported, is not read, and costs nothing, even where it is a file with the same header."""
+def test_appended_and_concatenated(
+    tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]]
+) -> None:
+    """What stands behind the end is reported, is not read, and costs nothing, even where it is a
+    file with the same header."""
     data, chunks = sample
     path, other = tmp_path / "x.pcdm", tmp_path / "other.pcdm"
     more = write(other, [([Entry(f"other{i}", (1, 2, 2), 0)], b"") for i in range(5)])
@@ -348,19 +490,30 @@ def test_appended_and_concatenated(tmp_path: Path, sample: tuple[bytes, tuple[Ch
     for extra in (b"\0", b"x" * 5000, data, more):
         path.write_bytes(data + extra)
         result = read_some(path)
-        assert result is not None and result[0] == {0, 1, 2} and f"{len(extra)} byte" in result[1][0] and "appended" in result[1][0]
+        assert (
+            result is not None
+            and result[0] == {0, 1, 2}
+            and f"{len(extra)} byte" in result[1][0]
+            and "appended" in result[1][0]
+        )
         path.write_bytes(damaged + extra)
         result = read_some(path)
         assert result is not None and result[0] == {0, 1} and "appended" in result[1][0]
 
 
 def test_chunk_of_another_file(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]]) -> None:
-    """A chunk that was coded with another model is damage, and so is a right one in the wrong place."""
+    """A chunk that was coded with another model is damage, and so is a right one in the wrong
+    place."""
     data, chunks = sample
     path = tmp_path / "x.pcdm"
     foreign = write(path, SAMPLE, {**HEADER, "weights": "f0" * 8})
     assert len(foreign) == len(data)
-    a, b, c, end = chunks[0].offset, chunks[1].offset, chunks[2].offset, chunks[2].offset + chunks[2].length
+    a, b, c, end = (
+        chunks[0].offset,
+        chunks[1].offset,
+        chunks[2].offset,
+        chunks[2].offset + chunks[2].length,
+    )
     path.write_bytes(data[:b] + foreign[b:c] + data[c:])
     result = read_some(path)
     assert result is not None and result[0] == {0, 2}
@@ -372,8 +525,11 @@ def test_chunk_of_another_file(tmp_path: Path, sample: tuple[bytes, tuple[ChunkI
     assert result is not None and result[0] >= {2}
 
 
-def test_container_within_a_payload(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]]) -> None:
-    """Chunks of another file inside a payload are not taken for chunks of this one, even when those are searched for."""
+def test_container_within_a_payload(
+    tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]]
+) -> None:
+    """Chunks of another file inside a payload are not taken for chunks of this one, even when those
+    are searched for."""
     path = tmp_path / "x.pcdm"
     chunks = [([Entry("outer", (1, 1, 1), 0)], sample[0]), ([Entry("last", (1, 1, 1), 0)], b"x")]
     data = write(path, chunks, {"model": "other"})
@@ -395,7 +551,12 @@ def test_container_within_a_payload(tmp_path: Path, sample: tuple[bytes, tuple[C
         (lambda d: d[:8] + b"\2\0" + d[10:], "header at the start is damaged"),
     ],
 )
-def test_files_of_another_kind(tmp_path: Path, sample: tuple[bytes, tuple[ChunkInfo, ...]], change: Callable[[bytes], bytes], message: str) -> None:
+def test_files_of_another_kind(
+    tmp_path: Path,
+    sample: tuple[bytes, tuple[ChunkInfo, ...]],
+    change: Callable[[bytes], bytes],
+    message: str,
+) -> None:
     path = tmp_path / "x.pcdm"
     path.write_bytes(change(sample[0]))
     with pytest.raises(DamagedFile, match=message):
@@ -404,7 +565,9 @@ def test_files_of_another_kind(tmp_path: Path, sample: tuple[bytes, tuple[ChunkI
 
 def test_another_version(tmp_path: Path) -> None:
     start = GOLDEN[:8] + b"\7\0" + GOLDEN[10:14]
-    (tmp_path / "x.pcdm").write_bytes(start + struct.pack("<I", zlib.crc32(start + GOLDEN[18:46])) + GOLDEN[18:])
+    (tmp_path / "x.pcdm").write_bytes(
+        start + struct.pack("<I", zlib.crc32(start + GOLDEN[18:46])) + GOLDEN[18:]
+    )
     with pytest.raises(UnknownVersion, match="format version 7, and this program reads version 1"):
         Reader(tmp_path / "x.pcdm")
 
@@ -434,8 +597,16 @@ def start_of(body: bytes) -> tuple[bytes, int]:
 START, SEAL = start_of(deflated(b"{}"))
 
 
-def chunk_of(body: bytes, payload: bytes = b"", length: int | None = None, seal: int = SEAL) -> bytes:
-    fields = struct.pack("<4sIQI", b"\x8eCHK", len(body), len(payload) if length is None else length, zlib.crc32(payload))
+def chunk_of(
+    body: bytes, payload: bytes = b"", length: int | None = None, seal: int = SEAL
+) -> bytes:
+    fields = struct.pack(
+        "<4sIQI",
+        b"\x8eCHK",
+        len(body),
+        len(payload) if length is None else length,
+        zlib.crc32(payload),
+    )
     return fields + struct.pack("<I", zlib.crc32(fields + body, seal)) + body + payload
 
 
@@ -444,7 +615,9 @@ def index_of(index: bytes, flag: int = 0) -> bytes:
     return index + field + struct.pack("<I", zlib.crc32(index + field, SEAL)) + b"\x8eEND"
 
 
-def cheap(path: Path, data: bytes, peak: int = 50, seconds: float = 10) -> tuple[set[int], tuple[str, ...]] | None:
+def cheap(
+    path: Path, data: bytes, peak: int = 50, seconds: float = 10
+) -> tuple[set[int], tuple[str, ...]] | None:
     """What can be read of a hostile file, in that many MiB and seconds of work at most."""
     path.write_bytes(data)
     begin = time.process_time()
@@ -506,7 +679,12 @@ def test_hostile_header(tmp_path: Path, body: bytes) -> None:
 def test_huge_lengths(tmp_path: Path) -> None:
     """Lengths that no file has cost neither memory nor time, wherever they stand."""
     path = tmp_path / "x.pcdm"
-    assert cheap(path, struct.pack("<8sHII", GOLDEN[:8], 1, 0xFFFFFFFF, 0) + b"x" * 99, peak=2, seconds=2) is None
+    assert (
+        cheap(
+            path, struct.pack("<8sHII", GOLDEN[:8], 1, 0xFFFFFFFF, 0) + b"x" * 99, peak=2, seconds=2
+        )
+        is None
+    )
     huge = (1 << 63) - 1
     varint = b"\xff" * 8 + b"\x7f"
     for data in (
@@ -529,14 +707,31 @@ def test_huge_lengths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "index",
-    [b"", b"\0", b"\1", bytes([1, 255, 1, 1]), bytes([1, 42, 1]), bytes([1, 44, 1]), bytes([1, 43, 0]), bytes([1, 43, 5]), bytes([1, 43, 1, 1]),
-     bytes([2, 43, 0, 1, 1]), bytes([2, 20, 23, 1, 1]), bytes([2, 43, 43, 1, 1])],
+    [
+        b"",
+        b"\0",
+        b"\1",
+        bytes([1, 255, 1, 1]),
+        bytes([1, 42, 1]),
+        bytes([1, 44, 1]),
+        bytes([1, 43, 0]),
+        bytes([1, 43, 5]),
+        bytes([1, 43, 1, 1]),
+        bytes([2, 43, 0, 1, 1]),
+        bytes([2, 20, 23, 1, 1]),
+        bytes([2, 43, 43, 1, 1]),
+    ],
 )
 def test_index_that_contradicts_the_file(tmp_path: Path, index: bytes) -> None:
-    """Gaps, overlaps, no chunks, too many images: reported, and the chunk is found without the index."""
+    """Gaps, overlaps, no chunks, too many images: reported, and the chunk is found without the
+    index."""
     assert len(chunk_of(ONE, b"filler")) == 43
     result = cheap(tmp_path / "x.pcdm", START + chunk_of(ONE, b"filler") + index_of(index))
-    assert result is not None and result[0] == {0} and "found 1 whole chunk with 1 image by walking" in result[1][0]
+    assert (
+        result is not None
+        and result[0] == {0}
+        and "found 1 whole chunk with 1 image by walking" in result[1][0]
+    )
 
 
 @pytest.mark.parametrize("counts", [(1, 2), (2, 1)])
@@ -567,21 +762,44 @@ def test_index_that_contradicts_chunk_headers(tmp_path: Path, counts: tuple[int,
         b"\0\0\1" + deflated(b"a\0\1\1\1\1") + bytes(5),
         b"\0\0\1" + deflated(b"a" * 1025 + b"\0\1\1\1\1") + bytes(4),
         b"\0\0\1" + deflated(b"a" * (64 << 20) + b"\0\1\1\1\1") + bytes(4),
-        b"\0\0\x80\x80\4" + deflated(b"a" * 1000 + b"1.png" + bytes(65536) + b"\x80\x80\4\1\1\1") + bytes(4 * 65536),
+        b"\0\0\x80\x80\4"
+        + deflated(b"a" * 1000 + b"1.png" + bytes(65536) + b"\x80\x80\4\1\1\1")
+        + bytes(4 * 65536),
     ],
 )
 def test_hostile_chunk_header(tmp_path: Path, body: bytes) -> None:
     chunk = chunk_of(body)
-    assert cheap(tmp_path / "x.pcdm", START + chunk, peak=60) == (set(), Reader(tmp_path / "x.pcdm").damage)
+    assert cheap(tmp_path / "x.pcdm", START + chunk, peak=60) == (
+        set(),
+        Reader(tmp_path / "x.pcdm").damage,
+    )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=12), st.binary(max_size=30), st.binary(max_size=20), st.binary(max_size=12), st.booleans())
-def test_garbage_under_right_checksums(tmp_path: Path, numbers: bytes, columns: bytes, tail: bytes, index: bytes, flag: bool) -> None:
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.binary(max_size=12),
+    st.binary(max_size=30),
+    st.binary(max_size=20),
+    st.binary(max_size=12),
+    st.booleans(),
+)
+def test_garbage_under_right_checksums(
+    tmp_path: Path, numbers: bytes, columns: bytes, tail: bytes, index: bytes, flag: bool
+) -> None:
     """Whatever stands in chunk headers and index, nothing but the two errors comes of it."""
     path = tmp_path / "x.pcdm"
-    for body in (numbers + columns, b"\0\0" + numbers[:1] + deflated(columns) + tail, b"\0\0\1" + deflated(columns + b"\0" + tail) + bytes(4)):
-        for end in (index_of(index), index_of(deflated(index), flag), index_of(b"\1" + bytes([len(chunk_of(body)), 1]))):
+    for body in (
+        numbers + columns,
+        b"\0\0" + numbers[:1] + deflated(columns) + tail,
+        b"\0\0\1" + deflated(columns + b"\0" + tail) + bytes(4),
+    ):
+        for end in (
+            index_of(index),
+            index_of(deflated(index), flag),
+            index_of(b"\1" + bytes([len(chunk_of(body)), 1])),
+        ):
             result = cheap(path, START + chunk_of(body) + end)
             assert result is None or result[0] <= {0}  # one chunk at most
 
@@ -597,11 +815,23 @@ def test_floods(tmp_path: Path) -> None:
         assert result is not None and result[0] == set() and result[1]
 
     def numbered(i: int, **kwargs: Any) -> bytes:
-        return chunk_of(struct.pack("5B", i & 127 | 128, i >> 7 & 127 | 128, i >> 14, i & 127 | 128, i >> 7 & 127 | 128) + bytes([i >> 14]) + ONE[2:], **kwargs)
+        return chunk_of(
+            struct.pack(
+                "5B", i & 127 | 128, i >> 7 & 127 | 128, i >> 14, i & 127 | 128, i >> 7 & 127 | 128
+            )
+            + bytes([i >> 14])
+            + ONE[2:],
+            **kwargs,
+        )
 
     gaps = b"".join(numbered(i) + b"?" for i in range(10000))
     result = cheap(path, START + gaps, seconds=20)
-    assert result is not None and len(result[0]) == 50 and len(result[1]) == 102 and "more such places" in result[1][-1]
+    assert (
+        result is not None
+        and len(result[0]) == 50
+        and len(result[1]) == 102
+        and "more such places" in result[1][-1]
+    )
     for reach in (1 << 40, 400000):  # all behind the file, or into many chunks that follow
         nested = b"".join(numbered(i, length=reach) for i in range(10000))
         assert cheap(path, START + nested, seconds=20) is not None
@@ -635,17 +865,33 @@ def entry(name: str = "a", shape: Any = (3, 8, 8), checksum: Any = 0) -> Entry:
     ],
 )
 def test_refused_entries(tmp_path: Path, entries: list[Entry], message: str) -> None:
-    """What cannot be stored is refused before anything is written, and the file goes on as if nothing had been asked."""
+    """What cannot be stored is refused before anything is written, and the file goes on as if
+    nothing had been asked."""
     with Writer(tmp_path / "x.pcdm", HEADER) as writer:
         writer.add_chunk([entry("old")], b"1")
         with pytest.raises(ValueError, match=message):
             writer.add_chunk(entries, b"2")
         writer.add_chunk([entry("new")], b"3")
     with Reader(tmp_path / "x.pcdm") as reader:
-        assert [reader.chunk(i) for i in range(2)] == [([entry("old")], b"1"), ([entry("new")], b"3")] and len(reader.chunks) == 2
+        assert [reader.chunk(i) for i in range(2)] == [
+            ([entry("old")], b"1"),
+            ([entry("new")], b"3"),
+        ] and len(reader.chunks) == 2
 
 
-@pytest.mark.parametrize("header", [{"a": float("nan")}, {1: 2}, {"a": (1, 2)}, {"a": b"x"}, {"a": "\ud800"}, {"a": "x" * (1 << 20)}, [1], 5])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": float("nan")},
+        {1: 2},
+        {"a": (1, 2)},
+        {"a": b"x"},
+        {"a": "\ud800"},
+        {"a": "x" * (1 << 20)},
+        [1],
+        5,
+    ],
+)
 def test_refused_headers(tmp_path: Path, header: Any) -> None:
     with pytest.raises(ValueError, match="the header"):
         Writer(tmp_path / "x.pcdm", header)
@@ -682,7 +928,9 @@ def test_interrupted(tmp_path: Path, error: type[BaseException], before: bytes |
         writer.add_chunk([entry()], b"payload" * 10000)
         assert (path.read_bytes() if path.exists() else None) == before
         raise error
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({} if before is None else {"x.pcdm": before})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == (
+        {} if before is None else {"x.pcdm": before}
+    )
 
 
 def test_failed_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -696,7 +944,8 @@ def test_failed_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_error_while_writing_that_is_caught(tmp_path: Path) -> None:
-    """A chunk that was written in part cannot end up in a file, whatever the caller makes of the exception."""
+    """A chunk that was written in part cannot end up in a file, whatever the caller makes of the
+    exception."""
 
     class Full:
         def __init__(self, file: Any) -> None:
@@ -711,7 +960,10 @@ def test_error_while_writing_that_is_caught(tmp_path: Path) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self.file, name)
 
-    with pytest.raises(OSError, match="was not written"), Writer(tmp_path / "x.pcdm", HEADER) as writer:
+    with (
+        pytest.raises(OSError, match="was not written"),
+        Writer(tmp_path / "x.pcdm", HEADER) as writer,
+    ):
         writer._file = Full(writer._file)  # type: ignore[assignment]
         with pytest.raises(OSError, match="no space"):
             writer.add_chunk([entry()], b"payload")
@@ -723,7 +975,9 @@ def test_replaces_and_makes_folders(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "x.pcdm"
     first = write(path, SAMPLE[:1])
     second = write(path, SAMPLE)
-    assert path.read_bytes() == second != first and [p.name for p in path.parent.iterdir()] == ["x.pcdm"]
+    assert path.read_bytes() == second != first and [p.name for p in path.parent.iterdir()] == [
+        "x.pcdm"
+    ]
     plain = path.with_name("plain")
     plain.write_bytes(b"")
     assert path.stat().st_mode == plain.stat().st_mode

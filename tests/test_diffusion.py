@@ -38,10 +38,14 @@ def bent(z_t: Tensor, gamma: Tensor, coarse: Tensor | None) -> Tensor:
     return torch.tanh(z_t) * torch.sigmoid(gamma).reshape(-1, 1, 1, 1)
 
 
-def conditional(schedule: Schedule, t: float, s: float, z_t: Tensor, y: Tensor) -> tuple[Tensor, float]:
+def conditional(
+    schedule: Schedule, t: float, s: float, z_t: Tensor, y: Tensor
+) -> tuple[Tensor, float]:
     """Mean and variance of z_s given z_t and y, by conditioning the joint Gaussian of (z_s, z_t):
     z_s = alpha_s y + sigma_s e, z_t = (alpha_t / alpha_s) z_s + independent noise."""
-    gamma_t, gamma_s = (float(schedule(torch.tensor(v, dtype=torch.float64)).detach()) for v in (t, s))
+    gamma_t, gamma_s = (
+        float(schedule(torch.tensor(v, dtype=torch.float64)).detach()) for v in (t, s)
+    )
     var_t, var_s = 1 / (1 + math.exp(-gamma_t)), 1 / (1 + math.exp(-gamma_s))
     alpha_t, alpha_s = math.sqrt(1 - var_t), math.sqrt(1 - var_s)
     covariance = alpha_t / alpha_s * var_s
@@ -53,14 +57,17 @@ def test_prior_term_is_the_kl(gamma_max: float) -> None:
     """prior = KL( N(alpha_1 y, sigma_1^2) || N(0, 1) ), summed over coordinates."""
     schedule, y = LinearSchedule(-9.0, gamma_max).double(), 2 * noise(5, 3, 2, 2)
     alpha, sigma = alpha_sigma(schedule.gamma_max)
-    expected = kl_divergence(Normal(alpha * y, sigma), Normal(torch.zeros_like(y), 1.0)).sum((1, 2, 3))
+    expected = kl_divergence(Normal(alpha * y, sigma), Normal(torch.zeros_like(y), 1.0)).sum(
+        (1, 2, 3)
+    )
     assert torch.allclose(prior_term(y, schedule), expected, rtol=1e-9)
     assert torch.allclose(prior_term(y.float(), schedule), expected.float(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_step_terms_are_kls(schedule: Schedule) -> None:
-    """Law: the k-th term is KL( q(z_s | z_t, y) || p(z_s | z_t) ) of one step, so their sum is the T-step diffusion term."""
+    """Law: the k-th term is KL( q(z_s | z_t, y) || p(z_s | z_t) ) of one step, so their sum is the
+    T-step diffusion term."""
     steps, y = 7, noise(4, 2, 2, 2)
     for k in range(1, steps + 1):
         t, s, eps = k / steps, (k - 1) / steps, noise(4, 2, 2, 2, seed=k)
@@ -68,7 +75,10 @@ def test_step_terms_are_kls(schedule: Schedule) -> None:
         z_t = add_noise(y, gamma, eps)
         alpha, sigma = alpha_sigma(gamma.reshape(-1, 1, 1, 1))
         y_hat = (z_t - sigma * bent(z_t, gamma, None)) / alpha
-        (q_mean, variance), (p_mean, _) = conditional(schedule, t, s, z_t, y), conditional(schedule, t, s, z_t, y_hat)
+        (q_mean, variance), (p_mean, _) = (
+            conditional(schedule, t, s, z_t, y),
+            conditional(schedule, t, s, z_t, y_hat),
+        )
         std = math.sqrt(variance)
         expected = kl_divergence(Normal(q_mean, std), Normal(p_mean, std)).sum((1, 2, 3))
         found = step_term(bent, schedule, y, None, torch.full((4,), k), steps, eps)
@@ -84,9 +94,13 @@ def test_reverse_step_is_the_posterior(schedule: Schedule, t: float, s: float) -
     alpha, sigma = alpha_sigma(gamma)
     y_hat = (z_t - sigma * bent(z_t, gamma.expand(3), None)) / alpha
     mean, variance = conditional(schedule, t, s, z_t, y_hat)
-    step = reverse_step(bent, schedule, z_t, None, *(torch.tensor(v, dtype=torch.float64) for v in (t, s)))
+    step = reverse_step(
+        bent, schedule, z_t, None, *(torch.tensor(v, dtype=torch.float64) for v in (t, s))
+    )
     assert torch.allclose(step.mean, mean, rtol=1e-8, atol=1e-10)
-    assert math.isclose(float(step.std.detach()), math.sqrt(variance), rel_tol=1e-7) and step.std.shape == (1, 1, 1, 1)
+    assert math.isclose(
+        float(step.std.detach()), math.sqrt(variance), rel_tol=1e-7
+    ) and step.std.shape == (1, 1, 1, 1)
 
 
 def test_steps_approach_continuous_time() -> None:
@@ -99,7 +113,8 @@ def test_steps_approach_continuous_time() -> None:
 
 
 def test_reconstruction_term() -> None:
-    """-log P(z | z_0) at z_0 = alpha_0 y + sigma_0 eps, positive, and small where the noise is a tenth of the spacing."""
+    """-log P(z | z_0) at z_0 = alpha_0 y + sigma_0 eps, positive, and small where the noise is a
+    tenth of the spacing."""
     spec = Identity().specs((1, 2, 2), 255)[0]
     z = torch.randint(0, 256, (20, 1, 2, 2), generator=torch.Generator().manual_seed(0))
     y, eps = spec.to_float(z, torch.float64), noise(20, 1, 2, 2)
@@ -107,7 +122,9 @@ def test_reconstruction_term() -> None:
         schedule = LinearSchedule(gamma_for_spacing(spec, ratio), 5.0)
         alpha, sigma = alpha_sigma(schedule.gamma_min.double())
         found = reconstruction_term(spec, schedule, y, z, None, eps)
-        assert torch.allclose(found, -scale_log_prob(spec, alpha * y + sigma * eps, alpha, sigma, z, None))
+        assert torch.allclose(
+            found, -scale_log_prob(spec, alpha * y + sigma * eps, alpha, sigma, z, None)
+        )
         assert 0 <= float(found.min()) and float(found.max()) < most
 
 
@@ -124,9 +141,14 @@ class Weighted(nn.Module):
 
 @pytest.mark.parametrize("scale", [1.0, 1 / 12])
 def test_gradient_of_a_learned_shape(scale: float) -> None:
-    """Law: the shape is given the gradient of mean(term^2) / mean(term) held fixed below, that is of the estimate's variance; the
-    network and the endpoints that of the bound itself; at any scale of the loss."""
-    y, eps, t = noise(6, 1, 2, 2), noise(6, 1, 2, 2, seed=1), torch.rand(6, generator=torch.Generator().manual_seed(2)).double()
+    """Law: the shape is given the gradient of mean(term^2) / mean(term) held fixed below, that is
+    of the estimate's variance; the network and the endpoints that of the bound itself; at any scale
+    of the loss."""
+    y, eps, t = (
+        noise(6, 1, 2, 2),
+        noise(6, 1, 2, 2, seed=1),
+        torch.rand(6, generator=torch.Generator().manual_seed(2)).double(),
+    )
 
     def gradients(kind: str) -> dict[str, Tensor]:
         schedule, net = MonotoneSchedule(-6.0, 3.0, True, hidden=5).double(), Weighted()
@@ -152,9 +174,24 @@ def test_gradient_of_a_learned_shape(scale: float) -> None:
 def test_sample_scale(steps: int) -> None:
     """Integers of some image, the same for the same seed, one call of `on_step` a step."""
     spec, calls = HaarWavelet(1).specs((3, 4, 4), 255)[0], []
-    samples = [sample_scale(spec, bent, LinearSchedule(-9.0, 3.0), None, 5, steps, torch.Generator().manual_seed(seed),
-                            on_step=lambda: calls.append(1)) for seed in (0, 0, 1)]
-    assert samples[0].dtype == torch.int32 and samples[0].shape == (5, 3, 2, 2) and len(calls) == 3 * steps
+    samples = [
+        sample_scale(
+            spec,
+            bent,
+            LinearSchedule(-9.0, 3.0),
+            None,
+            5,
+            steps,
+            torch.Generator().manual_seed(seed),
+            on_step=lambda: calls.append(1),
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert (
+        samples[0].dtype == torch.int32
+        and samples[0].shape == (5, 3, 2, 2)
+        and len(calls) == 3 * steps
+    )
     assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
     assert 0 <= int(samples[0].min()) and int(samples[0].max()) <= 1020
 

@@ -1,6 +1,8 @@
-"""Several processes under torchrun: the number of processes changes nothing; lost processes, NaN and stops end all of them, and it resumes.
+"""Several processes under torchrun: the number of processes changes nothing; lost processes, NaN
+and stops end all of them, and it resumes.
 
-`torchrun tests/test_distributed.py FOLDER` is what each of two processes does for most tests here: starting processes is what costs time.
+`torchrun tests/test_distributed.py FOLDER` is what each of two processes does for most tests here:
+starting processes is what costs time.
 """
 
 import json
@@ -32,19 +34,47 @@ SETTINGS = {
     "pyramid": {"system": "laplacian"},
     "muon": {"optimiser": "muon"},
 }
-WAYS = {"together": {}, "scales": {"groups": "scales"}, "shard": {"shard": True}, "shard, scales": {"shard": True, "groups": "scales"}}
-CASES = [("plain", "together"), ("monotone", "together"), ("learned", "together"), ("shared", "together"), ("plain", "scales"),
-         ("shared", "scales"), ("pyramid", "scales"), ("muon", "together"), ("monotone", "shard"), ("shared", "shard, scales")]
+WAYS = {
+    "together": {},
+    "scales": {"groups": "scales"},
+    "shard": {"shard": True},
+    "shard, scales": {"shard": True, "groups": "scales"},
+}
+CASES = [
+    ("plain", "together"),
+    ("monotone", "together"),
+    ("learned", "together"),
+    ("shared", "together"),
+    ("plain", "scales"),
+    ("shared", "scales"),
+    ("pyramid", "scales"),
+    ("muon", "together"),
+    ("monotone", "shard"),
+    ("shared", "shard, scales"),
+]
 
 
 def config(system="wavelet", **changes):
     base = presets.preset("tiny", system, (3, 8, 8))
     # clipped at every step, so that a wrong norm would show
-    return base.override({"batch_size": 8, "warmup_steps": 2, "clip": 0.05, "lr_decay": "none", "optimiser": "adamw", **changes})
+    return base.override(
+        {
+            "batch_size": 8,
+            "warmup_steps": 2,
+            "clip": 0.05,
+            "lr_decay": "none",
+            "optimiser": "adamw",
+            **changes,
+        }
+    )
 
 
 def images():
-    smooth = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(2).cumsum(3) * 12 + 128
+    smooth = (
+        torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(2).cumsum(3)
+        * 12
+        + 128
+    )
     return smooth.clamp(0, 255).to(torch.uint8)
 
 
@@ -56,15 +86,22 @@ def train(run_dir, settings, steps=STEPS, **options):
 
 def weights(run_dir):
     folder = checkpoints.newest_checkpoint(run_dir)
-    return {(f.name, k): v for f in sorted(folder.glob("*.safetensors")) for k, v in safetensors.torch.load_file(f).items()}
+    return {
+        (f.name, k): v
+        for f in sorted(folder.glob("*.safetensors"))
+        for k, v in safetensors.torch.load_file(f).items()
+    }
 
 
 def assert_close_weights(found, expected):
-    """Within float error, which AdamW makes larger where a gradient is near zero: a twentieth of one of its steps is allowed."""
+    """Within float error, which AdamW makes larger where a gradient is near zero: a twentieth of
+    one of its steps is allowed."""
     first, second = weights(found), weights(expected)
     assert first.keys() == second.keys() and first
     for key in first:
-        torch.testing.assert_close(first[key], second[key], rtol=2e-4, atol=2.5e-4, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            first[key], second[key], rtol=2e-4, atol=2.5e-4, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 # ---------------------------------------------------------------- what each process does
@@ -90,13 +127,16 @@ def worker(folder):
 
 
 def diverge(run_dir, **options):
-    """One process's loss is infinite at step 2 and its gradient is not: nobody else can see it in the numbers."""
+    """One process's loss is infinite at step 2 and its gradient is not: nobody else can see it in
+    the numbers."""
     trainer = Trainer(config(), images(), run_dir, **options)
     loss = trainer.cascade.loss
 
     def broken(index, *rest):
         value = loss(index, *rest)
-        return value + (float("inf") if trainer.step == 2 and distributed.rank() == 1 and index == 1 else 0.0)
+        return value + (
+            float("inf") if trainer.step == 2 and distributed.rank() == 1 and index == 1 else 0.0
+        )
 
     trainer.cascade.loss = broken
     try:
@@ -108,10 +148,12 @@ def diverge(run_dir, **options):
 
 def refused(folder):
     """What all processes say to bad input, each in its own words."""
-    attempts = {"batch": lambda: train(folder / "x", {"batch_size": 7}),
-                "exists": lambda: train(folder / "plain, together", {}),
-                "muon": lambda: train(folder / "z", {"optimiser": "muon"}, shard=True),
-                "differ": lambda: train(folder / "y", {}, seed=distributed.rank())}
+    attempts = {
+        "batch": lambda: train(folder / "x", {"batch_size": 7}),
+        "exists": lambda: train(folder / "plain, together", {}),
+        "muon": lambda: train(folder / "z", {"optimiser": "muon"}, shard=True),
+        "differ": lambda: train(folder / "y", {}, seed=distributed.rank()),
+    }
     said = {}
     for name, attempt in attempts.items():
         try:
@@ -130,19 +172,30 @@ def refused(folder):
 
 
 def environment():
-    return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {
-        "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {
+        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    } | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """The folder in which two processes have done what `worker` says, and the runs of one process to compare with."""
+    """The folder in which two processes have done what `worker` says, and the runs of one process
+    to compare with."""
     folder = tmp_path_factory.mktemp("two processes")
     for way in ("together", "scales", "shard"):
         train(folder / f"resumed {way}", {}, CUT)
     for settings, changes in SETTINGS.items():
         train(folder / f"one process, {settings}", changes)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        __file__,
+        str(folder),
+    ]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stderr, done.stderr
@@ -156,19 +209,27 @@ def test_two_processes_train_as_one(job, settings, way):
     rows, wanted = checkpoints.read_log(found), checkpoints.read_log(expected)
     assert [r["step"] for r in rows] == [r["step"] for r in wanted] == [2, 4]
     for row, want in zip(rows, wanted):
-        assert row["scales"] == pytest.approx(want["scales"], rel=1e-4) and row["bpd"] == pytest.approx(want["bpd"], rel=1e-4)
+        assert row["scales"] == pytest.approx(want["scales"], rel=1e-4) and row[
+            "bpd"
+        ] == pytest.approx(want["bpd"], rel=1e-4)
     session = records.read_json(found / "config.json")["provenance"][0]
     assert [p["rank"] for p in session["processes"]] == [0, 1]
-    assert [p["scales"] for p in session["processes"]] == ([[n] for n in want["scales"]] if "scales" in way else [[*want["scales"]]] * 2)
+    assert [p["scales"] for p in session["processes"]] == (
+        [[n] for n in want["scales"]] if "scales" in way else [[*want["scales"]]] * 2
+    )
 
 
 def test_runs_differ_by_more_than_the_tolerance(job):
-    """The comparison above could fail: training moves the weights far more than float error does, and a schedule learns."""
+    """The comparison above could fail: training moves the weights far more than float error does,
+    and a schedule learns."""
     start = presets.build(config(**SETTINGS["shared"]).model)
     trained = weights(job / "one process, shared")
     moved = abs(trained["raw.base.safetensors", "schedule.start"] - start.schedules[0].start)
     assert moved > 1e-3
-    kernel = trained["raw.base.safetensors", "network.net.entry.weight"] - start.networks["base"].net.entry.weight
+    kernel = (
+        trained["raw.base.safetensors", "network.net.entry.weight"]
+        - start.networks["base"].net.entry.weight
+    )
     assert kernel.abs().max() > 1e-3
 
 
@@ -191,7 +252,10 @@ def test_checkpoint_loads(job, settings, way):
     scores = [c.bound(images(), torch.Generator().manual_seed(0)).total for c in (cascade, one)]
     torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-2)
     assert headers[0]["scales"] == ["base", "details1"]
-    files = [sorted(f.name for f in checkpoints.newest_checkpoint(job / r).iterdir()) for r in (f"{settings}, {way}", f"one process, {settings}")]
+    files = [
+        sorted(f.name for f in checkpoints.newest_checkpoint(job / r).iterdir())
+        for r in (f"{settings}, {way}", f"one process, {settings}")
+    ]
     assert files[0] == files[1]
 
 
@@ -199,7 +263,9 @@ def test_dropout_is_resumed_bit_for_bit_in_as_many_processes(job):
     """Each process has a dropout stream of its own, and gets it back."""
     whole, cut = weights(job / "dropout"), weights(job / "dropout, cut")
     assert whole.keys() == cut.keys() and all(torch.equal(whole[k], cut[k]) for k in whole)
-    state = torch.load(checkpoints.newest_checkpoint(job / "dropout") / "state.pt", weights_only=True)
+    state = torch.load(
+        checkpoints.newest_checkpoint(job / "dropout") / "state.pt", weights_only=True
+    )
     first, second = state["base"]["streams"]["dropout"]
     assert not torch.equal(first, second)
 
@@ -215,21 +281,46 @@ def test_divergence_of_one_process_ends_all_with_the_last_good_state(job, way):
 
 
 def test_bad_input_is_refused_by_all(job):
-    first, second = (json.loads((job / f"outcomes-{r}.json").read_text())["refused"] for r in (0, 1))
-    assert all("does not divide among 2: set batch_size to a multiple of 2" in said["batch"] for said in (first, second))
+    first, second = (
+        json.loads((job / f"outcomes-{r}.json").read_text())["refused"] for r in (0, 1)
+    )
+    assert all(
+        "does not divide among 2: set batch_size to a multiple of 2" in said["batch"]
+        for said in (first, second)
+    )
     assert all("sharding takes AdamW" in said["muon"] for said in (first, second))
     assert first["exists"].startswith("FileExistsError") and "resume it" in first["exists"]
     assert second["exists"].startswith("ProcessFailed: process 0 failed: FileExistsError")
-    assert "seed: expected 0, found 1" in second["differ"] and "processes of this job differ" in first["differ"]
-    assert first["locked"].startswith("BlockingIOError") and second["locked"].startswith("ProcessFailed: process 0 failed")
+    assert (
+        "seed: expected 0, found 1" in second["differ"]
+        and "processes of this job differ" in first["differ"]
+    )
+    assert first["locked"].startswith("BlockingIOError") and second["locked"].startswith(
+        "ProcessFailed: process 0 failed"
+    )
 
 
 # ---------------------------------------------------------------- tests of jobs that end early
 
 
 def arguments(run_dir, folder, checkpoint_minutes=60):
-    return ["train", str(run_dir), "--preset", "tiny", "--dataset", f"folder:{folder}", "--set", "batch_size=2", "--steps", str(STEPS_SHELL),
-            "--checkpoint-minutes", str(checkpoint_minutes), "--timeout", "40", "--quiet"]
+    return [
+        "train",
+        str(run_dir),
+        "--preset",
+        "tiny",
+        "--dataset",
+        f"folder:{folder}",
+        "--set",
+        "batch_size=2",
+        "--steps",
+        str(STEPS_SHELL),
+        "--checkpoint-minutes",
+        str(checkpoint_minutes),
+        "--timeout",
+        "40",
+        "--quiet",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +335,10 @@ def alive(marker):
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if str(marker).encode() in path.read_bytes() and "State:\tZ" not in path.with_name("status").read_text():
+            if (
+                str(marker).encode() in path.read_bytes()
+                and "State:\tZ" not in path.with_name("status").read_text()
+            ):
                 found.append(int(path.parent.name))
     return found
 
@@ -259,30 +353,47 @@ def wait_until(condition, seconds, job=None):
 
 def started(job, run_dir, step):
     """Wait for a checkpoint; the processes' ids by rank."""
-    wait_until(lambda: len(checkpoints.checkpoints(run_dir)) and int(checkpoints.newest_checkpoint(run_dir).name[5:]) >= step, 120, job)
-    return [p["pid"] for p in records.read_json(run_dir / "config.json")["provenance"][-1]["processes"]]
+    wait_until(
+        lambda: (
+            len(checkpoints.list_checkpoints(run_dir))
+            and int(checkpoints.newest_checkpoint(run_dir).name[5:]) >= step
+        ),
+        120,
+        job,
+    )
+    return [
+        p["pid"] for p in records.read_json(run_dir / "config.json")["provenance"][-1]["processes"]
+    ]
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc"
+)
 
 
 @needs_proc
 @pytest.mark.parametrize("victim, then", [(0, "interrupted"), (1, "torchrun killed")])
 def test_a_killed_process_ends_the_job_and_it_resumes(victim, then, folder, unbroken, tmp_path):
-    """kill -9 of either process: torchrun ends within the timeout and names it, and nothing is left alive. The run continues in two
-    processes. An interrupt, or the loss of torchrun itself, which would otherwise leave its processes alone, ends them after a step and a
-    checkpoint. Finished in one process, the run has the weights of the one that nothing happened to."""
+    """kill -9 of either process: torchrun ends within the timeout and names it, and nothing is left
+    alive. The run continues in two processes. An interrupt, or the loss of torchrun itself, which
+    would otherwise leave its processes alone, ends them after a step and a checkpoint. Finished in
+    one process, the run has the weights of the one that nothing happened to."""
     run_dir = tmp_path / "run"
     with distributed.launch(arguments(run_dir, folder, 0), processes=2) as job:
         os.kill(started(job, run_dir, 2)[victim], signal.SIGKILL)
         assert job.wait(timeout=60) != 0
         wait_until(lambda: not alive(run_dir), 10)
         said = job.output()
-    assert f"rank      : {victim} (local_rank: {victim})\n  exitcode  : -9" in said and "SIGKILL" in said, said
+    assert (
+        f"rank      : {victim} (local_rank: {victim})\n  exitcode  : -9" in said
+        and "SIGKILL" in said
+    ), said
     assert "the same command with --resume continues it" in said
     reached = int(checkpoints.newest_checkpoint(run_dir).name[5:])
     assert 2 <= reached < STEPS_SHELL
-    with distributed.launch([*arguments(run_dir, folder, 0), "--resume", "--groups", "scales"], processes=2) as job:
+    with distributed.launch(
+        [*arguments(run_dir, folder, 0), "--resume", "--groups", "scales"], processes=2
+    ) as job:
         started(job, run_dir, reached + 1)
         if then == "interrupted":
             job.stop()
@@ -293,10 +404,14 @@ def test_a_killed_process_ends_the_job_and_it_resumes(victim, then, folder, unbr
         said = job.output()
     assert "process 0: stopped; a training run continues with --resume" in said, said
     newest = checkpoints.newest_checkpoint(run_dir)
-    assert reached < int(newest.name[5:]) < STEPS_SHELL and records.read_json(newest / "config.json")["scales"] == ["base", "details1"]
+    assert reached < int(newest.name[5:]) < STEPS_SHELL and records.read_json(
+        newest / "config.json"
+    )["scales"] == ["base", "details1"]
     assert main([*arguments(run_dir, folder), "--resume"]) == 0
     assert_close_weights(run_dir, unbroken)
-    assert [r["step"] for r in checkpoints.read_log(run_dir)] == list(range(10, STEPS_SHELL + 1, 10))
+    assert [r["step"] for r in checkpoints.read_log(run_dir)] == list(
+        range(10, STEPS_SHELL + 1, 10)
+    )
     assert not list((run_dir / "checkpoints").glob(".*"))
 
 
@@ -306,27 +421,62 @@ def test_a_killed_process_ends_the_job_and_it_resumes(victim, then, folder, unbr
 def test_a_process_that_does_not_come_is_missed_in_time(tmp_path):
     """A world of two of which one starts: no silent run of one process, no hang."""
     code = "import sys; from pcdm_lib.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    alone = environment() | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    done = subprocess.run([sys.executable, "-c", code, "train", str(tmp_path / "run"), "--steps", "2", "--timeout", "2"], env=alone,
-                          capture_output=True, text=True, timeout=60)
+    alone = environment() | {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "train",
+            str(tmp_path / "run"),
+            "--steps",
+            "2",
+            "--timeout",
+            "2",
+        ],
+        env=alone,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     assert "the 2 processes that torchrun announced did not all come within 2 s" in done.stderr
 
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_process_of_torchrun_ends_without_taking_python_down(announced):
-    """With its status and its last words; alone it ends as any other. (Threads that outlive the work would abort it while Python is taken down.)"""
-    code = ("import atexit, sys; from pcdm_lib import distributed; atexit.register(print, 'taken down'); sys.stdout.write('last words'); "
-            "sys.stderr.write('and errors'); distributed.end(3)")
+    """With its status and its last words; alone it ends as any other. (Threads that outlive the
+    work would abort it while Python is taken down.)"""
+    code = (
+        "import atexit, sys; from pcdm_lib import distributed; atexit.register(print, 'taken "
+        "down'); sys.stdout.write('last words'); "
+        "sys.stderr.write('and errors'); distributed.end(3)"
+    )
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if announced else ()
-    done = subprocess.run([sys.executable, "-c", code], env=environment() | dict.fromkeys(names, "0"), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment() | dict.fromkeys(names, "0"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (3, "and errors")
     assert done.stdout == "last words" + ("" if announced else "taken down\n")
 
 
 def test_half_an_announcement_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError, match="not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start the processes by torchrun"):
+    with pytest.raises(
+        ValueError,
+        match="not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start the processes by "
+        "torchrun",
+    ):
         with distributed.processes():
             pass
 
@@ -356,17 +506,32 @@ def test_parts_of_a_batch_make_the_loss_of_the_whole(schedule):
     cascade, x = presets.build(config(**schedule).model), images()[:8]
     for index, (z, coarse) in enumerate(cascade.decompose(x)):
         whole = cascade.loss(index, z, coarse, torch.Generator().manual_seed(1))
-        parts = [cascade.loss(index, z[rows], None if coarse is None else coarse[rows], torch.Generator().manual_seed(1), part=(k, 4))
-                 for k, rows in enumerate(torch.arange(8).chunk(4))]
+        parts = [
+            cascade.loss(
+                index,
+                z[rows],
+                None if coarse is None else coarse[rows],
+                torch.Generator().manual_seed(1),
+                part=(k, 4),
+            )
+            for k, rows in enumerate(torch.arange(8).chunk(4))
+        ]
         torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-5, atol=0)
         assert len({p.item() for p in parts}) == 4
 
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
-@pytest.mark.parametrize("settings", [{}, {"schedule": "learned_linear"}, {"schedule": "monotone", "learn_endpoints": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"schedule": "learned_linear"}, {"schedule": "monotone", "learn_endpoints": True}],
+)
 def test_every_parameter_gets_a_gradient(name, settings, tmp_path):
     """DistributedDataParallel waits for all of them."""
-    trainer = Trainer(presets.preset(name, "wavelet", (3, 8, 8)).override({"batch_size": 4, **settings}), images(), tmp_path / "run")
+    trainer = Trainer(
+        presets.preset(name, "wavelet", (3, 8, 8)).override({"batch_size": 4, **settings}),
+        images(),
+        tmp_path / "run",
+    )
     trainer._gradients()
     for scale in trainer.scales:
         assert [n for n, p in scale.module.named_parameters() if p.grad is None] == []

@@ -26,7 +26,8 @@ from pcdm_lib.models import Cascade, bits_per_dim
 
 
 class Shrink(nn.Module):
-    """A cheap denoiser, the best for Gaussian data of variance 1/4; with dropout, so that modes matter."""
+    """A cheap denoiser, the best for Gaussian data of variance 1/4; with dropout, so that modes
+    matter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +43,9 @@ def cascade() -> Cascade:
 
 
 def images(n: int, seed: int = 0) -> Tensor:
-    return torch.randint(60, 200, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        60, 200, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def record(parts: np.ndarray) -> Evaluation:
@@ -50,8 +53,8 @@ def record(parts: np.ndarray) -> Evaluation:
 
 
 def test_standard_errors_by_hand() -> None:
-    """se_images is the spread of the images' means less the noise within images, se_noise the spread of the repeats' means, each over
-    sqrt(n); one gives nan."""
+    """se_images is the spread of the images' means less the noise within images, se_noise the
+    spread of the repeats' means, each over sqrt(n); one gives nan."""
     totals = np.array([[1.0, 3.0], [5.0, 7.0], [6.0, 8.0]])  # (images, repeats)
     parts = np.zeros((3, 2, 2, 3))
     parts[:, :, 1, 2] = totals
@@ -67,7 +70,8 @@ def test_standard_errors_by_hand() -> None:
 
 
 def test_images_and_noise_are_told_apart() -> None:
-    """Law: with a spread of 1 over images and noise of 3 in every estimate, the two errors are 1 / sqrt(n) and 3 / sqrt(n repeats)."""
+    """Law: with a spread of 1 over images and noise of 3 in every estimate, the two errors are 1 /
+    sqrt(n) and 3 / sqrt(n repeats)."""
     generator, n, repeats = np.random.default_rng(0), 4000, 6
     parts = np.zeros((n, repeats, 1, 3))
     parts[:, :, 0, 1] = generator.normal(size=(n, 1)) + 3 * generator.normal(size=(n, repeats))
@@ -79,24 +83,39 @@ def test_images_and_noise_are_told_apart() -> None:
 
 def test_constant_images_have_noise_only() -> None:
     """Copies of one image have no spread over images, however noisy each estimate is."""
-    result = evaluate(cascade(), images(1).expand(256, -1, -1, -1), repeats=16, times_per_image=1, times="uniform")
+    result = evaluate(
+        cascade(), images(1).expand(256, -1, -1, -1), repeats=16, times_per_image=1, times="uniform"
+    )
     raw = result.per_image.std(ddof=1) / math.sqrt(256)
     assert raw > 0.5 * result.se_noise > 0
     assert result.se_images < 0.5 * raw
 
 
 def test_strata_within_an_image() -> None:
-    """Every image meets every stratum once, the whole set every finer one; so four times an image beat four repeats of one."""
-    for times in draw_times(5, 4, "stratified", torch.Generator().manual_seed(0), "cpu", torch.float64).T:
+    """Every image meets every stratum once, the whole set every finer one; so four times an image
+    beat four repeats of one."""
+    for times in draw_times(
+        5, 4, "stratified", torch.Generator().manual_seed(0), "cpu", torch.float64
+    ).T:
         assert (times * 4).long().tolist() == [0, 1, 2, 3]
-    all_times = draw_times(5, 4, "stratified", torch.Generator().manual_seed(1), "cpu", torch.float64).flatten()
+    all_times = draw_times(
+        5, 4, "stratified", torch.Generator().manual_seed(1), "cpu", torch.float64
+    ).flatten()
     assert sorted((all_times * 20).long().tolist()) == list(range(20))
-    spread = [evaluate(cascade(), images(64), repeats=16 // k, times_per_image=k).parts.sum((2, 3)).var(1, ddof=1).mean() / (16 // k) for k in (1, 4)]
+    spread = [
+        evaluate(cascade(), images(64), repeats=16 // k, times_per_image=k)
+        .parts.sum((2, 3))
+        .var(1, ddof=1)
+        .mean()
+        / (16 // k)
+        for k in (1, 4)
+    ]
     assert spread[1] < 0.7 * spread[0]
 
 
 def test_standard_error_of_the_noise_is_right() -> None:
-    """Law: over 40 seeds, the spread of bpd is the standard error that each reports (factor 1.5), for both kinds of times."""
+    """Law: over 40 seeds, the spread of bpd is the standard error that each reports (factor 1.5),
+    for both kinds of times."""
     x, model = images(32), cascade()
     for times in ("stratified", "uniform"):
         runs = [evaluate(model, x, repeats=8, seed=seed, times=times) for seed in range(40)]
@@ -108,7 +127,16 @@ def test_standard_error_of_the_noise_is_right() -> None:
 def test_stratified_times_reduce_the_variance() -> None:
     """Law: over 40 seeds the variance of the dataset's mean is more than halved."""
     x, model = images(64), cascade()
-    variance = [np.var([evaluate(model, x, repeats=1, times_per_image=1, seed=s, times=times).bpd for s in range(40)], ddof=1) for times in ("uniform", "stratified")]
+    variance = [
+        np.var(
+            [
+                evaluate(model, x, repeats=1, times_per_image=1, seed=s, times=times).bpd
+                for s in range(40)
+            ],
+            ddof=1,
+        )
+        for times in ("uniform", "stratified")
+    ]
     print(variance[0] / variance[1])
     assert variance[0] > 2 * variance[1]
 
@@ -123,18 +151,28 @@ def test_table_and_dict() -> None:
     assert table["total"]["total"] == pytest.approx(result.bpd)
     assert sum(table[s]["total"] for s in ("base", "details1")) == pytest.approx(result.bpd)
     record = json.loads(json.dumps(result.to_dict()))
-    assert record["bpd"] == result.bpd and record["bound"] == "continuous time" and record["weights"] == "EMA" and record["images"] == 20
-    assert "T = 7" in str(evaluate(cascade(), images(3), steps=7)) and "continuous time" in str(result)
+    assert (
+        record["bpd"] == result.bpd
+        and record["bound"] == "continuous time"
+        and record["weights"] == "EMA"
+        and record["images"] == 20
+    )
+    assert "T = 7" in str(evaluate(cascade(), images(3), steps=7)) and "continuous time" in str(
+        result
+    )
 
 
 def test_steps_cost_more() -> None:
     """The T-step bound is above the continuous one, more so for fewer steps."""
-    few, many, all_ = (evaluate(cascade(), images(256), repeats=8, steps=steps).bpd for steps in (5, 50, None))
+    few, many, all_ = (
+        evaluate(cascade(), images(256), repeats=8, steps=steps).bpd for steps in (5, 50, None)
+    )
     assert few > many + 0.1 and many > all_
 
 
 def test_reproducible_whatever_the_state() -> None:
-    """The same seed gives the same figures; the mode of training is restored, dropout is off meanwhile; the global generator is untouched."""
+    """The same seed gives the same figures; the mode of training is restored, dropout is off
+    meanwhile; the global generator is untouched."""
     model, x, state = cascade(), images(16), torch.get_rng_state()
     first = evaluate(model.train(), x, seed=3)
     assert model.training and model.networks["base"].dropout.training
@@ -156,11 +194,18 @@ def test_mode_is_restored_after_an_error() -> None:
 
 def test_errors() -> None:
     model, x = cascade(), images(2)
-    for match, arguments in (("no images", {"images": x[:0]}), ("at least 1, got 0", {"repeats": 0}), ("at least 1", {"batch_size": 0}),
-                             ("'stratified' or 'uniform'", {"times": "antithetic"}), ("takes integer images", {"images": x[..., :2]})):
+    for match, arguments in (
+        ("no images", {"images": x[:0]}),
+        ("at least 1, got 0", {"repeats": 0}),
+        ("at least 1", {"batch_size": 0}),
+        ("'stratified' or 'uniform'", {"times": "antithetic"}),
+        ("takes integer images", {"images": x[..., :2]}),
+    ):
         with pytest.raises(ValueError, match=match):
             evaluate(model, **{"images": x} | arguments)
-    broken = Cascade(HaarWavelet(1), (1, 4, 4), [lambda z, *_: z * math.nan] * 2, LinearSchedule(-10.0, 4.0))
+    broken = Cascade(
+        HaarWavelet(1), (1, 4, 4), [lambda z, *_: z * math.nan] * 2, LinearSchedule(-10.0, 4.0)
+    )
     with pytest.raises(FloatingPointError, match="not finite"):
         evaluate(broken, x)
 
@@ -182,8 +227,9 @@ def test_bits() -> None:
 
 
 def test_code_lengths_and_their_errors() -> None:
-    """Over 20 seeds the spread of an image's code length is the standard error reported (factor 1.4 over all images), and Kraft's
-    sum has no negative parts even where few draws make the errors large."""
+    """Over 20 seeds the spread of an image's code length is the standard error reported (factor 1.4
+    over all images), and Kraft's sum has no negative parts even where few draws make the errors
+    large."""
     source = contract_source()
     model = exact_cascade(source, HaarWavelet(1))
     runs = [code_lengths(model, source, 40, seed) for seed in range(20)]

@@ -1,4 +1,5 @@
-"""What the notebooks of reproduce/ share, and the main notebook itself, run by papermill at a tiny budget."""
+"""What the notebooks of reproduce/ share, and the main notebook itself, run by papermill at a tiny
+budget."""
 
 import json
 import math
@@ -20,29 +21,52 @@ NOTEBOOK = REPOSITORY / "reproduce" / "cifar_wavelet.ipynb"
 ALLOWED = {"minutes": [float], "seed": int, "preset": ("small", "paper"), "name": str}
 
 
-@pytest.mark.parametrize("given", [
-    {"minutes": 3, "seed": 0, "preset": "small", "name": "x"},
-    {"minutes": None, "seed": 1, "preset": "paper", "name": "", "_private": 1, "In": [], "get_ipython": None},
-])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"minutes": 3, "seed": 0, "preset": "small", "name": "x"},
+        {
+            "minutes": None,
+            "seed": 1,
+            "preset": "paper",
+            "name": "",
+            "_private": 1,
+            "In": [],
+            "get_ipython": None,
+        },
+    ],
+)
 def test_parameters_that_are_right(given):
     check_parameters(given, ALLOWED)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"sede": 1}, r"unknown parameters \['sede'\]"),
-    ({"seed": 1.5}, "seed=1.5 is a float, expected int"),
-    ({"seed": True}, "seed=True is a bool"),
-    ({"minutes": "4"}, "minutes='4' is a str, expected float or None"),
-    ({"preset": "large"}, "preset='large': one of 'small', 'paper'"),
-    ({"name": None}, "name=None is a NoneType, expected str$"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"sede": 1}, r"unknown parameters \['sede'\]"),
+        ({"seed": 1.5}, "seed=1.5 is a float, expected int"),
+        ({"seed": True}, "seed=True is a bool"),
+        ({"minutes": "4"}, "minutes='4' is a str, expected float or None"),
+        ({"preset": "large"}, "preset='large': one of 'small', 'paper'"),
+        ({"name": None}, "name=None is a NoneType, expected str$"),
+    ],
+)
 def test_parameters_that_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        check_parameters({"minutes": 3, "seed": 0, "preset": "small", "name": "x"} | change, ALLOWED)
+        check_parameters(
+            {"minutes": 3, "seed": 0, "preset": "small", "name": "x"} | change, ALLOWED
+        )
 
 
-@pytest.mark.parametrize("value, message", [(1, "count=1: expected a whole number of at least 2"), (2.0, "count=2.0: expected"),
-                                            (True, "count=True: expected"), ("3", "count='3': expected")])
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (1, "count=1: expected a whole number of at least 2"),
+        (2.0, "count=2.0: expected"),
+        (True, "count=True: expected"),
+        ("3", "count='3': expected"),
+    ],
+)
 def test_numbers_that_are_too_small_are_refused_at_the_door(value, message):
     check_parameters({"count": 2}, {"count": AtLeast(2)})
     with pytest.raises(ValueError, match=message):
@@ -60,10 +84,20 @@ def test_a_notebook_can_be_run_twice_in_one_kernel():
 
 
 def test_results_are_json_without_nan(tmp_path):
-    result = evaluation.Evaluation(np.ones((1, 1, 2, 3)), ("base", "details1"), None, "stratified", "EMA", 0)
+    result = evaluation.Evaluation(
+        np.ones((1, 1, 2, 3)), ("base", "details1"), None, "stratified", "EMA", 0
+    )
     assert math.isnan(result.se_images)
-    written = experiment.write_results(tmp_path / "r.json", config=presets.preset("tiny"), data_label="l", data_source={}, evaluation=result,
-                                       training={}, codecs={"PNG": (5.0, 0.1)}, device="cpu")
+    written = experiment.write_results(
+        tmp_path / "r.json",
+        config=presets.preset("tiny"),
+        data_label="l",
+        data_source={},
+        evaluation=result,
+        training={},
+        codecs={"PNG": (5.0, 0.1)},
+        device="cpu",
+    )
     assert json.loads((tmp_path / "r.json").read_text())["evaluation"]["se_images"] is None
     assert written["evaluation"]["bpd"] == 6.0
 
@@ -94,27 +128,43 @@ def images(tmp_path):
     folder.mkdir()
     generator = np.random.default_rng(0)
     for i in range(4):
-        Image.fromarray(generator.integers(100, 140, (256, 256, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(generator.integers(100, 140, (256, 256, 3), dtype=np.uint8)).save(
+            folder / f"{i}.png"
+        )
     return folder
 
 
 def run_notebook(tmp_path, **parameters):
-    return papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", parameters=parameters, cwd=REPOSITORY, progress_bar=False)
+    return papermill.execute_notebook(
+        NOTEBOOK, tmp_path / "out.ipynb", parameters=parameters, cwd=REPOSITORY, progress_bar=False
+    )
 
 
 def test_main_notebook_runs_and_resumes(tmp_path, images):
-    """Everything but the waiting: a tiny network for three steps, then two more from its checkpoint."""
-    settings = {"dataset": f"folder:{images}", "preset": "tiny", "output_dir": str(tmp_path / "run")}
+    """Everything but the waiting: a tiny network for three steps, then two more from its
+    checkpoint."""
+    settings = {
+        "dataset": f"folder:{images}",
+        "preset": "tiny",
+        "output_dir": str(tmp_path / "run"),
+    }
     run_notebook(tmp_path, steps=3, **settings)
     first = records.read_json(tmp_path / "run" / "results.json")
     assert first["training"]["steps"] == 3 and first["config"]["preset"] == "tiny"
-    assert first["evaluation"]["images"] == 64 and set(first["reference_codecs"]) == {"PNG", "WebP", "JPEG XL"}
+    assert first["evaluation"]["images"] == 64 and set(first["reference_codecs"]) == {
+        "PNG",
+        "WebP",
+        "JPEG XL",
+    }
     assert 0 < first["evaluation"]["bpd"] < 20
     run_notebook(tmp_path, steps=5, **settings)
     assert records.read_json(tmp_path / "run" / "results.json")["training"]["steps"] == 5
 
 
-@pytest.mark.parametrize("parameters, message", [({"minuts": 3}, "unknown parameters"), ({"preset": "large"}, "preset='large'")])
+@pytest.mark.parametrize(
+    "parameters, message",
+    [({"minuts": 3}, "unknown parameters"), ({"preset": "large"}, "preset='large'")],
+)
 def test_main_notebook_refuses_unknown_values(tmp_path, parameters, message):
     with pytest.raises(papermill.PapermillExecutionError, match=message):
         run_notebook(tmp_path, output_dir=str(tmp_path / "run"), **parameters)
@@ -123,10 +173,15 @@ def test_main_notebook_refuses_unknown_values(tmp_path, parameters, message):
 
 def test_notebooks_are_executed_and_short():
     """A cell that never ran would pass nbval uncompared; a long one belongs in the library."""
-    for path in [*(REPOSITORY / "notebooks").glob("*.ipynb"), *(REPOSITORY / "reproduce").glob("*.ipynb")]:
+    for path in [
+        *(REPOSITORY / "notebooks").glob("*.ipynb"),
+        *(REPOSITORY / "reproduce").glob("*.ipynb"),
+    ]:
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
         assert cells
         for cell in cells:
             assert len("".join(cell["source"]).splitlines()) <= 25, (path.name, cell["source"][0])
             assert cell["execution_count"] is not None, (path.name, cell["source"][0])
-            assert not any(o["output_type"] == "error" or o.get("name") == "stderr" for o in cell["outputs"]), path.name
+            assert not any(
+                o["output_type"] == "error" or o.get("name") == "stderr" for o in cell["outputs"]
+            ), path.name

@@ -26,19 +26,30 @@ def set_gradients(module: nn.Module, seed: int) -> None:
 
 
 def test_who_moves_what() -> None:
-    """Each parameter belongs to one optimiser; hidden kernels to Muon; entry, exit, biases, norms, noise level to AdamW."""
+    """Each parameter belongs to one optimiser; hidden kernels to Muon; entry, exit, biases, norms,
+    noise level to AdamW."""
     net = network()
     optimiser = make_optimiser(net, "muon", **SETTINGS)
     muon = {p.data_ptr() for p in optimiser.parts["muon"].param_groups[0]["params"]}
     adamw = {p.data_ptr() for p in optimiser.parts["adamw"].param_groups[0]["params"]}
     names = {name for name, p in net.named_parameters() if p.data_ptr() in muon}
     assert not muon & adamw and muon | adamw == {p.data_ptr() for p in net.parameters()}
-    assert {"down.0.conv_in.weight", "middle_attention.qkv.weight", "down.1.weight", "up.2.weight"} <= names
-    assert names == {n for n, p in net.named_parameters() if p.ndim == 4 and n not in ("entry.weight", "exit.weight")}
+    assert {
+        "down.0.conv_in.weight",
+        "middle_attention.qkv.weight",
+        "down.1.weight",
+        "up.2.weight",
+    } <= names
+    assert names == {
+        n
+        for n, p in net.named_parameters()
+        if p.ndim == 4 and n not in ("entry.weight", "exit.weight")
+    }
 
 
 def test_a_muon_step_is_orthogonal() -> None:
-    """Law: the first step of a kernel is rate * sqrt(max(1, out / in)) times a matrix whose singular values are near 1."""
+    """Law: the first step of a kernel is rate * sqrt(max(1, out / in)) times a matrix whose
+    singular values are near 1."""
     net = network()
     before = copy.deepcopy(net)
     optimiser = make_optimiser(net, "muon", **SETTINGS)
@@ -46,9 +57,11 @@ def test_a_muon_step_is_orthogonal() -> None:
     optimiser.step()
     kernel, old = net.down[0].conv_in.weight, before.down[0].conv_in.weight
     singular = torch.linalg.svdvals((old - kernel).detach().flatten(1)) / 0.02
-    assert float(singular.min()) > 0.5 and float(singular.max()) < 1.4  # Newton and Schulz come that near in five steps
+    # Newton and Schulz come that near in five steps
+    assert float(singular.min()) > 0.5 and float(singular.max()) < 1.4
     step = (before.entry.weight - net.entry.weight).detach().abs()
-    assert float(step.max()) < 1.2e-3  # AdamW's first step is its rate in every weight, and its decay
+    # AdamW's first step is its rate in every weight, and its decay
+    assert float(step.max()) < 1.2e-3
     assert all(not torch.equal(p, q) for p, q in zip(net.parameters(), before.parameters()))
 
 
@@ -95,7 +108,9 @@ def test_errors() -> None:
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (8, 8)])
 def test_orthogonalise(shape: tuple[int, int]) -> None:
     """The singular vectors stay, the singular values come near 1; nothing comes of nothing."""
-    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 7
+    matrices = (
+        torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 7
+    )
     matrices[2] = 0
     found = orthogonalise(matrices)
     for before, after in zip(matrices[:2], found):
@@ -103,16 +118,23 @@ def test_orthogonalise(shape: tuple[int, int]) -> None:
         rotated = u.T @ after @ v.T
         kept = s > 0.1 * s.max()
         assert torch.allclose(rotated, torch.diag(torch.diagonal(rotated)), atol=1e-9)
-        assert 0.6 < float(torch.diagonal(rotated)[kept].min()) and float(torch.diagonal(rotated).max()) < 1.3
+        assert (
+            0.6 < float(torch.diagonal(rotated)[kept].min())
+            and float(torch.diagonal(rotated).max()) < 1.3
+        )
     assert float(found[2].abs().max()) == 0
 
 
 @pytest.mark.parametrize("shape", [(16, 72), (72, 16)])
 def test_muon_is_torchs_but_for_bfloat16(shape: tuple[int, int]) -> None:
-    """Oracle: torch.optim.Muon on the same gradients, five steps; two kernels of a shape, so that they are done at once."""
+    """Oracle: torch.optim.Muon on the same gradients, five steps; two kernels of a shape, so that
+    they are done at once."""
     ours = [nn.Parameter(torch.zeros(shape[0], shape[1] // 4, 2, 2)) for _ in range(2)]
     theirs = [nn.Parameter(torch.zeros(shape)) for _ in range(2)]
-    first, second = Muon(ours, lr=0.1), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0, momentum=0.95)
+    first, second = (
+        Muon(ours, lr=0.1),
+        torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0, momentum=0.95),
+    )
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
         for a, b in zip(ours, theirs):
@@ -121,4 +143,7 @@ def test_muon_is_torchs_but_for_bfloat16(shape: tuple[int, int]) -> None:
         first.step()
         second.step()
     for a, b in zip(ours, theirs):
-        assert float((a.flatten(1) - b).detach().norm() / b.detach().norm()) < 0.02 and float(b.detach().norm()) > 0.1
+        assert (
+            float((a.flatten(1) - b).detach().norm() / b.detach().norm()) < 0.02
+            and float(b.detach().norm()) > 0.1
+        )

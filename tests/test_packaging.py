@@ -58,7 +58,8 @@ TESTED = RUNTIME | EXTRAS["test"]
 
 
 def pins() -> dict[str, Version]:
-    """The versions of constraints.txt by canonical name; anything but `name==version` is an error."""
+    """The versions of constraints.txt by canonical name; anything but `name==version` is an
+    error."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     found = {}
     for line in lines:
@@ -83,16 +84,24 @@ def test_conda_environment_states_the_ranges_of_pyproject():
     conda = requirements(plain)
     assert conda.pop("python") == SpecifierSet(PROJECT["requires-python"])
     assert conda.pop("pip") == SpecifierSet()
-    assert conda == {CONDA_NAMES.get(name, name): ranges for name, ranges in TESTED.items() if name not in PIP_ONLY}
+    assert conda == {
+        CONDA_NAMES.get(name, name): ranges
+        for name, ranges in TESTED.items()
+        if name not in PIP_ONLY
+    }
     # Through pip comes this checkout and nothing else.
-    assert [line for line in environment["dependencies"] if line not in plain] == [{"pip": ["-e ."]}]
+    assert [line for line in environment["dependencies"] if line not in plain] == [
+        {"pip": ["-e ."]}
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(set(TESTED).union(*EXTRAS.values())))
 def test_declared_dependency_is_pinned_inside_its_range(name):
     ranges = [table[name] for table in (RUNTIME, *EXTRAS.values()) if name in table]
     for specifier in ranges:
-        assert any(part.operator in (">=", "~=", ">") for part in specifier), f"{name} has no lower bound"
+        assert any(part.operator in (">=", "~=", ">") for part in specifier), (
+            f"{name} has no lower bound"
+        )
         assert pins()[name] in specifier
 
 
@@ -111,7 +120,9 @@ def test_constraints_cover_all_that_is_installed_with_the_project():
         seen.add(name)
         for line in importlib.metadata.requires(name) or []:
             need = Requirement(line)
-            wanted = need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras or {""})
+            wanted = need.marker is None or any(
+                need.marker.evaluate({"extra": extra}) for extra in extras or {""}
+            )
             if wanted:
                 todo.append((canonicalize_name(need.name), frozenset(need.extras)))
     # What only some builds of torch, platforms or Pythons need stays free (its header says so).
@@ -136,15 +147,23 @@ def python_source(path: Path) -> str:
 
 
 def imported(source: str) -> tuple[set[str], set[str]]:
-    """Top-level names of what a source imports: always, and only inside a function, `try` or `if`."""
+    """Top-level names of what a source imports: always, and only inside a function, `try` or
+    `if`."""
 
     def names(node: ast.AST) -> set[str]:
         if isinstance(node, ast.Import):
             return {alias.name.split(".")[0] for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             return {node.module.split(".")[0]}
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("pytest.importorskip", "importlib.import_module"):
-            return {str(arg.value).split(".")[0] for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "pytest.importorskip",
+            "importlib.import_module",
+        ):
+            return {
+                str(arg.value).split(".")[0]
+                for arg in node.args[:1]
+                if isinstance(arg, ast.Constant)
+            }
         return set()
 
     tree = ast.parse(source)
@@ -155,30 +174,42 @@ def imported(source: str) -> tuple[set[str], set[str]]:
 def test_imported_sees_every_form():
     source = (
         "import torch.nn as nn, os\nfrom PIL import Image\nfrom . import maps\n"
-        "def f():\n    import ot\ntry:\n    from scipy.stats import norm\nexcept ImportError:\n    pass\n"
+        "def f():\n    import ot\ntry:\n    from scipy.stats import norm\nexcept ImportError:\n   "
+        " pass\n"
         "x = pytest.importorskip('constriction')\n"
     )
     assert imported(source) == ({"torch", "os", "PIL"}, {"ot", "scipy", "constriction"})
 
 
 def sources() -> list[Path]:
-    found = [p for top in SCRIPTS for suffix in ("py", "ipynb") for p in sorted((ROOT / top).rglob(f"*.{suffix}"))]
+    found = [
+        p
+        for top in SCRIPTS
+        for suffix in ("py", "ipynb")
+        for p in sorted((ROOT / top).rglob(f"*.{suffix}"))
+    ]
     return [p for p in found if ".ipynb_checkpoints" not in p.parts]
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_are_declared(path):
-    """What a file always imports is a dependency; what it imports on demand is one, or in an extra."""
+    """What a file always imports is a dependency; what it imports on demand is one, or in an
+    extra."""
     top = path.relative_to(ROOT).parts[0]
     own = {"pcdm_lib", *(p.stem for p in path.parent.iterdir()), *SCRIPTS}
     always, on_demand = (
-        {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in names - own - set(sys.stdlib_module_names)}
+        {
+            canonicalize_name(IMPORT_NAMES.get(name, name))
+            for name in names - own - set(sys.stdlib_module_names)
+        }
         for names in imported(python_source(path))
     )
     declared = set(TESTED if top == "tests" else RUNTIME)
     assert always <= declared, f"declare in pyproject.toml and environment.yml: {always - declared}"
     optional = declared.union(*EXTRAS.values())
-    assert on_demand <= optional, f"declare in pyproject.toml, in an extra at least: {on_demand - optional}"
+    assert on_demand <= optional, (
+        f"declare in pyproject.toml, in an extra at least: {on_demand - optional}"
+    )
 
 
 # -- what is installed -------------------------------------------------------------------
@@ -188,10 +219,18 @@ def test_wheel_holds_every_file_of_the_package(tmp_path):
     """An editable install hides a file that a real one would lack."""
     for name in ("pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "pcdm_lib", tmp_path / "pcdm_lib", ignore=shutil.ignore_patterns("__pycache__"))
-    files = {p.relative_to(tmp_path).as_posix() for p in (tmp_path / "pcdm_lib").rglob("*") if p.is_file()}
+    shutil.copytree(
+        ROOT / "pcdm_lib", tmp_path / "pcdm_lib", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    files = {
+        p.relative_to(tmp_path).as_posix()
+        for p in (tmp_path / "pcdm_lib").rglob("*")
+        if p.is_file()
+    }
     build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
-    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, text=True)
+    subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
     (wheel,) = (tmp_path / "dist").glob("pcdm-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
@@ -215,22 +254,43 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run make as a user would, not as a child of the `make test` that may be running this."""
     if shutil.which("make") is None:
         pytest.skip("no make here")
-    ours = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "VENV", "PYTHON", "NOTEBOOK", "OUT", "PARAMS")
-    clean = {key: value for key, value in os.environ.items() if key not in (*ours, "WORKERS", "PYTEST_ARGS", "LAB_ARGS", "HOLD")}
-    return subprocess.run(["make", *arguments], cwd=cwd, env=clean, capture_output=True, text=True, timeout=60)
+    ours = (
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKEOVERRIDES",
+        "MAKELEVEL",
+        "VENV",
+        "PYTHON",
+        "NOTEBOOK",
+        "OUT",
+        "PARAMS",
+    )
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in (*ours, "WORKERS", "PYTEST_ARGS", "LAB_ARGS", "HOLD")
+    }
+    return subprocess.run(
+        ["make", *arguments], cwd=cwd, env=clean, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize(
     "arguments, command",
     [
-        (["reproduce"], '".venv/bin/python" -m papermill --log-output reproduce/cifar_wavelet.ipynb out.ipynb'),
+        (
+            ["reproduce"],
+            '".venv/bin/python" -m papermill --log-output reproduce/cifar_wavelet.ipynb out.ipynb',
+        ),
         (
             ["reproduce", "VENV=v", "OUT=a.ipynb", "PARAMS=-p minutes 2 -p dataset photos"],
-            '"v/bin/python" -m papermill --log-output reproduce/cifar_wavelet.ipynb a.ipynb -p minutes 2 -p dataset photos',
+            '"v/bin/python" -m papermill --log-output reproduce/cifar_wavelet.ipynb a.ipynb -p '
+            "minutes 2 -p dataset photos",
         ),
         (
             ["test", "WORKERS=3", "PYTEST_ARGS=-k maps"],
-            'OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ".venv/bin/python" -m pytest --nbval -n 3 --dist loadfile -k maps',
+            'OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ".venv/bin/python" -m pytest --nbval -n 3 '
+            "--dist loadfile -k maps",
         ),
         (["lab", "LAB_ARGS=--no-browser"], '".venv/bin/python" -m jupyterlab --no-browser'),
     ],
@@ -279,7 +339,9 @@ def test_environment_is_made_once_and_never_half(tmp_path):
 
 
 def test_make_asks_for_the_python_that_pyproject_asks_for():
-    major, minor = re.search(r"version_info < \((\d+), (\d+)\)", (ROOT / "Makefile").read_text()).groups()
+    major, minor = re.search(
+        r"version_info < \((\d+), (\d+)\)", (ROOT / "Makefile").read_text()
+    ).groups()
     assert PROJECT["requires-python"] == f">={major}.{minor}"
 
 
@@ -304,7 +366,10 @@ def test_no_package_index_is_hard_coded():
 
 
 def test_readme_gives_the_commands():
-    lines = {line.strip().removeprefix("$ ") for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()}
+    lines = {
+        line.strip().removeprefix("$ ")
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    }
     commands = {line.split("  #")[0].rstrip() for line in lines}
     assert {
         "make reproduce",
@@ -338,8 +403,12 @@ def test_sanitizer_hides_addresses_and_process_ids_only():
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in sources() if p.suffix == ".ipynb"], ids=lambda path: str(path.relative_to(ROOT))
+    "path",
+    [p for p in sources() if p.suffix == ".ipynb"],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_notebook_names_no_kernel_of_its_author(path):
     """papermill starts the kernel that a notebook names; python3 is every environment's own."""
-    assert json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"]["name"] == "python3"
+    assert (
+        json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"]["name"] == "python3"
+    )

@@ -1,4 +1,5 @@
-"""Training: resume bit for bit (also after kill -9), the NaN guard, checkpoints that are whole or refused."""
+"""Training: resume bit for bit (also after kill -9), the NaN guard, checkpoints that are whole or
+refused."""
 
 import json
 import os
@@ -36,7 +37,11 @@ def config(system="wavelet", **changes):
 
 def weights(run_dir):
     folder = checkpoints.newest_checkpoint(run_dir)
-    return {(f.name, k): v for f in sorted(folder.glob("*.safetensors")) for k, v in safetensors.torch.load_file(f).items()}
+    return {
+        (f.name, k): v
+        for f in sorted(folder.glob("*.safetensors"))
+        for k, v in safetensors.torch.load_file(f).items()
+    }
 
 
 def assert_same_weights(a, b, only=""):
@@ -53,9 +58,19 @@ def train(run_dir, images, steps, conf=None, **options):
 
 
 def test_learns(tmp_path, images):
-    """One grey level an image: the preconditioning knows the spread of the levels, only training can know that they agree."""
-    flat = torch.randint(40, 216, (64, 3, 1, 1), generator=torch.Generator().manual_seed(1)).to(torch.uint8).expand(-1, -1, 8, 8)
-    train(tmp_path / "run", flat.contiguous(), 100, config(dropout=0.0, learning_rate=5e-3, batch_size=32))
+    """One grey level an image: the preconditioning knows the spread of the levels, only training
+    can know that they agree."""
+    flat = (
+        torch.randint(40, 216, (64, 3, 1, 1), generator=torch.Generator().manual_seed(1))
+        .to(torch.uint8)
+        .expand(-1, -1, 8, 8)
+    )
+    train(
+        tmp_path / "run",
+        flat.contiguous(),
+        100,
+        config(dropout=0.0, learning_rate=5e-3, batch_size=32),
+    )
     rows = checkpoints.read_log(tmp_path / "run")
     assert [r["step"] for r in rows] == list(range(5, 101, 5))
     base = [r["scales"]["base"] for r in rows]
@@ -65,7 +80,8 @@ def test_learns(tmp_path, images):
 
 
 def test_interrupted_run_continues_bit_for_bit(tmp_path, images, monkeypatch):
-    """An interrupt in the middle of a step, a new process's worth of state, and the same weights as without it."""
+    """An interrupt in the middle of a step, a new process's worth of state, and the same weights as
+    without it."""
     train(tmp_path / "whole", images, 20)
     first = Trainer(config(), images, tmp_path / "cut")
     loss = first.cascade.loss
@@ -115,11 +131,15 @@ Trainer(config, images, sys.argv[1], resume=True).run(steps=int(sys.argv[2]), pr
 
 def child(run_dir, steps, checkpoint_minutes):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(run_dir), str(steps), str(checkpoint_minutes)], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(run_dir), str(steps), str(checkpoint_minutes)],
+        env=environment,
+    )
 
 
 def test_resume_after_kill_9_is_bit_for_bit(tmp_path):
-    """`kill -9` at some moment, perhaps while a checkpoint is being written; the resumed run ends where the unbroken one does."""
+    """`kill -9` at some moment, perhaps while a checkpoint is being written; the resumed run ends
+    where the unbroken one does."""
     steps = 120
     assert child(tmp_path / "whole", steps, 60).wait(timeout=120) == 0
     victim = child(tmp_path / "killed", steps, 0)  # a checkpoint every step
@@ -135,18 +155,28 @@ def test_resume_after_kill_9_is_bit_for_bit(tmp_path):
     assert 10 <= reached < steps
     assert child(tmp_path / "killed", steps, 60).wait(timeout=120) == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
-    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))  # what the kill left is cleared away
-    assert [r["step"] for r in checkpoints.read_log(tmp_path / "killed")] == list(range(10, steps + 1, 10))
+    # what the kill left is cleared away
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+    assert [r["step"] for r in checkpoints.read_log(tmp_path / "killed")] == list(
+        range(10, steps + 1, 10)
+    )
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_nan_guard_keeps_the_last_good_state(tmp_path, images, monkeypatch, index):
-    """A loss that is not finite, in either scale, stops before any weight of that step has moved."""
+    """A loss that is not finite, in either scale, stops before any weight of that step has
+    moved."""
     train(tmp_path / "good", images, 7)
     trainer = Trainer(config(), images, tmp_path / "bad")
     loss = trainer.cascade.loss
-    monkeypatch.setattr(trainer.cascade, "loss", lambda i, *rest: loss(i, *rest) * (float("nan") if trainer.step == 7 and i == index else 1))
-    with pytest.raises(TrainingDiverged, match=f"step 7, scale {trainer.cascade.specs[index].name}"):
+    monkeypatch.setattr(
+        trainer.cascade,
+        "loss",
+        lambda i, *rest: loss(i, *rest) * (float("nan") if trainer.step == 7 and i == index else 1),
+    )
+    with pytest.raises(
+        TrainingDiverged, match=f"step 7, scale {trainer.cascade.specs[index].name}"
+    ):
         trainer.run(steps=20, progress=False)
     monkeypatch.undo()
     assert checkpoints.newest_checkpoint(tmp_path / "bad").name == "step-00000007"
@@ -168,12 +198,24 @@ def test_a_run_is_not_overwritten(tmp_path, images):
         Trainer(config(), images, tmp_path / "run")
 
 
-@pytest.mark.parametrize("change, line", [
-    (lambda: {"conf": config(channels="16,16")}, r"config.model.channels: expected \[16, 16\], found \[8, 8\]"),
-    (lambda: {"seed": 3}, "seed: expected 3, found 0"),
-    (lambda: {"data": {"train_sha256": "other"}}, "data.train_sha256: expected 'other', found None"),
-    (lambda: {"scales": ["base"]}, r"scales: expected \['base'\], found \['base', 'details1'\]"),
-])
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        (
+            lambda: {"conf": config(channels="16,16")},
+            r"config.model.channels: expected \[16, 16\], found \[8, 8\]",
+        ),
+        (lambda: {"seed": 3}, "seed: expected 3, found 0"),
+        (
+            lambda: {"data": {"train_sha256": "other"}},
+            "data.train_sha256: expected 'other', found None",
+        ),
+        (
+            lambda: {"scales": ["base"]},
+            r"scales: expected \['base'\], found \['base', 'details1'\]",
+        ),
+    ],
+)
 def test_another_configuration_is_refused_with_the_difference(tmp_path, images, change, line):
     train(tmp_path / "run", images, 2)
     options = change()
@@ -188,7 +230,10 @@ def checkpoint(tmp_path, images):
 
 def test_two_processes_in_one_folder_are_refused(tmp_path, images):
     trainer = train(tmp_path / "run", images, 2)
-    with records.lock(tmp_path / "run"), pytest.raises(BlockingIOError, match="another process is training"):
+    with (
+        records.lock(tmp_path / "run"),
+        pytest.raises(BlockingIOError, match="another process is training"),
+    ):
         trainer.run(steps=4, progress=False)
     trainer.run(steps=4, progress=False)
     assert trainer.step == 4
@@ -196,10 +241,13 @@ def test_two_processes_in_one_folder_are_refused(tmp_path, images):
 
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_interrupt_between_two_updates(tmp_path, images, monkeypatch, side_by_side):
-    """The torn state is neither saved nor trained on; the run continues from its last checkpoint."""
+    """The torn state is neither saved nor trained on; the run continues from its last
+    checkpoint."""
     conf = config(dropout=0.0 if side_by_side else 0.1)
     trainer = train(tmp_path / "run", images, 3, conf, side_by_side=side_by_side)
-    monkeypatch.setattr(trainer.scales[1].optimiser, "step", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        trainer.scales[1].optimiser, "step", lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.run(steps=6, progress=False)
     with pytest.raises(RuntimeError, match="resume=True"):
@@ -212,18 +260,35 @@ def test_sessions_are_recorded(tmp_path, images):
     train(tmp_path / "run", images, 2)
     train(tmp_path / "run", images, 4, resume=True)
     sessions = records.read_json(tmp_path / "run" / "config.json")["provenance"]
-    assert [s["from_step"] for s in sessions] == [0, 2] and all(s["versions"]["torch"] == torch.__version__ for s in sessions)
+    assert [s["from_step"] for s in sessions] == [0, 2] and all(
+        s["versions"]["torch"] == torch.__version__ for s in sessions
+    )
 
 
 def test_other_held_out_images_do_not_hinder_a_resume(tmp_path, images):
     facts = {"train_sha256": "a", "train_count": 40}
     train(tmp_path / "run", images, 2, data=facts | {"heldout_count": 5, "folder": "here"})
-    assert train(tmp_path / "run", images, 3, data=facts | {"heldout_count": 9, "folder": "there"}, resume=True).step == 3
+    assert (
+        train(
+            tmp_path / "run",
+            images,
+            3,
+            data=facts | {"heldout_count": 9, "folder": "there"},
+            resume=True,
+        ).step
+        == 3
+    )
 
 
 def test_scales_of_different_data_are_not_joined(tmp_path, images):
     for scale in ("base", "details1"):
-        train(tmp_path / scale, images, 2, scales=[scale], data={"train_sha256": scale, "label": f"data of {scale}"})
+        train(
+            tmp_path / scale,
+            images,
+            2,
+            scales=[scale],
+            data={"train_sha256": scale, "label": f"data of {scale}"},
+        )
     with pytest.raises(CheckpointMismatch, match="data of base and data of details1"):
         checkpoints.load_cascade(tmp_path / "base", tmp_path / "details1")
 
@@ -306,16 +371,24 @@ def test_ema_is_the_running_average_of_the_weights(tmp_path, images):
     for step in range(3):
         trainer.run(steps=step + 1, progress=False)
         keep = min(0.5, (step + 1) / (step + 10))
-        average = {k: keep * average[k] + (1 - keep) * v for k, v in trainer.scales[0].module.named_parameters()}
+        average = {
+            k: keep * average[k] + (1 - keep) * v
+            for k, v in trainer.scales[0].module.named_parameters()
+        }
     for name, value in trainer.scales[0].ema.named_parameters():
         torch.testing.assert_close(value, average[name])
     cascade, _ = checkpoints.load_cascade(tmp_path / "run", weights="ema")
-    torch.testing.assert_close(cascade.networks["base"].net.entry.weight, average["network.net.entry.weight"])
+    torch.testing.assert_close(
+        cascade.networks["base"].net.entry.weight, average["network.net.entry.weight"]
+    )
 
 
 def test_shared_schedule_sees_every_scale(tmp_path, images, monkeypatch):
-    """Law: the gradient of a shared learned schedule is the sum of the scales', applied once; every scale's file holds the same one."""
-    trainer = Trainer(config(schedule="learned_linear", shared_schedule=True, clip=1e9), images, tmp_path / "run")
+    """Law: the gradient of a shared learned schedule is the sum of the scales', applied once; every
+    scale's file holds the same one."""
+    trainer = Trainer(
+        config(schedule="learned_linear", shared_schedule=True, clip=1e9), images, tmp_path / "run"
+    )
     trainer.run(steps=2, progress=False)
     schedule = trainer.cascade.schedules[0]
     parts = []
@@ -337,15 +410,26 @@ def test_shared_schedule_sees_every_scale(tmp_path, images, monkeypatch):
     train(tmp_path / "run", images, 4, trainer.config, resume=True)
     files = weights(tmp_path / "run")
     for kind in ("raw", "ema"):
-        assert torch.equal(*(files[f"{kind}.{s}.safetensors", "schedule.start"] for s in ("base", "details1")))
+        assert torch.equal(
+            *(files[f"{kind}.{s}.safetensors", "schedule.start"] for s in ("base", "details1"))
+        )
 
 
-@pytest.mark.parametrize("changes", [{"schedule": "monotone", "learn_endpoints": True}, {"schedule": "learned_linear"},
-                                     {"schedule": "learned_linear", "shared_schedule": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": "monotone", "learn_endpoints": True},
+        {"schedule": "learned_linear"},
+        {"schedule": "learned_linear", "shared_schedule": True},
+    ],
+)
 def test_learned_schedules_move_and_keep_their_order(tmp_path, images, changes):
     trainer = train(tmp_path / "run", images, 10, config(**changes))
     fresh = presets.build(trainer.config.model)
-    moved = [(a - b).abs().max().item() for a, b in zip(trainer.cascade.schedules.parameters(), fresh.schedules.parameters())]
+    moved = [
+        (a - b).abs().max().item()
+        for a, b in zip(trainer.cascade.schedules.parameters(), fresh.schedules.parameters())
+    ]
     assert moved and min(moved) > 0
     t = torch.linspace(0, 1, 50)
     for schedule in trainer.cascade.schedules:
@@ -354,22 +438,35 @@ def test_learned_schedules_move_and_keep_their_order(tmp_path, images, changes):
 
 @pytest.mark.parametrize("system", ["wavelet", "laplacian"])
 def test_side_by_side_is_in_turn_bit_for_bit(tmp_path, images, system, monkeypatch):
-    """With one torch thread a scale both ways. Also: the scales' threads are there during a run and gone after it."""
+    """With one torch thread a scale both ways. Also: the scales' threads are there during a run and
+    gone after it."""
     train(tmp_path / "turn", images, 6, config(system, dropout=0.0), side_by_side=False)
     trainer = Trainer(config(system, dropout=0.0), images, tmp_path / "side", side_by_side=True)
     seen, gradient, threads = set(), trainer._gradient, torch.get_num_threads()
-    monkeypatch.setattr(trainer, "_gradient", lambda scale: seen.add((threading.get_ident(), torch.get_num_threads())) or gradient(scale))
+    monkeypatch.setattr(
+        trainer,
+        "_gradient",
+        lambda scale: seen.add((threading.get_ident(), torch.get_num_threads())) or gradient(scale),
+    )
     trainer.run(steps=6, progress=False, log_every=5)
     assert_same_weights(tmp_path / "turn", tmp_path / "side")
-    assert threading.get_ident() not in {ident for ident, _ in seen} and {count for _, count in seen} == {1}
-    assert torch.get_num_threads() == threads and not [t for t in threading.enumerate() if t.ident in {ident for ident, _ in seen}]
-    assert checkpoints.read_log(tmp_path / "turn")[0]["scales"] == checkpoints.read_log(tmp_path / "side")[0]["scales"]
+    assert threading.get_ident() not in {ident for ident, _ in seen} and {
+        count for _, count in seen
+    } == {1}
+    assert torch.get_num_threads() == threads and not [
+        t for t in threading.enumerate() if t.ident in {ident for ident, _ in seen}
+    ]
+    assert (
+        checkpoints.read_log(tmp_path / "turn")[0]["scales"]
+        == checkpoints.read_log(tmp_path / "side")[0]["scales"]
+    )
 
 
 @pytest.mark.parametrize("trouble", [KeyboardInterrupt, TrainingDiverged, MemoryError])
 @pytest.mark.parametrize("index", [0, 1])
 def test_side_by_side_puts_the_streams_back(tmp_path, images, monkeypatch, trouble, index):
-    """Trouble in one scale's thread waits for the other's, whose random streams are put back too."""
+    """Trouble in one scale's thread waits for the other's, whose random streams are put back
+    too."""
     train(tmp_path / "whole", images, 8, config(dropout=0.0))
     trainer = Trainer(config(dropout=0.0), images, tmp_path / "cut", side_by_side=True)
     loss = trainer.cascade.loss
@@ -379,7 +476,8 @@ def test_side_by_side_puts_the_streams_back(tmp_path, images, monkeypatch, troub
             if trouble is TrainingDiverged:
                 return loss(i, *rest) * float("nan")
             raise trouble
-        time.sleep(0.05 if trainer.step == 4 else 0)  # the other scale is still at work when this one fails
+        # the other scale is still at work when this one fails
+        time.sleep(0.05 if trainer.step == 4 else 0)
         return loss(i, *rest)
 
     monkeypatch.setattr(trainer.cascade, "loss", broken)
@@ -394,8 +492,13 @@ def test_side_by_side_puts_the_streams_back(tmp_path, images, monkeypatch, troub
 def test_second_interrupt_while_threads_end_is_torn(tmp_path, images, monkeypatch):
     """Nobody knows then how far the other scale's streams have come: its state is not saved."""
     trainer = train(tmp_path / "run", images, 3, config(dropout=0.0), side_by_side=True)
-    monkeypatch.setattr(trainer.cascade, "loss", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    monkeypatch.setattr("pcdm_lib.training.trainer.wait", lambda jobs: (_ for _ in ()).throw(KeyboardInterrupt) if trainer._pool else wait(jobs))
+    monkeypatch.setattr(
+        trainer.cascade, "loss", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    monkeypatch.setattr(
+        "pcdm_lib.training.trainer.wait",
+        lambda jobs: (_ for _ in ()).throw(KeyboardInterrupt) if trainer._pool else wait(jobs),
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.run(steps=6, progress=False)
     assert trainer.torn
@@ -406,10 +509,19 @@ def test_side_by_side_where_it_applies(tmp_path, images):
 
     def chosen(name, system="wavelet", **changes):
         wanted = changes.pop("wanted", True)
-        return Trainer(config(system, **{"dropout": 0.0, **changes}), images, tmp_path / name, side_by_side=wanted).side_by_side
+        return Trainer(
+            config(system, **{"dropout": 0.0, **changes}),
+            images,
+            tmp_path / name,
+            side_by_side=wanted,
+        ).side_by_side
 
     assert chosen("asked") and not chosen("not asked", wanted=False)
-    for system, changes in (("vdm", {}), ("wavelet", {"dropout": 0.1}), ("wavelet", {"schedule": "learned_linear", "shared_schedule": True})):
+    for system, changes in (
+        ("vdm", {}),
+        ("wavelet", {"dropout": 0.1}),
+        ("wavelet", {"schedule": "learned_linear", "shared_schedule": True}),
+    ):
         with pytest.raises(ValueError, match="side_by_side takes two scales or more"):
             chosen("refused", system, **changes)
 
@@ -420,21 +532,31 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, images):
     with torch.no_grad():
         next(iter(trainer.scales[1].module.parameters())).fill_(float("nan"))
     trainer.step += 1
-    with pytest.raises(TrainingDiverged, match="scale details1: the weights are not finite.*last checkpoint is kept"):
+    with pytest.raises(
+        TrainingDiverged,
+        match="scale details1: the weights are not finite.*last checkpoint is kept",
+    ):
         trainer.save()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
 
 
 def test_without_waiting_for_each_step(tmp_path, images, monkeypatch):
-    """As on a GPU: the same weights; a loss that is not finite is seen when losses are logged, and the last checkpoint counts."""
+    """As on a GPU: the same weights; a loss that is not finite is seen when losses are logged, and
+    the last checkpoint counts."""
     train(tmp_path / "whole", images, 10)
     trainer = Trainer(config(), images, tmp_path / "run")
     trainer.waits = False
     trainer.run(steps=10, progress=False, log_every=5)
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
     loss = trainer.cascade.loss
-    monkeypatch.setattr(trainer.cascade, "loss", lambda i, *rest: loss(i, *rest) * (float("nan") if trainer.step == 12 and i == 1 else 1))
-    with pytest.raises(TrainingDiverged, match="last steps before 15.*'details1': nan.*last checkpoint is kept"):
+    monkeypatch.setattr(
+        trainer.cascade,
+        "loss",
+        lambda i, *rest: loss(i, *rest) * (float("nan") if trainer.step == 12 and i == 1 else 1),
+    )
+    with pytest.raises(
+        TrainingDiverged, match="last steps before 15.*'details1': nan.*last checkpoint is kept"
+    ):
         trainer.run(steps=20, progress=False, log_every=5)
     assert checkpoints.newest_checkpoint(tmp_path / "run").name == "step-00000010"
     with pytest.raises(RuntimeError, match="resume=True"):
@@ -442,7 +564,8 @@ def test_without_waiting_for_each_step(tmp_path, images, monkeypatch):
 
 
 def test_schedules_follow_the_loss(tmp_path, images):
-    """Fitted at the start and before step 16, in raw and averaged copies alike; a run resumed in between goes the same way."""
+    """Fitted at the start and before step 16, in raw and averaged copies alike; a run resumed in
+    between goes the same way."""
     steady = config(lr_decay="none")  # a decay would depend on the budget
     train(tmp_path / "whole", images, 18, steady)
     train(tmp_path / "parts", images, 9, steady)
@@ -456,23 +579,31 @@ def test_schedules_follow_the_loss(tmp_path, images):
 
 
 def test_bf16_is_for_training_alone(tmp_path, images):
-    """The networks run in bfloat16, so the loss moves a little; weights stay float32, and what is scored knows nothing of it."""
+    """The networks run in bfloat16, so the loss moves a little; weights stay float32, and what is
+    scored knows nothing of it."""
     dtypes, rows = [], {}
     for precision in ("float32", "bf16"):
-        trainer = Trainer(config(dropout=0.0, precision=precision, optimiser="adamw"), images, tmp_path / precision)
+        trainer = Trainer(
+            config(dropout=0.0, precision=precision, optimiser="adamw"),
+            images,
+            tmp_path / precision,
+        )
         net = trainer.scales[0].module["network"].net
         net.exit.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
         trainer.run(steps=10, progress=False, log_every=5)
         rows[precision] = [r["bpd"] for r in checkpoints.read_log(tmp_path / precision)]
     assert set(dtypes) == {torch.float32, torch.bfloat16}
-    assert rows["bf16"] != rows["float32"] and rows["bf16"] == pytest.approx(rows["float32"], rel=0.02)
+    assert rows["bf16"] != rows["float32"] and rows["bf16"] == pytest.approx(
+        rows["float32"], rel=0.02
+    )
     assert all(v.dtype == torch.float32 for v in weights(tmp_path / "bf16").values())
     cascade, _ = checkpoints.load_cascade(tmp_path / "bf16")
     assert all(network.autocast is None for network in cascade.networks.values())
 
 
 def test_compiled_networks_keep_their_names(tmp_path, images, monkeypatch):
-    """torch.compile (here without a compiler behind it, which would take minutes) changes neither weights nor files."""
+    """torch.compile (here without a compiler behind it, which would take minutes) changes neither
+    weights nor files."""
     calls, compile_ = [], torch.compile
 
     def eager(function, **options):
@@ -485,7 +616,9 @@ def test_compiled_networks_keep_their_names(tmp_path, images, monkeypatch):
     train(tmp_path / "compiled", images, 3, config(dropout=0.0, compile=True))
     assert len(calls) == 2
     first, second = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
-    assert first.keys() == second.keys() and all(torch.allclose(first[k], second[k], atol=1e-3) for k in first)
+    assert first.keys() == second.keys() and all(
+        torch.allclose(first[k], second[k], atol=1e-3) for k in first
+    )
 
 
 def test_a_broken_network_is_reported_by_its_gradient(tmp_path, images):

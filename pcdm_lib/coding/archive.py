@@ -1,15 +1,21 @@
-"""Images of any size and number <-> one `.pcdm` file: which bits carry which tile, and what a plain codec carries instead.
+"""Images of any size and number <-> one `.pcdm` file: which bits carry which tile, and what a plain
+codec carries instead.
 
-A chunk holds some whole images and can be read alone. Its payload is one stack of bits (coding/bits_back.py):
+A chunk holds some whole images and can be read alone. Its payload is one stack of bits
+(coding/bits_back.py):
 
     bottom   pseudo-random words, as far as they were used: the noise of the first latents, where nothing better is at hand
-             plain files, whole images and the first tiles: useful bits to start from, since the first latents have to be drawn from something
+             plain files, whole images and the first tiles: useful bits to start from, since the
+             first latents have to be drawn from something
     top      the tiles, in batches of one shape, the first of them small, so that one tile's bits start the chunk and not a batch's
 
-and before it varints: how many images are plain and which, how many tiles are, and how many bytes the plain files take. An image that the model
-would expand is plain: PNG or JPEG XL, whichever is smaller. A chunk whose images are all plain has no stack.
+and before it varints: how many images are plain and which, how many tiles are, and how many bytes
+    the plain files take. An image that the model
+would expand is plain: PNG or JPEG XL, whichever is smaller. A chunk whose images are all plain has
+    no stack.
 
-The header names the model and a digest of its weights and settings, so that a file is never decoded by another one.
+The header names the model and a digest of its weights and settings, so that a file is never decoded
+by another one.
 """
 
 from __future__ import annotations
@@ -53,33 +59,62 @@ class NotVerified(RuntimeError):
 
 
 def digest(cascade: Cascade) -> str:
-    """32 hexadecimal digits of everything that shapes a cascade's predictions: map, noise levels, settings of the networks, weights in float32."""
-    facts: list[Any] = [repr(cascade.map), cascade.image_shape[0], cascade.max_value, FRACTION, PREDICTION]
+    """32 hexadecimal digits of everything that shapes a cascade's predictions: map, noise levels,
+    settings of the networks, weights in float32."""
+    facts: list[Any] = [
+        repr(cascade.map),
+        cascade.image_shape[0],
+        cascade.max_value,
+        FRACTION,
+        PREDICTION,
+    ]
     for index, spec in enumerate(cascade.specs):
         denoiser, schedule = cascade.denoiser(index), cascade.schedules[index]
         if not isinstance(denoiser, nn.Module):
-            raise ValueError(f"the denoiser of {spec.name!r} is no network with weights, so no file can say which it was: use pcdm_lib.coding.chain.TileCodec")
-        facts.append([type(schedule).__name__, *(getattr(denoiser, name, None) for name in ("preconditioning", "features", "gamma_range", "multiple"))])
+            raise ValueError(
+                f"the denoiser of {spec.name!r} is no network with weights, so no file can say "
+                f"which it was: use pcdm_lib.coding.chain.TileCodec"
+            )
+        facts.append(
+            [
+                type(schedule).__name__,
+                *(
+                    getattr(denoiser, name, None)
+                    for name in ("preconditioning", "features", "gamma_range", "multiple")
+                ),
+            ]
+        )
     found = hashlib.sha256(json.dumps(facts).encode())
     for name, value in sorted(cascade.state_dict().items()):
         found.update(f"{name} {tuple(value.shape)}".encode())
-        found.update(np.ascontiguousarray(value.detach().cpu().to(torch.float32).numpy(), "<f4").tobytes())
+        found.update(
+            np.ascontiguousarray(value.detach().cpu().to(torch.float32).numpy(), "<f4").tobytes()
+        )
     return found.hexdigest()[:32]
 
 
 def machine(device: torch.device | str = "cpu") -> str:
     """What a float32 file is tied to: processor, instruction set, threads, version of torch."""
     facts = records.provenance(device)
-    return f"{facts['machine']}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    return (
+        f"{facts['machine']}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    )
 
 
 # ---------------------------------------------------------------- files
 def check_image(name: str, image: NDArray) -> Image:
     """An image (H, W) or (H, W, 3) as (C, H, W); ValueError for anything else but uint8."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        raise ValueError(f"{name}: files hold images of uint8, got {getattr(image, 'dtype', type(image).__name__)}: convert it yourself, so that you know what is lost")
+        raise ValueError(
+            f"{name}: files hold images of uint8, got "
+            f"{getattr(image, 'dtype', type(image).__name__)}: convert it yourself, so that you "
+            f"know what is lost"
+        )
     if image.ndim not in (2, 3) or 0 in image.shape or image.shape[2:] not in ((), (3,)):
-        raise ValueError(f"{name}: expected a grey image (H, W) or a colour image (H, W, 3), got shape {image.shape}")
+        raise ValueError(
+            f"{name}: expected a grey image (H, W) or a colour image (H, W, 3), got shape "
+            f"{image.shape}"
+        )
     return np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1))
 
 
@@ -87,33 +122,59 @@ def _as_given(image: Image) -> NDArray:
     return image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
-def compress(images: Iterable[tuple[str, NDArray]], path: Path | str, cascade: Cascade, model: str, settings: Settings | None = None, *,
-             verify: bool = True, device: torch.device | str = "cpu", network_batch: int | None = None,
-             on_evaluation: Callable[[int], None] | None = None) -> Books:
+def compress(
+    images: Iterable[tuple[str, NDArray]],
+    path: Path | str,
+    cascade: Cascade,
+    model: str,
+    settings: Settings | None = None,
+    *,
+    verify: bool = True,
+    device: torch.device | str = "cpu",
+    network_batch: int | None = None,
+    on_evaluation: Callable[[int], None] | None = None,
+) -> Books:
     """Write images to a file, chunk by chunk: memory does not grow with their number.
 
     Args:
         images: names, all different, and arrays (H, W) or (H, W, 3) of uint8.
         model: what the file calls the model, so that a reader can find it.
-        verify: decode every chunk and compare it before it counts, then read the whole file again before it gets its name.
-        on_evaluation: called with the number of tiles after each evaluation of a network, for progress.
+        verify: decode every chunk and compare it before it counts, then read the whole file again
+            before it gets its name.
+        on_evaluation: called with the number of tiles after each evaluation of a network, for
+            progress.
     Raises:
-        ValueError: for bad images or settings. NotVerified: where what was written does not decode to what was given. OverflowError,
-            FloatingPointError: where the model's weights or schedule are broken. Nothing is written then.
+        ValueError: for bad images or settings. NotVerified: where what was written does not decode
+            to what was given. OverflowError,
+            FloatingPointError: where the model's weights or schedule are broken. Nothing is written
+                then.
     """
     settings = settings or Settings()
     codec = ImageCodec(cascade, settings, device, network_batch, on_evaluation)
-    header = {"model": model, "digest": digest(cascade), "coding": _CODING, "steps": settings.steps, "fineness": settings.fineness,
-              "batch": settings.batch, "side": codec.side, "precision": settings.precision, "tables": codec.tables}
+    header = {
+        "model": model,
+        "digest": digest(cascade),
+        "coding": _CODING,
+        "steps": settings.steps,
+        "fineness": settings.fineness,
+        "batch": settings.batch,
+        "side": codec.side,
+        "precision": settings.precision,
+        "tables": codec.tables,
+    }
     if settings.precision == "float32":
         header["machine"] = machine(device)
     books, written = Books(), []
 
     def check(file: Path) -> None:
         with Reader(file) as reader:
-            found = [hashlib.sha256(reader.chunk(info.number)[1]).digest() for info in reader.chunks]
+            found = [
+                hashlib.sha256(reader.chunk(info.number)[1]).digest() for info in reader.chunks
+            ]
         if reader.damage or found != written:
-            raise NotVerified(f"{path} was not written: what the disk gave back is not what was sent to it")
+            raise NotVerified(
+                f"{path} was not written: what the disk gave back is not what was sent to it"
+            )
 
     with Writer(path, header, check if verify else None) as writer:
         for names, chunk in _chunks(codec, images):
@@ -123,22 +184,35 @@ def compress(images: Iterable[tuple[str, NDArray]], path: Path | str, cascade: C
                 back = decode_chunk(codec, [image.shape for image in chunk], payload)
                 wrong = [name for name, a, b in zip(names, chunk, back) if not np.array_equal(a, b)]
                 if wrong:
-                    raise NotVerified(f"{path} was not written: {', '.join(wrong[:3])} did not decode to what was given; please report this")
+                    raise NotVerified(
+                        f"{path} was not written: {', '.join(wrong[:3])} did not decode to what "
+                        f"was given; please report this"
+                    )
                 books.verify_seconds += time.perf_counter() - began
             written.append(hashlib.sha256(payload).digest())
-            writer.add_chunk([Entry(name, image.shape, checksum(image)) for name, image in zip(names, chunk)], payload)
+            writer.add_chunk(
+                [Entry(name, image.shape, checksum(image)) for name, image in zip(names, chunk)],
+                payload,
+            )
             books.container_bits -= 8 * len(payload)
     books.container_bits += 8 * writer.bytes_written
     return books
 
 
 def work(cascade: Cascade, settings: Settings, sizes: Iterable[tuple[int, int]]) -> int:
-    """Network evaluations that images of these sizes (height, width) take, once through and none of them plain: for a progress bar."""
+    """Network evaluations that images of these sizes (height, width) take, once through and none of
+    them plain: for a progress bar."""
     side = settings.side or max(cascade.image_shape[1:])
-    return settings.steps * len(cascade.specs) * sum(len(plan(height, width, side)) for height, width in sizes)
+    return (
+        settings.steps
+        * len(cascade.specs)
+        * sum(len(plan(height, width, side)) for height, width in sizes)
+    )
 
 
-def _chunks(codec: ImageCodec, images: Iterable[tuple[str, NDArray]]) -> Iterator[tuple[list[str], list[Image]]]:
+def _chunks(
+    codec: ImageCodec, images: Iterable[tuple[str, NDArray]]
+) -> Iterator[tuple[list[str], list[Image]]]:
     names, chunk, tiles = [], [], 0
     for name, image in images:
         names.append(name)
@@ -155,7 +229,8 @@ class Archive:
     """A `.pcdm` file opened for reading.
 
     Attributes:
-        model, digest: what the file calls its model, and that model's digest. settings: how it was written.
+        model, digest: what the file calls its model, and that model's digest. settings: how it was
+            written.
         reader: the container underneath; `reader.damage` says what of it is damaged.
     """
 
@@ -164,12 +239,23 @@ class Archive:
         header = self.reader.header
         try:
             self.model, self.digest = str(header["model"]), str(header["digest"])
-            self._tables, self._machine, self._coding = int(header["tables"]), header.get("machine"), int(header["coding"])
-            self.settings = Settings(int(header["steps"]), float(header["fineness"]), int(header["batch"]), side=int(header["side"]),
-                                     precision=str(header["precision"]))
+            self._tables, self._machine, self._coding = (
+                int(header["tables"]),
+                header.get("machine"),
+                int(header["coding"]),
+            )
+            self.settings = Settings(
+                int(header["steps"]),
+                float(header["fineness"]),
+                int(header["batch"]),
+                side=int(header["side"]),
+                precision=str(header["precision"]),
+            )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             self.reader.close()
-            raise DamagedFile(f"{path}: the header does not say how the file was written ({error}): get it anew") from error
+            raise DamagedFile(
+                f"{path}: the header does not say how the file was written ({error}): get it anew"
+            ) from error
         self._codec: ImageCodec | None = None
 
     def __enter__(self) -> Archive:
@@ -186,44 +272,77 @@ class Archive:
                 found += [entry.name for entry in self.reader.entries(info.number)]
         return found
 
-    def prepare(self, cascade: Cascade, device: torch.device | str = "cpu", network_batch: int | None = None,
-                on_evaluation: Callable[[int], None] | None = None) -> ImageCodec:
-        """Make a model ready to decode this file; WrongModel where it is another one, or the machine cannot decode it."""
+    def prepare(
+        self,
+        cascade: Cascade,
+        device: torch.device | str = "cpu",
+        network_batch: int | None = None,
+        on_evaluation: Callable[[int], None] | None = None,
+    ) -> ImageCodec:
+        """Make a model ready to decode this file; WrongModel where it is another one, or the
+        machine cannot decode it."""
         if self._coding != _CODING:
-            raise WrongModel(f"{self.path} uses version {self._coding} of the coding, this package reads {_CODING}: use the version that wrote it")
+            raise WrongModel(
+                f"{self.path} uses version {self._coding} of the coding, this package reads "
+                f"{_CODING}: use the version that wrote it"
+            )
         found = digest(cascade)
         if found != self.digest:
-            raise WrongModel(f"{self.path} was written with the model {self.model!r} of digest {self.digest}, this one has {found}: "
-                             "give the very model that wrote it")
+            raise WrongModel(
+                f"{self.path} was written with the model {self.model!r} of digest {self.digest}, "
+                f"this one has {found}: "
+                "give the very model that wrote it"
+            )
         if self.settings.precision == "float32" and self._machine != machine(device):
-            raise WrongModel(f"{self.path} is a float32 file, which only the machine that wrote it can decode: {self._machine}; this is {machine(device)}")
+            raise WrongModel(
+                f"{self.path} is a float32 file, which only the machine that wrote it can decode: "
+                f"{self._machine}; this is {machine(device)}"
+            )
         self._codec = ImageCodec(cascade, self.settings, device, network_batch, on_evaluation)
         if self._codec.tables != self._tables:
-            raise WrongModel(f"{self.path}: this machine computes other tables for the same model and steps, so it cannot decode the file; please report this")
+            raise WrongModel(
+                f"{self.path}: this machine computes other tables for the same model and steps, "
+                f"so it cannot decode the file; please report this"
+            )
         return self._codec
 
     def chunk(self, number: int) -> list[tuple[str, NDArray]]:
-        """Names and arrays (H, W) or (H, W, 3) of one chunk, without those before it; DamagedFile naming the images where that fails."""
+        """Names and arrays (H, W) or (H, W, 3) of one chunk, without those before it; DamagedFile
+        naming the images where that fails."""
         if self._codec is None:
             raise ValueError("call prepare with the file's model first")
         entries, payload = self.reader.chunk(number)
-        names = ", ".join(repr(entry.name) for entry in entries[:3]) + (f" and {len(entries) - 3} more" if len(entries) > 3 else "")
+        names = ", ".join(repr(entry.name) for entry in entries[:3]) + (
+            f" and {len(entries) - 3} more" if len(entries) > 3 else ""
+        )
         try:
             images = decode_chunk(self._codec, [entry.shape for entry in entries], payload)
         except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
-            raise DamagedFile(f"{self.path}, chunk {number + 1}: {names} cannot be decoded ({error}), though the bytes are as they were written: "
-                              "please report this") from error
+            raise DamagedFile(
+                f"{self.path}, chunk {number + 1}: {names} cannot be decoded ({error}), though "
+                f"the bytes are as they were written: "
+                "please report this"
+            ) from error
         for entry, image in zip(entries, images):
             if checksum(image) != entry.checksum:
-                raise DamagedFile(f"{self.path}: {entry.name!r} does not decode to the image that was written, so this machine's arithmetic or "
-                                  "libraries differ from those that wrote it: decode on that machine, and please report this")
+                raise DamagedFile(
+                    f"{self.path}: {entry.name!r} does not decode to the image that was written, "
+                    f"so this machine's arithmetic or "
+                    "libraries differ from those that wrote it: decode on that machine, and "
+                    "please report this"
+                )
         return [(entry.name, _as_given(image)) for entry, image in zip(entries, images)]
 
-    def images(self, wanted: Sequence[str] | None = None) -> Iterator[tuple[str, NDArray] | DamagedFile]:
-        """All images, or those of the wanted names, in the order of the file; for a chunk that is damaged its error, and then the others."""
+    def images(
+        self, wanted: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, NDArray] | DamagedFile]:
+        """All images, or those of the wanted names, in the order of the file; for a chunk that is
+        damaged its error, and then the others."""
         for info in self.reader.chunks:
             try:
-                if wanted is not None and not {e.name for e in self.reader.entries(info.number)} & {*wanted}:
+                if wanted is not None and not {e.name for e in self.reader.entries(info.number)} & {
+                    *wanted
+                }:
                     continue
                 found = self.chunk(info.number)
             except DamagedFile as error:

@@ -1,4 +1,5 @@
-"""Chunks of a `.pcdm` file: images into tiles, tiles onto one stack of bits, and what each of them cost.
+"""Chunks of a `.pcdm` file: images into tiles, tiles onto one stack of bits, and what each of them
+cost.
 
 The file around the chunks is archive.py.
 """
@@ -30,7 +31,9 @@ BATCH = 16
 CHUNK_TILES = 256
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 PLAIN = ("PNG", "JPEG XL")
-MAX_SAMPLES = 1 << 26  # of the images of a chunk that the model codes: a limit of the format, so that no file can ask for more memory
+# of the images of a chunk that the model codes: a limit of the format, so that no file can ask for
+# more memory
+MAX_SAMPLES = 1 << 26
 _MARGIN = 1024  # words at the bottom of a stack beyond those that its largest batch can need
 _CODING = 1  # version of what this module and coding/bits_back.py do with the bits
 
@@ -39,14 +42,19 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a file is written. What a reader needs of it stands in the header: all but `chunk_tiles` and `plain`.
+    """How a file is written. What a reader needs of it stands in the header: all but `chunk_tiles`
+    and `plain`.
 
     Attributes:
-        steps: T of the chain: the bits of the T-step bound, and the time, both ways. fineness: of the latents' grid (coding/bits_back.py).
-        batch: largest number of tiles that share the stack at once. chunk_tiles: a chunk is closed once it holds as many.
+        steps: T of the chain: the bits of the T-step bound, and the time, both ways. fineness: of
+            the latents' grid (coding/bits_back.py).
+        batch: largest number of tiles that share the stack at once. chunk_tiles: a chunk is closed
+            once it holds as many.
         side: of the tiles; the model's own where it is None.
-        precision: "float64", the same on every machine, or "float32", faster and tied to the machine that wrote the file.
-        plain: whether images that the model would expand, and first tiles, may be stored by a plain codec.
+        precision: "float64", the same on every machine, or "float32", faster and tied to the
+            machine that wrote the file.
+        plain: whether images that the model would expand, and first tiles, may be stored by a plain
+            codec.
     """
 
     steps: int = STEPS
@@ -58,11 +66,20 @@ class Settings:
     plain: bool = True
 
     def __post_init__(self) -> None:
-        rules = {"steps": 2 <= self.steps <= 65535, "fineness": 0.01 <= self.fineness <= 1, "batch": 1 <= self.batch <= 65535,
-                 "chunk_tiles": 1 <= self.chunk_tiles <= MAX_CHUNK_IMAGES, "side": self.side is None or 1 <= self.side <= 65535, "precision": self.precision in PRECISIONS}
+        rules = {
+            "steps": 2 <= self.steps <= 65535,
+            "fineness": 0.01 <= self.fineness <= 1,
+            "batch": 1 <= self.batch <= 65535,
+            "chunk_tiles": 1 <= self.chunk_tiles <= MAX_CHUNK_IMAGES,
+            "side": self.side is None or 1 <= self.side <= 65535,
+            "precision": self.precision in PRECISIONS,
+        }
         for name, fine in rules.items():
             if not fine:
-                raise ValueError(f"{name}={getattr(self, name)!r} makes no sense for a file: see pcdm_lib.coding.Settings")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} makes no sense for a file: see "
+                    f"pcdm_lib.coding.Settings"
+                )
 
 
 class _Batch(NamedTuple):
@@ -78,7 +95,8 @@ class _Tile(NamedTuple):
 
 @dataclass
 class Books:
-    """Where the bits of a file went. All figures in bits, of the tiles that the model coded where nothing else is said."""
+    """Where the bits of a file went. All figures in bits, of the tiles that the model coded where
+    nothing else is said."""
 
     images: int = 0
     dims: int = 0  # samples of all images, plain ones too
@@ -87,14 +105,18 @@ class Books:
     plain_images: int = 0
     start_tiles: int = 0
     model_bits: float = 0.0  # net growth of the stacks
-    ideal_bits: float = 0.0  # the same by the densities themselves: a draw of the T-step bound, on the very latents of the file
+    # the same by the densities themselves: a draw of the T-step bound, on the very latents of the
+    #     file
+    ideal_bits: float = 0.0
     start_bits: float = 0.0  # pseudo-random bits at the bottom of the stacks
     plain_bits: float = 0.0
     container_bits: float = 0.0
     chunks: int = 0
-    steps: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # by scale, (T + 2,): 0 the integers, k the push of z_{k-1} less its own draw, so
+    # by scale, (T + 2,): 0 the integers, k the push of z_{k-1} less its own draw, so
+    steps: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     # that single entries may be negative, T + 1 the same of z_T
-    image_bits: dict[int, float] = field(default_factory=dict)  # by place in the file, of the images that the model coded whole
+    # by place in the file, of the images that the model coded whole
+    image_bits: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0  # of encoding, network and coder
     network_seconds: float = 0.0
     verify_seconds: float = 0.0
@@ -110,42 +132,78 @@ class Books:
 
     @property
     def net_bpd(self) -> float:
-        """Bits per dimension of the tiles that the model coded, without the start of the stacks and the container; NaN where there are none."""
+        """Bits per dimension of the tiles that the model coded, without the start of the stacks and
+        the container; NaN where there are none."""
         return self.model_bits / self.model_dims if self.model_dims else math.nan
 
     def __str__(self) -> str:
-        share = {"model": self.model_bits, "start of the stacks": self.start_bits, "plain files": self.plain_bits, "container": self.container_bits}
+        share = {
+            "model": self.model_bits,
+            "start of the stacks": self.start_bits,
+            "plain files": self.plain_bits,
+            "container": self.container_bits,
+        }
         parts = ", ".join(f"{name} {bits / 8:.0f}" for name, bits in share.items())
-        return f"{self.images} images, {self.total_bits / 8:.0f} bytes, {self.bpd:.4f} bits per dimension ({parts} bytes)"
+        return (
+            f"{self.images} images, {self.total_bits / 8:.0f} bytes, {self.bpd:.4f} bits per "
+            f"dimension ({parts} bytes)"
+        )
 
 
 class ImageCodec:
-    """A cascade made ready to code images: one copy of it in the precision of the file, grids, and tiles by shape.
+    """A cascade made ready to code images: one copy of it in the precision of the file, grids, and
+    tiles by shape.
 
     Args:
-        cascade: with a network for every scale, of a map that preserves volume, for grey or RGB images of 8 bits.
+        cascade: with a network for every scale, of a map that preserves volume, for grey or RGB
+            images of 8 bits.
         network_batch: tiles that a network sees at once; of no consequence for a float64 file.
     """
 
-    def __init__(self, cascade: Cascade, settings: Settings, device: torch.device | str = "cpu", network_batch: int | None = None,
-                 on_evaluation: Callable[[int], None] | None = None):
+    def __init__(
+        self,
+        cascade: Cascade,
+        settings: Settings,
+        device: torch.device | str = "cpu",
+        network_batch: int | None = None,
+        on_evaluation: Callable[[int], None] | None = None,
+    ):
         if cascade.max_value != 255 or cascade.image_shape[0] not in (1, 3):
-            raise ValueError(f"files hold 8-bit grey or RGB images, this model is of {cascade.image_shape[0]} channels with values 0..{cascade.max_value}")
+            raise ValueError(
+                f"files hold 8-bit grey or RGB images, this model is of {cascade.image_shape[0]} "
+                f"channels with values 0..{cascade.max_value}"
+            )
         self.settings, self.channels, self.map = settings, cascade.image_shape[0], cascade.map
         self.side = settings.side or max(cascade.image_shape[1:])
         TileScales(cascade.map, (self.channels, 1, 1))  # refuses maps that files cannot have
         if settings.precision == "float32" and network_batch not in (None, settings.batch):
-            raise ValueError("a float32 file depends on what the network sees at once: leave network_batch out")
+            raise ValueError(
+                "a float32 file depends on what the network sees at once: leave network_batch out"
+            )
         dtype = PRECISIONS[settings.precision]
         ready = copy.deepcopy(cascade).to(device, dtype).eval()
         denoisers = [ready.denoiser(index) for index in range(len(ready.specs))]
-        self.predictors = [Predictor(d, getattr(d, "multiple", 1), network_batch or settings.batch, dtype, device, on_evaluation) for d in denoisers]
-        self.grids = [TimeGrid.of(schedule, settings.steps, settings.fineness) for schedule in cascade.schedules]
+        self.predictors = [
+            Predictor(
+                d,
+                getattr(d, "multiple", 1),
+                network_batch or settings.batch,
+                dtype,
+                device,
+                on_evaluation,
+            )
+            for d in denoisers
+        ]
+        self.grids = [
+            TimeGrid.of(schedule, settings.steps, settings.fineness)
+            for schedule in cascade.schedules
+        ]
         self._scales: dict[tuple[int, int, int], TileScales] = {}
 
     @property
     def tables(self) -> int:
-        """A checksum of all that is computed but for the networks: the same wherever a file can be decoded."""
+        """A checksum of all that is computed but for the networks: the same wherever a file can be
+        decoded."""
         return probe(self.grids)
 
     def scales(self, shape: tuple[int, int, int]) -> TileScales:
@@ -158,36 +216,50 @@ class ImageCodec:
 
     # ---- planes and tiles
 
-    def tiles(self, shapes: Sequence[tuple[int, int, int]], without: Collection[int] = ()) -> list[_Tile]:
-        """The tiles of images (C, H, W), image after image, but for some. A grey image in a model of colours is one plane, three times the same; a colour
-        image in a model of grey is three."""
-        samples = sum(math.prod(shape) for image, shape in enumerate(shapes) if image not in without)
+    def tiles(
+        self, shapes: Sequence[tuple[int, int, int]], without: Collection[int] = ()
+    ) -> list[_Tile]:
+        """The tiles of images (C, H, W), image after image, but for some. A grey image in a model
+        of colours is one plane, three times the same; a colour image in a model of grey is
+        three."""
+        samples = sum(
+            math.prod(shape) for image, shape in enumerate(shapes) if image not in without
+        )
         if samples > MAX_SAMPLES:
-            raise ValueError(f"{samples} samples in one chunk, a model codes at most {MAX_SAMPLES}: cut the image into parts")
+            raise ValueError(
+                f"{samples} samples in one chunk, a model codes at most {MAX_SAMPLES}: cut the "
+                f"image into parts"
+            )
         step = 2**self.map.levels * max(p.multiple for p in self.predictors)
-        return [_Tile(image, plane, box) for image, (channels, height, width) in enumerate(shapes) if image not in without
-                for plane in range(channels if self.channels == 1 else 1) for box in plan(height, width, self.side, step)]
+        return [
+            _Tile(image, plane, box)
+            for image, (channels, height, width) in enumerate(shapes)
+            if image not in without
+            for plane in range(channels if self.channels == 1 else 1)
+            for box in plan(height, width, self.side, step)
+        ]
 
     def cut(self, image: Image, tile: _Tile) -> Image:
         """A tile (C of the model, h, w) of an image (C, H, W)."""
         box = tile.box
-        part = image[:, box.top:box.top + box.height, box.left:box.left + box.width]
+        part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
         if self.channels == 1:
-            return part[tile.plane:tile.plane + 1]
+            return part[tile.plane : tile.plane + 1]
         return np.broadcast_to(part, (self.channels, *part.shape[1:]))
 
     def paste(self, image: Image, tile: _Tile, values: NDArray) -> None:
-        """Inverse of `cut`. Where three equal channels stand for a grey one, the first is taken; the image's checksum tells if they differ."""
+        """Inverse of `cut`. Where three equal channels stand for a grey one, the first is taken;
+        the image's checksum tells if they differ."""
         box = tile.box
-        part = image[:, box.top:box.top + box.height, box.left:box.left + box.width]
+        part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
         if self.channels == 1:
             part[tile.plane] = values[0]
         else:
-            part[:] = values[:len(part)]
+            part[:] = values[: len(part)]
 
     def batches(self, tiles: Sequence[_Tile], chosen: Sequence[int]) -> list[_Batch]:
-        """The chosen tiles in batches of one shape, in the order in which they are pushed. The first are small: a batch draws its latents from
-        what those before it left."""
+        """The chosen tiles in batches of one shape, in the order in which they are pushed. The
+        first are small: a batch draws its latents from what those before it left."""
         groups: dict[tuple[int, int, int], list[int]] = {}
         for place in chosen:
             box = tiles[place].box
@@ -197,7 +269,9 @@ class ImageCodec:
             dims = self.scales(shape).dims
             at = 0
             while at < len(places):
-                some = tuple(places[at:at + min(self.settings.batch, max(1, before // (2 * dims)))])
+                some = tuple(
+                    places[at : at + min(self.settings.batch, max(1, before // (2 * dims)))]
+                )
                 found.append(_Batch(shape, some))
                 before += dims * len(some)
                 at += len(some)
@@ -208,13 +282,21 @@ class ImageCodec:
         return self.scales(shape).coded[-1].sum() * self.grids[-1].start_bits
 
     def _codec(self, batch: _Batch, number: int, watch: Any = None) -> TileCodec:
-        return TileCodec(self.scales(batch.shape), self.predictors, self.grids, len(batch.tiles), number, watch)
+        return TileCodec(
+            self.scales(batch.shape), self.predictors, self.grids, len(batch.tiles), number, watch
+        )
 
     # ---- stacks
 
-    def push(self, batches: Sequence[_Batch], values: Callable[[int], Image], start: bytes,
-             watch: Callable[[int, _Batch, int, Counted | None, Any, Counted], None] | None = None) -> tuple[Message, int]:
-        """All batches on a stack that begins with `start` above enough pseudo-random words; the stack, and the bits it began with."""
+    def push(
+        self,
+        batches: Sequence[_Batch],
+        values: Callable[[int], Image],
+        start: bytes,
+        watch: Callable[[int, _Batch, int, Counted | None, Any, Counted], None] | None = None,
+    ) -> tuple[Message, int]:
+        """All batches on a stack that begins with `start` above enough pseudo-random words; the
+        stack, and the bits it began with."""
         most = max((self.scales(b.shape).dims * len(b.tiles) for b in batches), default=0)
         spare = math.ceil(most * max(grid.start_bits for grid in self.grids) / 32) + _MARGIN
         bottom = np.random.Philox(key=_CODING << 96).random_raw(spare).astype(np.uint32)
@@ -222,13 +304,20 @@ class ImageCodec:
         message = Message(np.concatenate([bottom, filled]), needed=len(filled))
         begun = message.bits
         for number, batch in enumerate(batches):
-            x = torch.from_numpy(np.stack([values(place) for place in batch.tiles]).astype(np.int32))
-            spy = None if watch is None else (lambda index, *rest, batch=batch: watch(index, batch, *rest))
+            x = torch.from_numpy(
+                np.stack([values(place) for place in batch.tiles]).astype(np.int32)
+            )
+            spy = (
+                None
+                if watch is None
+                else (lambda index, *rest, batch=batch: watch(index, batch, *rest))
+            )
             self._codec(batch, number, spy).push(message, x)
         return message, begun
 
     def pop(self, batches: Sequence[_Batch], message: Message) -> Iterator[tuple[int, NDArray]]:
-        """Places and values (C, h, w) of the tiles on a stack, the last batch first; what is left is what the stack began with."""
+        """Places and values (C, h, w) of the tiles on a stack, the last batch first; what is left
+        is what the stack began with."""
         for number, batch in reversed(list(enumerate(batches))):
             x = self._codec(batch, number).pop(message)
             if int(x.min()) < 0 or int(x.max()) > 255:
@@ -249,7 +338,8 @@ def _plain(image: Image) -> bytes:
     array = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
     files = []
     for number, codec in enumerate(PLAIN):
-        with contextlib.suppress(ValueError, RuntimeError):  # a codec that cannot store an image of this size, or changed it; PNG can
+        # a codec that cannot store an image of this size, or changed it; PNG can
+        with contextlib.suppress(ValueError, RuntimeError):
             files.append(bytes([number]) + encode_image(codec, array))
     return min(files, key=len)
 
@@ -271,7 +361,7 @@ class _Bytes:
         if count > len(self.data) - self.place:
             raise ValueError("the payload ends too early")
         self.place += count
-        return self.data[self.place - count:self.place]
+        return self.data[self.place - count : self.place]
 
     def varint(self) -> int:
         value = 0
@@ -301,8 +391,17 @@ class _Coded(NamedTuple):
     steps: dict[str, NDArray[np.float64]]
 
     def payload(self) -> bytes:
-        head = varints([len(self.plain), *np.diff([-1, *sorted(self.plain)]).tolist(), self.starters, len(self.start)])
-        return head + (self.message.finished().astype("<u4").tobytes() if self.batches else self.start)
+        head = varints(
+            [
+                len(self.plain),
+                *np.diff([-1, *sorted(self.plain)]).tolist(),
+                self.starters,
+                len(self.start),
+            ]
+        )
+        return head + (
+            self.message.finished().astype("<u4").tobytes() if self.batches else self.start
+        )
 
 
 def encode_chunk(codec: ImageCodec, images: Sequence[Image], books: Books) -> bytes:
@@ -314,16 +413,27 @@ def encode_chunk(codec: ImageCodec, images: Sequence[Image], books: Books) -> by
     may_be_plain = codec.settings.plain
     files = [_plain(image) for image in images] if may_be_plain else []
     plain = {i for i, image in enumerate(images) if may_be_plain and image.size > MAX_SAMPLES}
-    while may_be_plain and sum(image.size for i, image in enumerate(images) if i not in plain) > MAX_SAMPLES:
-        plain.add(max((i for i in range(len(images)) if i not in plain), key=lambda i: images[i].size))
+    while (
+        may_be_plain
+        and sum(image.size for i, image in enumerate(images) if i not in plain) > MAX_SAMPLES
+    ):
+        plain.add(
+            max((i for i in range(len(images)) if i not in plain), key=lambda i: images[i].size)
+        )
     while True:
         coded = _code(codec, images, files, plain)
-        worse = {i for i, bits in enumerate(coded.spent) if may_be_plain and i not in plain and bits > 8 * len(files[i])}
+        worse = {
+            i
+            for i, bits in enumerate(coded.spent)
+            if may_be_plain and i not in plain and bits > 8 * len(files[i])
+        }
         if not worse:
             break
         plain = plain | worse
     # few images: their start costs more than the model saves, or they are nothing but start
-    if may_be_plain and (not coded.batches or len(coded.payload()) > sum(len(blob) + 3 for blob in files)):
+    if may_be_plain and (
+        not coded.batches or len(coded.payload()) > sum(len(blob) + 3 for blob in files)
+    ):
         coded = _code(codec, images, files, {*range(len(images))})
     _enter(books, codec, images, coded)
     books.seconds += time.perf_counter() - began
@@ -331,23 +441,39 @@ def encode_chunk(codec: ImageCodec, images: Sequence[Image], books: Books) -> by
     return coded.payload()
 
 
-def _code(codec: ImageCodec, images: Sequence[Image], files: Sequence[bytes], plain: set[int]) -> _Coded:
+def _code(
+    codec: ImageCodec, images: Sequence[Image], files: Sequence[bytes], plain: set[int]
+) -> _Coded:
     """Code a chunk with these images plain."""
     tiles = codec.tiles([image.shape for image in images], without=plain)
-    starters = _starters(codec, images, tiles, sum(len(files[i]) for i in plain)) if codec.settings.plain else []
-    start = b"".join(varints([len(blob)]) + blob for blob in [*(files[i] for i in sorted(plain)), *starters])
+    starters = (
+        _starters(codec, images, tiles, sum(len(files[i]) for i in plain))
+        if codec.settings.plain
+        else []
+    )
+    start = b"".join(
+        varints([len(blob)]) + blob for blob in [*(files[i] for i in sorted(plain)), *starters]
+    )
     batches = codec.batches(tiles, range(len(starters), len(tiles)))
     spent, steps, ideal = np.zeros(len(images)), {}, 0.0
 
-    def watch(index: int, batch: _Batch, k: int, drawn_by: Counted | None, value: Any, coded_by: Counted) -> None:
+    def watch(
+        index: int, batch: _Batch, k: int, drawn_by: Counted | None, value: Any, coded_by: Counted
+    ) -> None:
         nonlocal ideal
         bits = coded_by.bits(value) - (0.0 if drawn_by is None else drawn_by.bits(value))
-        ideal += float((coded_by.ideal(value) - (0.0 if drawn_by is None else drawn_by.ideal(value))).sum())
-        row = steps.setdefault(codec.scales(batch.shape).specs[index].name, np.zeros(codec.settings.steps + 2))
+        ideal += float(
+            (coded_by.ideal(value) - (0.0 if drawn_by is None else drawn_by.ideal(value))).sum()
+        )
+        row = steps.setdefault(
+            codec.scales(batch.shape).specs[index].name, np.zeros(codec.settings.steps + 2)
+        )
         row[k] += bits.sum()
         np.add.at(spent, [tiles[place].image for place in batch.tiles], bits.sum(axis=1))
 
-    message, begun = codec.push(batches, lambda place: codec.cut(images[tiles[place].image], tiles[place]), start, watch)
+    message, begun = codec.push(
+        batches, lambda place: codec.cut(images[tiles[place].image], tiles[place]), start, watch
+    )
     for tile, blob in zip(tiles, starters):
         spent[tile.image] += 8 * len(blob)
     return _Coded(plain, tiles, batches, len(starters), start, message, begun, spent, ideal, steps)
@@ -355,30 +481,43 @@ def _code(codec: ImageCodec, images: Sequence[Image], files: Sequence[bytes], pl
 
 def _enter(books: Books, codec: ImageCodec, images: Sequence[Image], coded: _Coded) -> None:
     """Enter a chunk into the books."""
-    starting = [tile.image for tile in coded.tiles[:coded.starters]]
-    modelled = {tile.image for tile in coded.tiles[coded.starters:]}
+    starting = [tile.image for tile in coded.tiles[: coded.starters]]
+    modelled = {tile.image for tile in coded.tiles[coded.starters :]}
     net = coded.message.bits - coded.begun if coded.batches else 0
     stack = 32 * len(coded.message.finished()) if coded.batches else 0
-    books.image_bits |= {books.images + i: float(coded.spent[i]) for i in sorted(modelled - {*starting})}
+    books.image_bits |= {
+        books.images + i: float(coded.spent[i]) for i in sorted(modelled - {*starting})
+    }
     books.chunks += 1
     books.plain_images += len(coded.plain)
     books.model_images += len(modelled)
     books.start_tiles += coded.starters
-    books.images, books.dims = books.images + len(images), books.dims + sum(image.size for image in images)
-    for tile in coded.tiles[coded.starters:]:
-        books.model_dims += tile.box.height * tile.box.width * (len(images[tile.image]) if codec.channels == 3 else 1)
+    books.images, books.dims = (
+        books.images + len(images),
+        books.dims + sum(image.size for image in images),
+    )
+    for tile in coded.tiles[coded.starters :]:
+        books.model_dims += (
+            tile.box.height
+            * tile.box.width
+            * (len(images[tile.image]) if codec.channels == 3 else 1)
+        )
     books.model_bits += net
     books.ideal_bits += coded.ideal
     books.plain_bits += 8 * len(coded.start)
     books.start_bits += stack - net - 8 * len(coded.start) if coded.batches else 0
-    books.container_bits += 8 * len(coded.payload()) - (stack if coded.batches else 8 * len(coded.start))
+    books.container_bits += 8 * len(coded.payload()) - (
+        stack if coded.batches else 8 * len(coded.start)
+    )
     for name, row in coded.steps.items():
         books.steps[name] = books.steps.get(name, 0.0) + row
 
 
-def _starters(codec: ImageCodec, images: Sequence[Image], tiles: Sequence[_Tile], bytes_there: int) -> list[bytes]:
-    """Plain files of the first tiles, as many as pay: each costs a little more than the model would take, and saves what it brings of the bits
-    that the first batch has to start from."""
+def _starters(
+    codec: ImageCodec, images: Sequence[Image], tiles: Sequence[_Tile], bytes_there: int
+) -> list[bytes]:
+    """Plain files of the first tiles, as many as pay: each costs a little more than the model would
+    take, and saves what it brings of the bits that the first batch has to start from."""
     found: list[bytes] = []
     for tile in tiles:
         need = codec.start_need((codec.channels, tile.box.height, tile.box.width)) / 8 - bytes_there
@@ -391,7 +530,9 @@ def _starters(codec: ImageCodec, images: Sequence[Image], tiles: Sequence[_Tile]
     return found
 
 
-def decode_chunk(codec: ImageCodec, shapes: Sequence[tuple[int, int, int]], payload: bytes) -> list[Image]:
+def decode_chunk(
+    codec: ImageCodec, shapes: Sequence[tuple[int, int, int]], payload: bytes
+) -> list[Image]:
     """The images (C, H, W) of a payload; ValueError where it is not one of this codec."""
     data = _Bytes(payload)
     count = data.varint()
@@ -416,7 +557,7 @@ def decode_chunk(codec: ImageCodec, shapes: Sequence[tuple[int, int, int]], payl
             codec.paste(images[tiles[place].image], tiles[place], values)
         begun = message.words().astype("<u4").tobytes()
         padded = length + -length % 4
-        start = begun[len(begun) - padded:len(begun) - padded + length] if padded else b""
+        start = begun[len(begun) - padded : len(begun) - padded + length] if padded else b""
     if len(start) != length:
         raise ValueError("the plain files end too early")
     data = _Bytes(start)
@@ -425,7 +566,9 @@ def decode_chunk(codec: ImageCodec, shapes: Sequence[tuple[int, int, int]], payl
     for tile in tiles[:starters]:
         channels = 1 if codec.channels == 1 or shapes[tile.image][0] == 1 else 3
         part = _unplain(data.take(data.varint()), (channels, tile.box.height, tile.box.width))
-        codec.paste(images[tile.image], tile, np.broadcast_to(part, (codec.channels, *part.shape[1:])))
+        codec.paste(
+            images[tile.image], tile, np.broadcast_to(part, (codec.channels, *part.shape[1:]))
+        )
     if data.rest():
         raise ValueError("more plain files than images")
     return images

@@ -1,12 +1,16 @@
-r"""The `.pcdm` file: names, shapes, checksums and coded bytes of images, in chunks that can be read one by one and whose damage is found and confined.
+r"""The `.pcdm` file: names, shapes, checksums and coded bytes of images, in chunks that can be read
+one by one and whose damage is found and confined.
 
-The container knows nothing of the model: what it needs is in the header, what it made of the images is in the payloads, and both are the caller's.
-Integers are little-endian. A varint has seven bits a byte, lowest first, the top bit set in all but its last byte. CRC is zlib's CRC32; "deflated" is
-raw DEFLATE (RFC 1951) without zlib's own six bytes of frame, for the CRCs here do their work. All offsets count from the start of the file.
+The container knows nothing of the model: what it needs is in the header, what it made of the images
+is in the payloads, and both are the caller's. Integers are little-endian. A varint has seven bits a
+byte, lowest first, the top bit set in all but its last byte. CRC is zlib's CRC32; "deflated" is raw
+DEFLATE (RFC 1951) without zlib's own six bytes of frame, for the CRCs here do their work. All
+offsets count from the start of the file.
 
 Preamble and header, PREAMBLE_BYTES + the header:
 
-    8 bytes  magic 8F "PCDM" 0D 0A 1A: a transfer in text mode, or one of 7 bits, cannot leave it as it is
+    8 bytes  magic 8F "PCDM" 0D 0A 1A: a transfer in text mode, or one of 7 bits, cannot leave it as
+    it is
     u16      format version. The preamble stays as it is in every version, so that a damaged version and a new one are told apart
     u32      length of the header
     u32      CRC of the 14 bytes before it and the header: the seal of the file
@@ -20,28 +24,34 @@ Chunks, one after the other, CHUNK_BYTES + chunk header + payload each:
     u32      CRC of the payload
     u32      CRC of the 20 bytes before it and the chunk header, begun with the seal of the file instead of 0
     header   varints: number of the chunk in the file (from 0), number of its first image in the file (from 0), number n of its images;
-             deflated: n names, each UTF-8 with a NUL after it, then the shapes in runs, each four varints: how many images, C, H, W;
+             deflated: n names, each UTF-8 with a NUL after it, then the shapes in runs, each four
+                 varints: how many images, C, H, W;
              n u32: the checksums of the images, not deflated, for they have no structure
     payload  bytes of the caller
 
-An empty name, which no image has, stands for the name before it counted up by one: the last group of decimal digits before the last dot, of at most
-18 digits, keeps its width where it can ("test-00017.png", "test-00018.png"). Names that count up thus cost next to nothing.
+An empty name, which no image has, stands for the name before it counted up by one: the last group
+of decimal digits before the last dot, of at most 18 digits, keeps its width where it can
+("test-00017.png", "test-00018.png"). Names that count up thus cost next to nothing.
 
 Index and trailer, TRAILER_BYTES + the index, at the end:
 
     index    varints: number of chunks, then the length of each chunk with everything in it, then the number of images of each; deflated where that
-             is shorter. The chunks lie end to end from the header to the index, so their lengths say where they are, and they cannot overlap
+             is shorter. The chunks lie end to end from the header to the index, so their lengths
+             say where they are, and they cannot overlap
     u32      length of the index, with the top bit set where it is deflated
     u32      CRC of the index and the 4 bytes before this field, begun with the seal of the file
     4 bytes  end 8E "END"
 
-The seal in the CRCs costs nothing and binds chunks and index to the header: a chunk that was cut from a file of another model is damage, and a `.pcdm`
-file within a payload is not taken for chunks of this one. Numbers of chunks and images are counted from 0 in this module and from 1 in its messages.
+The seal in the CRCs costs nothing and binds chunks and index to the header: a chunk that was cut
+from a file of another model is damage, and a `.pcdm` file within a payload is not taken for chunks
+of this one. Numbers of chunks and images are counted from 0 in this module and from 1 in its
+messages.
 
-A reader that finds the index damaged walks the chunks from the front; where that ends at something that is no chunk, it searches for the next marker with
-a sound chunk header. The numbers in chunk headers then tell which images are missing. Limits (MAX_...) keep hostile files from using time or memory: what
-is read in one piece is never longer than the file, and what is inflated never longer than a limit. A name may be any text, "../x" too: who
-makes files of names must check them.
+A reader that finds the index damaged walks the chunks from the front; where that ends at something
+that is no chunk, it searches for the next marker with a sound chunk header. The numbers in chunk
+headers then tell which images are missing. Limits (MAX_...) keep hostile files from using time or
+memory: what is read in one piece is never longer than the file, and what is inflated never longer
+    than a limit. A name may be any text, "../x" too: who makes files of names must check them.
 """
 
 from __future__ import annotations
@@ -69,11 +79,17 @@ MAX_CHUNKS = 1 << 20
 MAX_SIDE = 65535
 
 _MAGIC, _MARKER, _END = b"\x8fPCDM\r\n\x1a", b"\x8eCHK", b"\x8eEND"
-_PREAMBLE, _CHUNK, _TRAILER = struct.Struct("<8sHII"), struct.Struct("<4sIQII"), struct.Struct("<II4s")
-PREAMBLE_BYTES, CHUNK_BYTES, TRAILER_BYTES = _PREAMBLE.size, _CHUNK.size, _TRAILER.size  # 18, 24, 12
+_PREAMBLE, _CHUNK, _TRAILER = (
+    struct.Struct("<8sHII"),
+    struct.Struct("<4sIQII"),
+    struct.Struct("<II4s"),
+)
+# 18, 24, 12
+PREAMBLE_BYTES, CHUNK_BYTES, TRAILER_BYTES = _PREAMBLE.size, _CHUNK.size, _TRAILER.size
 
 _DEFLATED = 1 << 31
-_MIN_CHUNK = CHUNK_BYTES + 3 + 2 + 4  # three varints, the least that DEFLATE makes of anything, one checksum
+# three varints, the least that DEFLATE makes of anything, one checksum
+_MIN_CHUNK = CHUNK_BYTES + 3 + 2 + 4
 _MAX_INDEX = 5 + 20 * MAX_CHUNKS
 _MAX_CHUNK_HEADER = 3 * 10 + MAX_CHUNK_NAMES + 4 * MAX_CHUNK_IMAGES
 _BLOCK = 1 << 20
@@ -84,7 +100,8 @@ _COPY = "get a whole copy of the file"
 
 
 class DamagedFile(ValueError):
-    """A file that is no `.pcdm` file, or is damaged or cut short; names the file and, where it is about a chunk, the chunk and its images."""
+    """A file that is no `.pcdm` file, or is damaged or cut short; names the file and, where it is
+    about a chunk, the chunk and its images."""
 
 
 class UnknownVersion(ValueError):
@@ -92,7 +109,8 @@ class UnknownVersion(ValueError):
 
 
 class Entry(NamedTuple):
-    """An image: its name, its shape (C, H, W) and the u32 checksum of its pixels, which the caller computes and compares."""
+    """An image: its name, its shape (C, H, W) and the u32 checksum of its pixels, which the caller
+    computes and compares."""
 
     name: str
     shape: tuple[int, int, int]
@@ -100,7 +118,8 @@ class Entry(NamedTuple):
 
 
 class ChunkInfo(NamedTuple):
-    """Where a chunk lies: its number, the offset of its first byte, its length in bytes with everything in it, its first image and how many it has."""
+    """Where a chunk lies: its number, the offset of its first byte, its length in bytes with
+    everything in it, its first image and how many it has."""
 
     number: int
     offset: int
@@ -118,7 +137,8 @@ class _GivenUp(Exception):
 
 
 class _Budget:
-    """Bytes that a search may still spend on candidates, so that a file made of false ones cannot make it quadratic."""
+    """Bytes that a search may still spend on candidates, so that a file made of false ones cannot
+    make it quadratic."""
 
     def __init__(self, size: int) -> None:
         self.left = 2 * size + (64 << 20)
@@ -194,27 +214,42 @@ def _next_name(name: str) -> str | None:
     if found is None:
         return None
     digits, rest = found.groups()
-    return f"{stem[:found.start()]}{int(digits) + 1:0{len(digits)}d}{rest}{dot}{suffix}"
+    return f"{stem[: found.start()]}{int(digits) + 1:0{len(digits)}d}{rest}{dot}{suffix}"
 
 
 def _checked(entry: Entry) -> tuple[Entry, bytes]:
     """The same with plain numbers, and its name in UTF-8; ValueError where it cannot be stored."""
     name, shape, checksum = entry
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"{name!r} cannot be the name of an image: a name is text of one character or more, none of them NUL")
+        raise ValueError(
+            f"{name!r} cannot be the name of an image: a name is text of one character or more, "
+            f"none of them NUL"
+        )
     try:
         text = name.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name!r} cannot be the name of an image: it is no valid Unicode (UTF-8); rename the image") from None
+        raise ValueError(
+            f"{name!r} cannot be the name of an image: it is no valid Unicode (UTF-8); rename the "
+            f"image"
+        ) from None
     if len(text) > MAX_NAME:
-        raise ValueError(f"the name {name[:40]!r}... takes {len(text)} bytes of UTF-8, and at most {MAX_NAME} are possible: give a shorter one")
+        raise ValueError(
+            f"the name {name[:40]!r}... takes {len(text)} bytes of UTF-8, and at most {MAX_NAME} "
+            f"are possible: give a shorter one"
+        )
     try:
         channels, height, width = map(operator.index, shape)
         checksum = operator.index(checksum)
     except (TypeError, ValueError):
-        raise ValueError(f"image {name!r}: the shape must be three whole numbers (C, H, W) and the checksum one, not {shape!r} and {checksum!r}") from None
+        raise ValueError(
+            f"image {name!r}: the shape must be three whole numbers (C, H, W) and the checksum "
+            f"one, not {shape!r} and {checksum!r}"
+        ) from None
     if channels not in (1, 3) or not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
-        raise ValueError(f"image {name!r} has shape {(channels, height, width)}: C must be 1 or 3, and H and W from 1 to {MAX_SIDE}")
+        raise ValueError(
+            f"image {name!r} has shape {(channels, height, width)}: C must be 1 or 3, and H and W "
+            f"from 1 to {MAX_SIDE}"
+        )
     if not 0 <= checksum < 1 << 32:
         raise ValueError(f"image {name!r} has checksum {checksum}: it must be from 0 to 2**32 - 1")
     return Entry(name, (channels, height, width), checksum), text
@@ -233,8 +268,13 @@ def _pack_entries(entries: Sequence[Entry], texts: Sequence[bytes]) -> bytes:
             runs.append((1, *entry.shape))
     columns = b"".join(name + b"\0" for name in names) + b"".join(map(varints, runs))
     if max(len(columns), sum(map(len, texts))) > MAX_CHUNK_NAMES:
-        raise ValueError(f"the names and shapes of {len(entries)} images take more than {MAX_CHUNK_NAMES} bytes: put fewer images into a chunk")
-    return _deflate(columns) + struct.pack(f"<{len(entries)}I", *(entry.checksum for entry in entries))
+        raise ValueError(
+            f"the names and shapes of {len(entries)} images take more than {MAX_CHUNK_NAMES} "
+            f"bytes: put fewer images into a chunk"
+        )
+    return _deflate(columns) + struct.pack(
+        f"<{len(entries)}I", *(entry.checksum for entry in entries)
+    )
 
 
 def _unpack_entries(data: bytes, n: int) -> list[Entry]:
@@ -269,7 +309,11 @@ def _unpack_entries(data: bytes, n: int) -> list[Entry]:
         channels, position = _varint(runs, position)
         height, position = _varint(runs, position)
         width, position = _varint(runs, position)
-        if not 1 <= count <= n - len(shapes) or channels not in (1, 3) or not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        if (
+            not 1 <= count <= n - len(shapes)
+            or channels not in (1, 3)
+            or not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE)
+        ):
             raise _Unsound("a shape in it is impossible")
         shapes += [(channels, height, width)] * count
     if position != len(runs):
@@ -280,14 +324,24 @@ def _unpack_entries(data: bytes, n: int) -> list[Entry]:
 def _pack_header(header: Mapping[str, Any]) -> bytes:
     """A header as deflated JSON; ValueError where it would not read back as it is."""
     try:
-        text = json.dumps(dict(header), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        text = json.dumps(
+            dict(header), ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        ).encode()
         same = json.loads(text) == dict(header)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"the header of a .pcdm file must be a mapping that JSON can hold: {error}") from error
+        raise ValueError(
+            f"the header of a .pcdm file must be a mapping that JSON can hold: {error}"
+        ) from error
     if not same:
-        raise ValueError("the header of a .pcdm file must read back from JSON as it is: give text for keys and lists for tuples")
+        raise ValueError(
+            "the header of a .pcdm file must read back from JSON as it is: give text for keys and "
+            "lists for tuples"
+        )
     if len(text) > MAX_HEADER:
-        raise ValueError(f"the header takes {len(text)} bytes of JSON, and at most {MAX_HEADER} are possible: keep only what decoding needs")
+        raise ValueError(
+            f"the header takes {len(text)} bytes of JSON, and at most {MAX_HEADER} are possible: "
+            f"keep only what decoding needs"
+        )
     return _deflate(text)
 
 
@@ -308,12 +362,16 @@ def _unpack_header(data: bytes) -> dict[str, Any]:
 
 def _pack_index(chunks: Sequence[tuple[int, int]], seal: int) -> bytes:
     """Index and trailer of chunks given as (length, images)."""
-    index = varints([len(chunks), *(length for length, _ in chunks), *(images for _, images in chunks)])
+    index = varints(
+        [len(chunks), *(length for length, _ in chunks), *(images for _, images in chunks)]
+    )
     deflated = _deflate(index)
     flag = _DEFLATED if len(deflated) < len(index) else 0
     index = deflated if flag else index
     field = struct.pack("<I", len(index) | flag)
-    return index + _TRAILER.pack(len(index) | flag, zlib.crc32(field, zlib.crc32(index, seal)), _END)
+    return index + _TRAILER.pack(
+        len(index) | flag, zlib.crc32(field, zlib.crc32(index, seal)), _END
+    )
 
 
 def _range(first: int, count: int, word: str) -> str:
@@ -329,17 +387,26 @@ def _count(n: int, word: str) -> str:
 
 
 class Writer:
-    """Writes a `.pcdm` file under a temporary name in the same folder, and renames it when the `with` block ends well.
+    """Writes a `.pcdm` file under a temporary name in the same folder, and renames it when the
+    `with` block ends well.
 
-    path: where the file will be; its folder is made where it is missing. A file of that name stays as it is until the end, and for good if the block ends
-    with any exception. What is written is gone then too, but for a process that is killed: that leaves a file named .NAME.RANDOM.
+    path: where the file will be; its folder is made where it is missing. A file of that name stays
+    as it is until the end, and for good if the block ends with any exception. What is written is
+    gone then too, but for a process that is killed: that leaves a file named .NAME.RANDOM.
     header: a mapping that JSON can hold, best a flat and short one. ValueError where it is not.
-    check: called with the path of the whole file before it gets its name; what it raises keeps it from getting it.
+    check: called with the path of the whole file before it gets its name; what it raises keeps it
+        from getting it.
 
-    A chunk is held in memory only while it is written. The names of all images are kept until the end, to find double ones, and two numbers a chunk.
+    A chunk is held in memory only while it is written. The names of all images are kept until the
+    end, to find double ones, and two numbers a chunk.
     """
 
-    def __init__(self, path: Path | str, header: Mapping[str, Any], check: Callable[[Path], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        header: Mapping[str, Any],
+        check: Callable[[Path], None] | None = None,
+    ) -> None:
         self.path, self._check = Path(path), check
         body = _pack_header(header)
         start = _PREAMBLE.pack(_MAGIC, VERSION, len(body), 0)[:-4]
@@ -375,28 +442,39 @@ class Writer:
         return self
 
     def add_chunk(self, entries: Sequence[Entry], payload: bytes) -> int:
-        """Append the images of one chunk and their coded bytes; returns the bytes that the chunk takes, everything in it.
+        """Append the images of one chunk and their coded bytes; returns the bytes that the chunk
+        takes, everything in it.
 
-        ValueError, with nothing written, where there is no image, a name was there before, or an entry cannot be stored.
+        ValueError, with nothing written, where there is no image, a name was there before, or an
+        entry cannot be stored.
         """
         if self._file is None:
             raise ValueError(f"{self.path}: chunks are added within the `with` block of a Writer")
         if not 1 <= len(entries) <= MAX_CHUNK_IMAGES:
             raise ValueError(f"a chunk has from 1 to {MAX_CHUNK_IMAGES} images, not {len(entries)}")
         if len(self._chunks) == MAX_CHUNKS:
-            raise ValueError(f"a file has at most {MAX_CHUNKS} chunks: put more images into each, or use another file")
+            raise ValueError(
+                f"a file has at most {MAX_CHUNKS} chunks: put more images into each, or use "
+                f"another file"
+            )
         pairs = [_checked(entry) for entry in entries]
         names: set[str] = set()
         for entry, _ in pairs:
             if entry.name in self._names or entry.name in names:
-                raise ValueError(f"two images are named {entry.name!r}: every name in a file must differ from the others; rename one")
+                raise ValueError(
+                    f"two images are named {entry.name!r}: every name in a file must differ from "
+                    f"the others; rename one"
+                )
             names.add(entry.name)
-        body = varints([len(self._chunks), self._images, len(pairs)]) + _pack_entries([entry for entry, _ in pairs], [text for _, text in pairs])
+        body = varints([len(self._chunks), self._images, len(pairs)]) + _pack_entries(
+            [entry for entry, _ in pairs], [text for _, text in pairs]
+        )
         view = memoryview(payload).cast("B")
         fields = _CHUNK.pack(_MARKER, len(body), len(view), zlib.crc32(view), 0)[:-4]
         head = fields + struct.pack("<I", zlib.crc32(body, zlib.crc32(fields, self._seal))) + body
         length = len(head) + len(view)
-        self._broken, broken = True, self._broken  # a caller may catch what happens from here on and go on
+        # a caller may catch what happens from here on and go on
+        self._broken, broken = True, self._broken
         self._file.write(head)
         self._file.write(view)
         self._names |= names
@@ -406,7 +484,12 @@ class Writer:
         self._broken = broken
         return length
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if kind is not None:
             self._discard()
             return
@@ -419,7 +502,10 @@ class Writer:
     def _finish(self) -> None:
         assert self._file is not None and self._work is not None
         if self._broken:
-            raise OSError(f"{self.path} was not written: an error while a chunk was being written left it incomplete")
+            raise OSError(
+                f"{self.path} was not written: an error while a chunk was being written left it "
+                f"incomplete"
+            )
         if not self._chunks:
             raise ValueError(f"{self.path} was not written: it would hold no image; add a chunk")
         index = _pack_index(self._chunks, self._seal)
@@ -437,7 +523,8 @@ class Writer:
         file, self._file = self._file, None
         try:
             if file is not None:
-                with contextlib.suppress(OSError):  # a full disk refuses what is still buffered, and nobody wants it any more
+                # a full disk refuses what is still buffered, and nobody wants it any more
+                with contextlib.suppress(OSError):
                     file.close()
         finally:
             if self._work is not None:
@@ -451,13 +538,16 @@ class Writer:
 class Reader:
     """Reads a `.pcdm` file, chunk by chunk in any order, from one thread at a time.
 
-    path: the file, as given. Its header and index are read and verified at once; DamagedFile where it has no sound header, UnknownVersion where
-    that is of another version. A damaged index is not an error: the chunks are then found by walking, and `damage` says so.
+    path: the file, as given. Its header and index are read and verified at once; DamagedFile where
+    it has no sound header, UnknownVersion where that is of another version. A damaged index is not
+    an error: the chunks are then found by walking, and `damage` says so.
 
     header: the dict that the writer was given.
     chunks: the chunks that can be reached. What is in them is verified only when it is read.
-    num_images: images in the file. Without a sound index those as far as the last chunk found, lost ones before it included.
-    damage: one line for everything that is wrong with the file as a whole, about 100 at most; () where nothing is. It says nothing about what is in chunks.
+    num_images: images in the file. Without a sound index those as far as the last chunk found, lost
+        ones before it included.
+    damage: one line for everything that is wrong with the file as a whole, about 100 at most; ()
+        where nothing is. It says nothing about what is in chunks.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -495,26 +585,33 @@ class Reader:
         self._file.close()
 
     def entries(self, number: int) -> list[Entry]:
-        """The images of that chunk, of which only the chunk header is read and verified; DamagedFile naming its images by their numbers."""
+        """The images of that chunk, of which only the chunk header is read and verified;
+        DamagedFile naming its images by their numbers."""
         return self._head(number)[1]
 
     def chunk(self, number: int) -> tuple[list[Entry], bytes]:
         """The images of that chunk and its payload, verified.
 
-        DamagedFile naming the images by name where only the payload is damaged, else by number; IndexError where the file never had such a chunk.
+        DamagedFile naming the images by name where only the payload is damaged, else by number;
+        IndexError where the file never had such a chunk.
         """
         head, entries = self._head(number)
         payload = self._read(head.payload, head.payload_length)
         if zlib.crc32(payload) != head.payload_crc:
             names = [repr(entry.name) for entry in entries]
             listed = ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]}"
-            raise DamagedFile(f"{self.path}: the payload of {self._describe(head.info)} is damaged, and {listed} cannot be decoded: {_COPY}")
+            raise DamagedFile(
+                f"{self.path}: the payload of {self._describe(head.info)} is damaged, and "
+                f"{listed} cannot be decoded: {_COPY}"
+            )
         return entries, payload
 
     def find(self, name: str) -> int:
-        """The number of the chunk that holds the image of that name; KeyError where no chunk header that can be read has it.
+        """The number of the chunk that holds the image of that name; KeyError where no chunk header
+        that can be read has it.
 
-        Every call reads chunk headers from the first on and keeps nothing: for many names, go through `entries` once instead.
+        Every call reads chunk headers from the first on and keeps nothing: for many names, go
+        through `entries` once instead.
         """
         unread = 0
         for info in self.chunks:
@@ -525,15 +622,24 @@ class Reader:
                 unread += 1
         message = f"{self.path} has no image named {name!r}"
         if unread or self.damage:
-            message += f" in what can be read of it; {_count(unread, 'chunk header')} could not be read" + "".join(f"; {line}" for line in self.damage[:3])
+            message += (
+                f" in what can be read of it; {_count(unread, 'chunk header')} could not be read"
+                + "".join(f"; {line}" for line in self.damage[:3])
+            )
         raise KeyError(message)
 
     def layout(self) -> dict[str, int]:
-        """Bytes of the file by what they hold: "header" (preamble too), "chunk headers", "payloads" and "index" (trailer too); their sum is its size.
+        """Bytes of the file by what they hold: "header" (preamble too), "chunk headers", "payloads"
+        and "index" (trailer too); their sum is its size.
 
         A damaged file has "damaged" as well: bytes that no sound header tells apart.
         """
-        result = {"header": self._start, "chunk headers": 0, "payloads": 0, "index": self._index_bytes}
+        result = {
+            "header": self._start,
+            "chunk headers": 0,
+            "payloads": 0,
+            "index": self._index_bytes,
+        }
         for info in self.chunks:
             with contextlib.suppress(DamagedFile):
                 head = self._head(info.number)[0]
@@ -547,7 +653,10 @@ class Reader:
         self._file.seek(offset)
         data = self._file.read(length)
         if len(data) != length:
-            raise DamagedFile(f"{self.path} became shorter while it was read: read it again when nothing writes to it")
+            raise DamagedFile(
+                f"{self.path} became shorter while it was read: read it again when nothing writes "
+                f"to it"
+            )
         return data
 
     def _read_header(self) -> tuple[dict[str, Any], int, int]:
@@ -555,28 +664,46 @@ class Reader:
         start = self._read(0, min(self._size, PREAMBLE_BYTES))
         if not start.startswith(_MAGIC):
             if start and _MAGIC.startswith(start):
-                raise DamagedFile(f"{self.path} is cut short: it has only {_count(len(start), 'byte')}, and not even a header; {_COPY}")
+                raise DamagedFile(
+                    f"{self.path} is cut short: it has only {_count(len(start), 'byte')}, and not "
+                    f"even a header; {_COPY}"
+                )
             if b"PCDM" in start:
-                raise DamagedFile(f"{self.path} is no .pcdm file any more: its first bytes were changed, as by a transfer in text mode; transfer it as binary")
-            raise DamagedFile(f"{self.path} is no .pcdm file: " + ("it does not begin as one" if start else "it is empty"))
+                raise DamagedFile(
+                    f"{self.path} is no .pcdm file any more: its first bytes were changed, as by "
+                    f"a transfer in text mode; transfer it as binary"
+                )
+            raise DamagedFile(
+                f"{self.path} is no .pcdm file: "
+                + ("it does not begin as one" if start else "it is empty")
+            )
         if len(start) < PREAMBLE_BYTES:
-            raise DamagedFile(f"{self.path} is cut short: it has only {len(start)} bytes, and no header; {_COPY}")
+            raise DamagedFile(
+                f"{self.path} is cut short: it has only {len(start)} bytes, and no header; {_COPY}"
+            )
         _, version, length, seal = _PREAMBLE.unpack(start)
-        what = f"{self.path}: the header at the start is damaged or cut short, and without it nothing can be decoded"
+        what = (
+            f"{self.path}: the header at the start is damaged or cut short, and without it "
+            f"nothing can be decoded"
+        )
         if length > min(MAX_HEADER, self._size - PREAMBLE_BYTES):
             raise DamagedFile(f"{what} (it would have {length} bytes): {_COPY}")
         body = self._read(PREAMBLE_BYTES, length)
         if zlib.crc32(body, zlib.crc32(start[:-4])) != seal:
             raise DamagedFile(f"{what} (its checksum is wrong): {_COPY}")
         if version != VERSION:
-            raise UnknownVersion(f"{self.path} has format version {version}, and this program reads version {VERSION}: use the pcdm_lib that wrote it")
+            raise UnknownVersion(
+                f"{self.path} has format version {version}, and this program reads version "
+                f"{VERSION}: use the pcdm_lib that wrote it"
+            )
         try:
             return _unpack_header(body), seal, PREAMBLE_BYTES + length
         except _Unsound as problem:
             raise DamagedFile(f"{what} ({problem}): {_COPY}") from None
 
     def _index_before(self, end: int, budget: _Budget | None = None) -> tuple[list[ChunkInfo], int]:
-        """The chunks that the index lists whose trailer ends there, and the bytes of both; _Unsound where there is none that fits the file."""
+        """The chunks that the index lists whose trailer ends there, and the bytes of both; _Unsound
+        where there is none that fits the file."""
         cut = "the index at the end is damaged, or the file was cut short"
         if end - TRAILER_BYTES < self._start:
             raise _Unsound(cut)
@@ -597,10 +724,13 @@ class Reader:
             if rest:
                 raise _Unsound("more follows the index within its own length")
         if budget:
-            budget.spend(16 * len(index))  # numbers are read one by one, which takes longer than a checksum
+            # numbers are read one by one, which takes longer than a checksum
+            budget.spend(16 * len(index))
         count, position = _varint(index, 0)
         if not 1 <= count <= most:
-            raise _Unsound(f"the index at the end lists {count} chunks, and {span} bytes hold from 1 to {most}")
+            raise _Unsound(
+                f"the index at the end lists {count} chunks, and {span} bytes hold from 1 to {most}"
+            )
         numbers = []
         for _ in range(2 * count):
             number, position = _varint(index, position)
@@ -611,15 +741,22 @@ class Reader:
         offset, first = self._start, 0
         for number, (size, images) in enumerate(zip(numbers[:count], numbers[count:], strict=True)):
             if not 1 <= images <= min(MAX_CHUNK_IMAGES, (size - _MIN_CHUNK) // 4 + 1):
-                raise _Unsound(f"the index at the end lists an impossible chunk ({images} images in {size} bytes)")
+                raise _Unsound(
+                    f"the index at the end lists an impossible chunk ({images} images in {size} "
+                    f"bytes)"
+                )
             chunks.append(ChunkInfo(number, offset, size, first, images))
             offset, first = offset + size, first + images
         if offset != self._start + span:
-            raise _Unsound(f"the chunks that the index at the end lists take {offset - self._start} bytes, and {span} are there")
+            raise _Unsound(
+                f"the chunks that the index at the end lists take {offset - self._start} bytes, "
+                f"and {span} are there"
+            )
         return chunks, TRAILER_BYTES + length
 
     def _head_at(self, offset: int, budget: _Budget | None = None) -> _Head:
-        """The chunk header at that offset; _Unsound where there is none. Its payload may end behind the file."""
+        """The chunk header at that offset; _Unsound where there is none. Its payload may end behind
+        the file."""
         if self._size - offset < _MIN_CHUNK:
             raise _Unsound("too few bytes are left")
         fields = self._read(offset, CHUNK_BYTES)
@@ -645,18 +782,30 @@ class Reader:
         info = self._by_number.get(number)
         if info is None:
             if self.chunks and 0 <= number < self.chunks[-1].number:
-                raise DamagedFile(f"{self.path}: chunk {number + 1} was not found, and its images cannot be decoded ({'; '.join(self.damage[:3])}): {_COPY}")
-            raise IndexError(f"{self.path} has no chunk with the number {number} (from 0): those in `chunks` can be read")
+                raise DamagedFile(
+                    f"{self.path}: chunk {number + 1} was not found, and its images cannot be "
+                    f"decoded ({'; '.join(self.damage[:3])}): {_COPY}"
+                )
+            raise IndexError(
+                f"{self.path} has no chunk with the number {number} (from 0): those in `chunks` "
+                f"can be read"
+            )
         try:
             head = self._head_at(info.offset)
             if head.info != info:
                 raise _Unsound("it contradicts the index")
             return head, _unpack_entries(head.columns, info.images)
         except _Unsound as problem:
-            raise DamagedFile(f"{self.path}: the header of {self._describe(info)} is damaged ({problem}), and they cannot be decoded: {_COPY}") from None
+            raise DamagedFile(
+                f"{self.path}: the header of {self._describe(info)} is damaged ({problem}), and "
+                f"they cannot be decoded: {_COPY}"
+            ) from None
 
     def _describe(self, info: ChunkInfo) -> str:
-        return f"chunk {info.number + 1} with {_range(info.first_image, info.images, 'image')} of {self._total}"
+        return (
+            f"chunk {info.number + 1} with {_range(info.first_image, info.images, 'image')} of "
+            f"{self._total}"
+        )
 
     def _use(self, index: tuple[list[ChunkInfo], int], end: int) -> None:
         """Take an index whose trailer ends there for the truth."""
@@ -666,10 +815,14 @@ class Reader:
         self._total = str(self.num_images)
         if end < self._size:
             extra = _count(self._size - end, "byte")
-            self.damage = (f"{extra} too many at the end, from byte {end} on: something was appended to the file; its images are not affected",)
+            self.damage = (
+                f"{extra} too many at the end, from byte {end} on: something was appended to the "
+                f"file; its images are not affected",
+            )
 
     def _walk(self, problem: str) -> None:
-        """Find chunks without the index, each behind the one before; where that fails, by their markers."""
+        """Find chunks without the index, each behind the one before; where that fails, by their
+        markers."""
         budget = _Budget(self._size)
         found: list[_Head] = []
         notes: list[str] = []
@@ -686,52 +839,86 @@ class Reader:
                         continue
                     cut, resume = head, head.payload
             try:
-                if cut is None and found and found[-1].info.offset + found[-1].info.length == position and not self._payload_sound(found[-1], budget):
-                    resume = found[-1].payload  # bytes may be missing in it, so that the next chunk lies before its place
+                if (
+                    cut is None
+                    and found
+                    and found[-1].info.offset + found[-1].info.length == position
+                    and not self._payload_sound(found[-1], budget)
+                ):
+                    # bytes may be missing in it, so that the next chunk lies before its place
+                    resume = found[-1].payload
                 result = self._search(resume, number, image, budget)
             except _GivenUp:
                 result = None
-                notes.append("the search for more chunks was given up: the file has too many false ones")
+                notes.append(
+                    "the search for more chunks was given up: the file has too many false ones"
+                )
             if result is not None and not isinstance(result, _Head):
                 self._use(*result)
                 return
             if cut is None and found and result is not None and result.info.offset < position:
                 cut = found.pop()
             if cut is not None:
-                notes.append(f"chunk {cut.info.number + 1} with {_range(cut.info.first_image, cut.info.images, 'image')} is not whole")
+                notes.append(
+                    f"chunk {cut.info.number + 1} with "
+                    f"{_range(cut.info.first_image, cut.info.images, 'image')} is not whole"
+                )
             if result is None:
                 if cut is None:
-                    notes.append(f"the last {_count(self._size - position, 'byte')}, from byte {position} on, cannot be read: a damaged index, or more chunks")
+                    notes.append(
+                        f"the last {_count(self._size - position, 'byte')}, from byte {position} "
+                        f"on, cannot be read: a damaged index, or more chunks"
+                    )
                 break
             lost, images = result.info.number - number, result.info.first_image - image
             if lost:
-                notes.append(f"{_range(number, lost, 'chunk')} with {_range(image, images, 'image')} cannot be found")
+                notes.append(
+                    f"{_range(number, lost, 'chunk')} with {_range(image, images, 'image')} "
+                    f"cannot be found"
+                )
             elif cut is None:
                 notes.append(f"bytes {position} to {result.info.offset - 1} belong to no chunk")
-            position, number, image = result.info.offset, result.info.number, result.info.first_image
+            position, number, image = (
+                result.info.offset,
+                result.info.number,
+                result.info.first_image,
+            )
         self.chunks = tuple(head.info for head in found)
         self.num_images = image
         self._total = f"at least {image}"
         held = _count(sum(info.images for info in self.chunks), "image")
-        self.damage = (f"{problem}: found {_count(len(found), 'whole chunk')} with {held} by walking", *notes[:_MAX_NOTES])
+        self.damage = (
+            f"{problem}: found {_count(len(found), 'whole chunk')} with {held} by walking",
+            *notes[:_MAX_NOTES],
+        )
         if len(notes) > _MAX_NOTES:
             self.damage += (f"{len(notes) - _MAX_NOTES} more such places",)
 
     @staticmethod
     def _follows(info: ChunkInfo, number: int, image: int) -> bool:
-        """Whether a chunk may come where that chunk and image are next: it is that one, or a later one behind others that are lost."""
+        """Whether a chunk may come where that chunk and image are next: it is that one, or a later
+        one behind others that are lost."""
         lost = info.number - number
-        return info.first_image == image if lost == 0 else lost > 0 and info.first_image - image >= lost
+        return (
+            info.first_image == image
+            if lost == 0
+            else lost > 0 and info.first_image - image >= lost
+        )
 
     def _payload_sound(self, head: _Head, budget: _Budget) -> bool:
         budget.spend(head.payload_length)
         crc = 0
         for offset in range(head.payload, head.payload + head.payload_length, _BLOCK):
-            crc = zlib.crc32(self._read(offset, min(_BLOCK, head.payload + head.payload_length - offset)), crc)
+            crc = zlib.crc32(
+                self._read(offset, min(_BLOCK, head.payload + head.payload_length - offset)), crc
+            )
         return crc == head.payload_crc
 
-    def _search(self, start: int, number: int, image: int, budget: _Budget) -> _Head | tuple[tuple[list[ChunkInfo], int], int] | None:
-        """The first thing from `start` on that is sound: a chunk header that may come next, or an index and the offset behind it."""
+    def _search(
+        self, start: int, number: int, image: int, budget: _Budget
+    ) -> _Head | tuple[tuple[list[ChunkInfo], int], int] | None:
+        """The first thing from `start` on that is sound: a chunk header that may come next, or an
+        index and the offset behind it."""
         for offset, mark in self._marks(start):
             budget.spend(4096)  # by chance there is one in 2 GiB
             with contextlib.suppress(_Unsound):

@@ -18,7 +18,8 @@ class Options:
 
     train: str = "random"  # or "grid": non-overlapping, as the held-out ones are
     count: int = 2000  # random crops of all training files together
-    margin: int = 16  # pixels along every border that no crop shows: scans and cameras leave their marks there
+    # pixels along every border that no crop shows: scans and cameras leave their marks there
+    margin: int = 16
     seed: int = 0  # of the random crops
 
 
@@ -30,7 +31,10 @@ def parse(text: str) -> tuple[Path, Options]:
         key, equals, value = item.partition("=")
         if key not in known or not equals or key in given:
             what = f"{key} twice" if key in given else f"{item!r}"
-            raise ValueError(f"crops:{text} has {what}, expected crops:PATH?key=value&key=value with the keys {', '.join(known)}")
+            raise ValueError(
+                f"crops:{text} has {what}, expected crops:PATH?key=value&key=value with the keys "
+                f"{', '.join(known)}"
+            )
         if key == "train":
             if value not in ("random", "grid"):
                 raise ValueError(f"crops:{text} has train={value!r}, expected random or grid")
@@ -38,7 +42,9 @@ def parse(text: str) -> tuple[Path, Options]:
             continue
         least = 1 if key == "count" else 0
         if not (value.isascii() and value.isdigit() and int(value) >= least):
-            raise ValueError(f"crops:{text} has {key}={value!r}, expected an integer of at least {least}")
+            raise ValueError(
+                f"crops:{text} has {key}={value!r}, expected an integer of at least {least}"
+            )
         given[key] = int(value)
     return Path(path).expanduser(), Options(**given)
 
@@ -46,7 +52,8 @@ def parse(text: str) -> tuple[Path, Options]:
 def load(text: str, size: int, limit: int | None) -> ImageData:
     """Crops of size x size pixels; the last tenth of the files, in sorted order, is held out.
 
-    Held out are all non-overlapping crops of those files, in an order whose every beginning is spread over them all.
+    Held out are all non-overlapping crops of those files, in an order whose every beginning is
+    spread over them all.
     """
     folder, options = parse(text)
     train_files, heldout_files = split_files(folder, "crops:")
@@ -65,21 +72,32 @@ def load(text: str, size: int, limit: int | None) -> ImageData:
     else:
         shares = _shares(options.count, len(train_files), options.seed)
         # a stream for each file: which crops it gives depends on no other file's size
-        train = np.concatenate([
-            _random(inner(name), size, share, np.random.default_rng([options.seed, i]))
-            for i, (name, share) in enumerate(zip(train_files, shares)) if share
-        ])
+        train = np.concatenate(
+            [
+                _random(inner(name), size, share, np.random.default_rng([options.seed, i]))
+                for i, (name, share) in enumerate(zip(train_files, shares))
+                if share
+            ]
+        )
         how = f"random (seed {options.seed})"
     heldout = tiles(heldout_files)
     total = len(heldout)
     heldout = heldout[spread(total)][:limit]
     label = (
-        f"crops of {folder.resolve().name}: {len(train_files)} train / {len(heldout_files)} held-out photographs, {len(train)} {how} train / "
-        f"{count(len(heldout), total)} held-out {size}x{size} crops, {options.margin} pixels or more from the border"
+        f"crops of {folder.resolve().name}: {len(train_files)} train / {len(heldout_files)} "
+        f"held-out photographs, {len(train)} {how} train / "
+        f"{count(len(heldout), total)} held-out {size}x{size} crops, {options.margin} pixels or "
+        f"more from the border"
     )
-    counts = {"train": len(train_files), "heldout": len(heldout_files), "first_heldout": heldout_files[0]}
+    counts = {
+        "train": len(train_files),
+        "heldout": len(heldout_files),
+        "first_heldout": heldout_files[0],
+    }
     asked = {field.name: getattr(options, field.name) for field in fields(Options)}
-    return image_data("crops", label, train, heldout, folder=str(folder.resolve()), files=counts, options=asked)
+    return image_data(
+        "crops", label, train, heldout, folder=str(folder.resolve()), files=counts, options=asked
+    )
 
 
 def _shares(total: int, files: int, seed: int) -> np.ndarray:
@@ -91,13 +109,21 @@ def _shares(total: int, files: int, seed: int) -> np.ndarray:
 
 def _random(image: np.ndarray, size: int, n: int, generator: np.random.Generator) -> np.ndarray:
     """n crops (n, 3, size, size) of an image (H, W, 3), all places equally likely."""
-    tops, lefts = (generator.integers(0, length - size, n, endpoint=True) for length in image.shape[:2])
-    return np.stack([image[top : top + size, left : left + size].transpose(2, 0, 1) for top, left in zip(tops, lefts)])
+    tops, lefts = (
+        generator.integers(0, length - size, n, endpoint=True) for length in image.shape[:2]
+    )
+    return np.stack(
+        [
+            image[top : top + size, left : left + size].transpose(2, 0, 1)
+            for top, left in zip(tops, lefts)
+        ]
+    )
 
 
 # A folder of images
 def _load_folder(folder: Path, size: int, limit: int | None) -> ImageData:
-    """Non-overlapping patches of every image; the last tenth of the files, in sorted order, is held out."""
+    """Non-overlapping patches of every image; the last tenth of the files, in sorted order, is held
+    out."""
     train_files, heldout_files = split_files(folder, "folder:")
 
     def patches(names: list[str]) -> np.ndarray:
@@ -107,8 +133,13 @@ def _load_folder(folder: Path, size: int, limit: int | None) -> ImageData:
     total = len(heldout)
     heldout = heldout[:limit]
     label = (
-        f"folder {folder.resolve().name}: {len(train_files)} train / {len(heldout_files)} held-out images, "
+        f"folder {folder.resolve().name}: {len(train_files)} train / {len(heldout_files)} "
+        f"held-out images, "
         f"{len(train)} train / {count(len(heldout), total)} held-out {size}x{size} patches"
     )
-    counts = {"train": len(train_files), "heldout": len(heldout_files), "first_heldout": heldout_files[0]}
+    counts = {
+        "train": len(train_files),
+        "heldout": len(heldout_files),
+        "first_heldout": heldout_files[0],
+    }
     return image_data("folder", label, train, heldout, folder=str(folder.resolve()), files=counts)

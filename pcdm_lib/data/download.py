@@ -1,4 +1,5 @@
-"""Published files: fetch them, check them, unpack CIFAR-10's archive. Files appear whole and checked, or not at all."""
+"""Published files: fetch them, check them, unpack CIFAR-10's archive. Files appear whole and
+checked, or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFile:
     """A file that is published under an address, and how to know it."""
 
     title: str  # the dataset
@@ -44,24 +45,27 @@ class Published:
             return f"has {size} bytes, expected {self.bytes}"
         name, expected = ("sha256", self.sha256) if self.sha256 else ("md5", self.md5)
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=name == "sha256")).hexdigest()
+            found = hashlib.file_digest(
+                file, lambda: hashlib.new(name, usedforsecurity=name == "sha256")
+            ).hexdigest()
         return None if found == expected else f"has {name} {found}, expected {expected}"
 
 
 CIFAR_FOLDER, CIFAR_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CIFAR_TEST = "test_batch.bin"
-CIFAR10 = Published(
+CIFAR10 = PublishedFile(
     title="CIFAR-10",
     name=CIFAR_ARCHIVE,
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    md5="c32a1d4ab5d03f1284b67883e8d87530",  # published on https://www.cs.toronto.edu/~kriz/cifar.html
+    # published on https://www.cs.toronto.edu/~kriz/cifar.html
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
     bytes=170_052_171,
     instead="; or use load('photos')",
 )
 
 
-def unpack(published: Published, archive: Path, final: Path) -> None:
+def unpack(published: PublishedFile, archive: Path, final: Path) -> None:
     """Unpack the six batches of CIFAR-10; `final` appears complete or not at all."""
     wrong = published.wrong(archive)
     if wrong:
@@ -69,7 +73,8 @@ def unpack(published: Published, archive: Path, final: Path) -> None:
     partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".cifar-10-"))
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            for name in (*CIFAR_TRAIN, CIFAR_TEST):  # by exact name: a member's own path is never written to
+            # by exact name: a member's own path is never written to
+            for name in (*CIFAR_TRAIN, CIFAR_TEST):
                 try:
                     member = tar.extractfile(f"{CIFAR_FOLDER}/{name}")
                 except KeyError:
@@ -89,8 +94,9 @@ def unpack(published: Published, archive: Path, final: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def fetch(published: Published, final: Path) -> None:
-    """Fetch a published file with a progress bar; `final` appears complete and checked or not at all.
+def fetch(published: PublishedFile, final: Path) -> None:
+    """Fetch a published file with a progress bar; `final` appears complete and checked or not at
+    all.
 
     Raises ConnectionError, within seconds, where it cannot be had.
     """
@@ -100,7 +106,10 @@ def fetch(published: Published, final: Path) -> None:
         next(stream)  # connected: nothing touches the disk before
         final.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=final.parent, prefix=f".{published.name}.")
-        with os.fdopen(handle, "wb") as out, tqdm(total=published.bytes, unit="B", unit_scale=True, desc=published.title) as bar:
+        with (
+            os.fdopen(handle, "wb") as out,
+            tqdm(total=published.bytes, unit="B", unit_scale=True, desc=published.title) as bar,
+        ):
             for chunk in stream:
                 out.write(chunk)
                 bar.update(len(chunk))
@@ -114,7 +123,9 @@ def fetch(published: Published, final: Path) -> None:
         partial = None
     except ConnectionError as error:
         advice = f"{published.by_hand(final.parent)}{published.instead}"
-        raise ConnectionError(f"{published.title} could not be downloaded ({error}): {advice}") from error
+        raise ConnectionError(
+            f"{published.title} could not be downloaded ({error}): {advice}"
+        ) from error
     finally:
         stream.close()
         if partial:
@@ -122,10 +133,11 @@ def fetch(published: Published, final: Path) -> None:
 
 
 def _stream(url: str) -> Iterator[bytes]:
-    """Yield b"" once connected, then the body in pieces of CHUNK bytes; ConnectionError on any failure or stall.
+    """Yield b"" once connected, then the body in pieces of CHUNK bytes; ConnectionError on any
+    failure or stall.
 
-    A socket's timeout bounds neither name resolution nor a server that sends a byte now and then; waiting
-    on a daemon thread bounds both.
+    A socket's timeout bounds neither name resolution nor a server that sends a byte now and then;
+    waiting on a daemon thread bounds both.
     """
     pieces: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=16)
     stop = threading.Event()

@@ -1,10 +1,12 @@
 """ImageNet at 32, 64 and 128 pixels.
 
-At 32 and 64 pixels two sets bear the same name, and what a model scores on one says little about the other: the *old* one (van den
-Oord et al. 2016, Pixel Recurrent Neural Networks), on which most likelihoods in the literature were measured, and the *new* one
-(Chrabaszcz et al. 2017), made smaller by another filter. So a set's version stands in its name and label.
+At 32 and 64 pixels two sets bear the same name, and what a model scores on one says little about
+the other: the *old* one (van den Oord et al. 2016, Pixel Recurrent Neural Networks), on which most
+likelihoods in the literature were measured, and the *new* one (Chrabaszcz et al. 2017), made
+smaller by another filter. So a set's version stands in its name and label.
 
-None of them can be fetched without a login. image-net.org publishes no checksums, so what is checked is structure and counts.
+None of them can be fetched without a login. image-net.org publishes no checksums, so what is
+checked is structure and counts.
 """
 
 from __future__ import annotations
@@ -27,14 +29,15 @@ SIDE = 128  # of the images made from a folder
 
 @dataclass(frozen=True)
 class Split:
-    """One side of a published set: its archives, each of which may lie unpacked in a folder of its name, and its number of images."""
+    """One side of a published set: its archives, each of which may lie unpacked in a folder of its
+    name, and its number of images."""
 
     archives: tuple[str, ...]
     images: int
 
 
 @dataclass(frozen=True)
-class Published:
+class Edition:
     """One published set of downsampled images."""
 
     label: str
@@ -46,21 +49,22 @@ class Published:
     origin: str  # where to get it
 
 
-def _old(size: int) -> Published:
-    return Published(
+def _old(size: int) -> Edition:
+    return Edition(
         label=f"ImageNet {size}x{size} (old: van den Oord et al. 2016)",
         size=size,
         train=Split((f"train_{size}x{size}.tar",), 1_281_149),
         heldout=Split((f"valid_{size}x{size}.tar",), 49_999),
         suffix=".png",
         blocks=png_blocks,
-        origin="published at http://image-net.org/small/download.php and no longer there: ask image-net.org, or who has a copy",
+        origin="published at http://image-net.org/small/download.php and no longer there: ask "
+        "image-net.org, or who has a copy",
     )
 
 
-def _new(size: int) -> Published:
+def _new(size: int) -> Edition:
     parts = ("train",) if size == 32 else ("train_part1", "train_part2")
-    return Published(
+    return Edition(
         label=f"ImageNet {size}x{size} (new: Chrabaszcz et al. 2017, box)",
         size=size,
         train=Split(tuple(f"Imagenet{size}_{part}_npz.zip" for part in parts), 1_281_167),
@@ -71,7 +75,11 @@ def _new(size: int) -> Published:
     )
 
 
-SETS = {f"imagenet{size}-{version}": make(size) for size in (32, 64) for version, make in (("old", _old), ("new", _new))}
+SETS = {
+    f"imagenet{size}-{version}": make(size)
+    for size in (32, 64)
+    for version, make in (("old", _old), ("new", _new))
+}
 AMBIGUOUS = ("imagenet32", "imagenet64")
 NAMES = (*SETS, "imagenet128:PATH")
 
@@ -80,20 +88,30 @@ def load(name: str, root: Path, size: int | None, limit: int | None) -> ImageDat
     """One of SETS, out of the folder `root`/`name` or `root` itself."""
     if name in AMBIGUOUS:
         raise ValueError(
-            f"{name} is what two sets are called, made smaller in different ways, so that their bits per dimension differ: say "
+            f"{name} is what two sets are called, made smaller in different ways, so that their "
+            f"bits per dimension differ: say "
             f"{name}-old (van den Oord et al. 2016) or {name}-new (Chrabaszcz et al. 2017, box)"
         )
     published = SETS[name]
     if size not in (None, published.size):
-        raise ValueError(f"the images of {name} are {published.size}x{published.size}, got size={size}: leave size out, or take another set")
-    paths = {side: _find(name, root, published, split) for side, split in (("train", published.train), ("heldout", published.heldout))}
+        raise ValueError(
+            f"the images of {name} are {published.size}x{published.size}, got size={size}: leave "
+            f"size out, or take another set"
+        )
+    paths = {
+        side: _find(name, root, published, split)
+        for side, split in (("train", published.train), ("heldout", published.heldout))
+    }
     train, train_sha256 = _images(name, published, published.train, paths["train"])
     heldout, heldout_sha256 = _images(name, published, published.heldout, paths["heldout"])
     kept = heldout[:limit]
     label = published.label
     if (len(train), len(kept)) != (published.train.images, published.heldout.images):
         some = count(len(train), len(train), published.train.images)
-        label += f", {some} train, {count(len(kept), len(heldout), published.heldout.images)} validation images"
+        label += (
+            f", {some} train, {count(len(kept), len(heldout), published.heldout.images)} "
+            f"validation images"
+        )
     return image_data(
         name,
         label,
@@ -106,23 +124,32 @@ def load(name: str, root: Path, size: int | None, limit: int | None) -> ImageDat
     )
 
 
-def _find(name: str, root: Path, published: Published, split: Split) -> list[Path]:
+def _find(name: str, root: Path, published: Edition, split: Split) -> list[Path]:
     """The archives of a split, or the folders that they were unpacked to."""
     found = []
     for archive in split.archives:
         stem = PurePosixPath(archive).stem
-        present = [path for folder in (root / name, root) for path in (folder / archive, folder / stem) if path.exists()]
+        present = [
+            path
+            for folder in (root / name, root)
+            for path in (folder / archive, folder / stem)
+            if path.exists()
+        ]
         if not present:
             wanted = ", ".join((*published.train.archives, *published.heldout.archives))
             raise FileNotFoundError(
-                f"no {archive} (nor {stem}/, unpacked from it) in {root.resolve()} or its folder {name}/: this set cannot be downloaded "
-                f"without a login; get {wanted} ({published.origin}) and put them there, as they are or unpacked"
+                f"no {archive} (nor {stem}/, unpacked from it) in {root.resolve()} or its folder "
+                f"{name}/: this set cannot be downloaded "
+                f"without a login; get {wanted} ({published.origin}) and put them there, as they "
+                f"are or unpacked"
             )
         found.append(present[0])
     return found
 
 
-def _images(name: str, published: Published, split: Split, paths: list[Path]) -> tuple[np.ndarray, str]:
+def _images(
+    name: str, published: Edition, split: Split, paths: list[Path]
+) -> tuple[np.ndarray, str]:
     """All images of a split and their checksum, by way of a cache beside its first archive."""
     training = split is published.train
     where = " and ".join(map(str, paths))
@@ -132,16 +159,30 @@ def _images(name: str, published: Published, split: Split, paths: list[Path]) ->
         for block in published.blocks(paths, published.size, training):
             made += len(block)
             if made > split.images:
-                raise ValueError(f"{where} holds more than the {split.images} images of {published.label}: take the published files")
+                raise ValueError(
+                    f"{where} holds more than the {split.images} images of {published.label}: "
+                    f"take the published files"
+                )
             yield block
         if not made:
-            raise ValueError(f"{where} holds no {published.suffix} files of {published.label}: take the published files")
+            raise ValueError(
+                f"{where} holds no {published.suffix} files of {published.label}: take the "
+                f"published files"
+            )
 
     # what lies unpacked is listed, not read, to see whether the cache was made of it
-    source = [folder_facts(path, listing(path, published.suffix)) if path.is_dir() else file_facts(path) for path in paths]
+    source = [
+        folder_facts(path, listing(path, published.suffix)) if path.is_dir() else file_facts(path)
+        for path in paths
+    ]
     title = f"{name}-{'train' if training else 'validation'}"
     return cached(
-        paths[0].parent / f"{title}.cache", {"files": source}, blocks, shape=(3, published.size, published.size), total=split.images, title=title
+        paths[0].parent / f"{title}.cache",
+        {"files": source},
+        blocks,
+        shape=(3, published.size, published.size),
+        total=split.images,
+        title=title,
     )
 
 
@@ -149,20 +190,28 @@ def _images(name: str, published: Published, split: Split, paths: list[Path]) ->
 
 
 def load_folder(folder: Path, size: int | None, limit: int | None) -> ImageData:
-    """ImageNet at 128 pixels out of `folder`/train and `folder`/val, each with or without folders for the classes."""
+    """ImageNet at 128 pixels out of `folder`/train and `folder`/val, each with or without folders
+    for the classes."""
     if size not in (None, SIDE):
-        raise ValueError(f"imagenet128:PATH makes images of {SIDE}x{SIDE}, got size={size}: leave size out, or use crops:PATH")
+        raise ValueError(
+            f"imagenet128:PATH makes images of {SIDE}x{SIDE}, got size={size}: leave size out, or "
+            f"use crops:PATH"
+        )
     made, left_out = [], 0
     for side in ("train", "val"):
         if not (folder / side).is_dir():
-            raise FileNotFoundError(f"{folder / side} is not a folder: give imagenet128:PATH a folder that holds train/ and val/, each of images")
+            raise FileNotFoundError(
+                f"{folder / side} is not a folder: give imagenet128:PATH a folder that holds "
+                f"train/ and val/, each of images"
+            )
         files = image_files(folder / side)
         made.append(_reduced(folder / side, files))
         left_out += len(files) - len(made[-1][0])
     (train, train_sha256), (heldout, heldout_sha256) = made
     kept = heldout[:limit]
     label = (
-        f"ImageNet {SIDE}x{SIDE} (folder {folder.resolve().name}: shorter side to {SIDE} by area, Pillow's BOX, then the middle), "
+        f"ImageNet {SIDE}x{SIDE} (folder {folder.resolve().name}: shorter side to {SIDE} by area, "
+        f"Pillow's BOX, then the middle), "
         f"{len(train)} train / {count(len(kept), len(heldout))} validation images"
     )
     if left_out:
@@ -180,7 +229,8 @@ def load_folder(folder: Path, size: int | None, limit: int | None) -> ImageData:
 
 
 def _reduced(folder: Path, files: list[str]) -> tuple[np.ndarray, str]:
-    """The images of a folder at SIDE x SIDE and their checksum, by way of a cache beside the folder."""
+    """The images of a folder at SIDE x SIDE and their checksum, by way of a cache beside the
+    folder."""
 
     def read(name: str) -> np.ndarray | None:
         with (folder / name).open("rb") as file:
@@ -189,31 +239,51 @@ def _reduced(folder: Path, files: list[str]) -> tuple[np.ndarray, str]:
 
     def blocks() -> Iterator[np.ndarray]:
         made = 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes without holding the interpreter
+        # Pillow decodes and resizes without holding the interpreter
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             for begin in range(0, len(files), BLOCK):
-                images = [image for image in pool.map(read, files[begin : begin + BLOCK]) if image is not None]
+                images = [
+                    image
+                    for image in pool.map(read, files[begin : begin + BLOCK])
+                    if image is not None
+                ]
                 made += len(images)
                 if images:
                     yield np.stack(images)
         if not made:
-            raise ValueError(f"{folder} holds {len(files)} images, none of at least {SIDE}x{SIDE} pixels: give a folder of larger ones")
+            raise ValueError(
+                f"{folder} holds {len(files)} images, none of at least {SIDE}x{SIDE} pixels: give "
+                f"a folder of larger ones"
+            )
 
     title = f"imagenet{SIDE}-{folder.name}"
     return cached(
-        folder.parent / f"{title}.cache", {"files": folder_facts(folder, files)}, blocks, shape=(3, SIDE, SIDE), total=len(files), title=title
+        folder.parent / f"{title}.cache",
+        {"files": folder_facts(folder, files)},
+        blocks,
+        shape=(3, SIDE, SIDE),
+        total=len(files),
+        title=title,
     )
 
 
 def reduce_to(pixels: np.ndarray, side: int) -> np.ndarray | None:
-    """(H, W, 3) -> (3, side, side): the shorter side reduced to `side` by area, then the middle; None for a smaller image.
+    """(H, W, 3) -> (3, side, side): the shorter side reduced to `side` by area, then the middle;
+    None for a smaller image.
 
-    The filter is Pillow's BOX, means over the area that each pixel covers, in fixed point: the same on every machine.
+    The filter is Pillow's BOX, means over the area that each pixel covers, in fixed point: the same
+    on every machine.
     """
     height, width = pixels.shape[:2]
     short = min(height, width)
     if short < side:
         return None
-    new_width, new_height = ((2 * length * side + short) // (2 * short) for length in (width, height))  # rounded, in integers
-    small = np.asarray(Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BOX))
+    # rounded, in integers
+    new_width, new_height = (
+        (2 * length * side + short) // (2 * short) for length in (width, height)
+    )
+    small = np.asarray(
+        Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BOX)
+    )
     top, left = (new_height - side) // 2, (new_width - side) // 2
     return small[top : top + side, left : left + side].transpose(2, 0, 1)

@@ -1,7 +1,8 @@
-"""The formats in which downsampled ImageNet is published: a tar archive of PNG images, or zip archives of npz batches.
+"""The formats in which downsampled ImageNet is published: a tar archive of PNG images, or zip
+archives of npz batches.
 
-Both are read where they lie, or from the folder that they were unpacked to. No member of an archive is written under its own path,
-and nothing is unpickled.
+Both are read where they lie, or from the folder that they were unpacked to. No member of an archive
+is written under its own path, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -24,13 +25,21 @@ import numpy as np
 from pcdm_lib.data.images import decode_rgb
 
 BLOCK = 1024  # images that are decoded before they are written
-TRAIN_BATCH, VALIDATION_BATCH = re.compile(r"train_data_batch_(\d+)\.npz"), re.compile(r"val_data()\.npz")
+TRAIN_BATCH, VALIDATION_BATCH = (
+    re.compile(r"train_data_batch_(\d+)\.npz"),
+    re.compile(r"val_data()\.npz"),
+)
 
 
 def listing(folder: Path, suffix: str) -> list[str]:
-    """The names of a folder's files with that suffix, in sorted order, without what a Mac leaves beside them."""
+    """The names of a folder's files with that suffix, in sorted order, without what a Mac leaves
+    beside them."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.name.endswith(suffix) and not entry.name.startswith("."))
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.name.endswith(suffix) and not entry.name.startswith(".")
+        )
 
 
 # PNG images
@@ -65,21 +74,31 @@ def _tar_index(path: Path) -> dict[str, tuple[int, int]]:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # a gigabyte of them otherwise
                 name = PurePosixPath(member.name)
-                if member.isreg() and name.parent.name == path.stem and name.suffix == ".png" and not name.name.startswith("."):
+                if (
+                    member.isreg()
+                    and name.parent.name == path.stem
+                    and name.suffix == ".png"
+                    and not name.name.startswith(".")
+                ):
                     index[name.name] = member.offset_data, member.size
         with path.open("rb") as file:  # an archive cut between two members looks whole to tarfile
             file.seek(max(0, path.stat().st_size - 2 * tarfile.BLOCKSIZE))
             if any(file.read()):
                 raise tarfile.ReadError("no end-of-archive mark")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is cut short or no tar archive ({error}): fetch it again") from error
+        raise ValueError(
+            f"{path} is cut short or no tar archive ({error}): fetch it again"
+        ) from error
     return index
 
 
 def _square(file: BinaryIO, name: str, size: int) -> np.ndarray:
     pixels = decode_rgb(file, name)
     if pixels.shape != (size, size, 3):
-        raise ValueError(f"{name} is {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {size}x{size}: take the published files")
+        raise ValueError(
+            f"{name} is {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {size}x{size}: take "
+            f"the published files"
+        )
     return pixels.transpose(2, 0, 1)
 
 
@@ -99,7 +118,8 @@ def _stacked(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def npz_blocks(paths: list[Path], size: int, training: bool) -> Iterator[np.ndarray]:
-    """The images (n, 3, size, size) of the batches in archives or folders, in the order of the batches' numbers."""
+    """The images (n, 3, size, size) of the batches in archives or folders, in the order of the
+    batches' numbers."""
     pattern = TRAIN_BATCH if training else VALIDATION_BATCH
     batches = {}
     for path in paths:
@@ -109,7 +129,10 @@ def npz_blocks(paths: list[Path], size: int, training: bool) -> Iterator[np.ndar
     missing = sorted(set(range(1, max(batches, default=0))) - set(batches))
     if missing:
         where = " and ".join(map(str, paths))
-        raise ValueError(f"{where} lacks batch {missing[0]} of {max(batches)}: batches may be missing at the end only, take the published files")
+        raise ValueError(
+            f"{where} lacks batch {missing[0]} of {max(batches)}: batches may be missing at the "
+            f"end only, take the published files"
+        )
     for number in sorted(batches):
         images = _read_batch(*batches[number], size)
         for begin in range(0, len(images), BLOCK):
@@ -121,11 +144,14 @@ def _zip_names(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{path} is cut short or no zip archive ({error}): fetch it again") from error
+        raise ValueError(
+            f"{path} is cut short or no zip archive ({error}): fetch it again"
+        ) from error
 
 
 def _read_batch(path: Path, name: str, size: int) -> np.ndarray:
-    """The images (n, 3, size, size) of one batch: `data` (n, 3 * size^2), channel after channel, and `labels` (n,)."""
+    """The images (n, 3, size, size) of one batch: `data` (n, 3 * size^2), channel after channel,
+    and `labels` (n,)."""
     what, images = f"{name} in {path}", None
     try:
         with _opened(path, name) as file:
@@ -137,11 +163,25 @@ def _read_batch(path: Path, name: str, size: int) -> np.ndarray:
         raise ValueError(f"{what} cannot be read as npz ({error}): fetch it again") from error
     advice = "take the published files"
     if images is None:
-        raise ValueError(f"{what} has the keys {', '.join(keys) or 'of no npz file'}, expected data and labels: {advice}")
-    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3 * size * size or not len(images):
-        raise ValueError(f"{what} has data of {images.dtype} {images.shape}, expected uint8 (N, {3 * size * size}), N at least 1: {advice}")
+        raise ValueError(
+            f"{what} has the keys {', '.join(keys) or 'of no npz file'}, expected data and "
+            f"labels: {advice}"
+        )
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 2
+        or images.shape[1] != 3 * size * size
+        or not len(images)
+    ):
+        raise ValueError(
+            f"{what} has data of {images.dtype} {images.shape}, expected uint8 (N, "
+            f"{3 * size * size}), N at least 1: {advice}"
+        )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise ValueError(f"{what} has labels of {labels.dtype} {labels.shape}, expected integers {images.shape[:1]}: {advice}")
+        raise ValueError(
+            f"{what} has labels of {labels.dtype} {labels.shape}, expected integers "
+            f"{images.shape[:1]}: {advice}"
+        )
     return images.reshape(-1, 3, size, size)
 
 
@@ -152,8 +192,13 @@ def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
         with (path / name).open("rb") as file:
             yield file
     else:
-        # npz is a zip archive itself, read from its end: of a member, which must be read from its start, it takes a copy (without a name)
-        with zipfile.ZipFile(path) as archive, archive.open(name) as member, tempfile.TemporaryFile(dir=path.parent) as copy:
+        # npz is a zip archive itself, read from its end: of a member, which must be read from its
+        # start, it takes a copy (without a name)
+        with (
+            zipfile.ZipFile(path) as archive,
+            archive.open(name) as member,
+            tempfile.TemporaryFile(dir=path.parent) as copy,
+        ):
             shutil.copyfileobj(member, copy, 1 << 20)
             copy.seek(0)
             yield copy

@@ -1,4 +1,5 @@
-"""What the datasets share: the record `ImageData`, the data folder, image files read as 8-bit RGB, and what is cut out of them."""
+"""What the datasets share: the record `ImageData`, the data folder, image files read as 8-bit RGB,
+and what is cut out of them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ TRANSPARENCY = "transparency"
 class ImageData:
     """One dataset: uint8 images (N, C, H, W) to train on and (M, C, H, W) held out."""
 
-    name: str  # as `data.load` takes it, without a path or options: "photos", "cifar10", "folder", "imagenet32-old", ...
+    # as `data.load` takes it, without a path or options: "photos", "cifar10", "folder",
+    # "imagenet32-old", ...
+    name: str
     label: str  # what figures and files say the numbers were measured on
     train: torch.Tensor
     heldout: torch.Tensor
@@ -29,7 +32,8 @@ class ImageData:
 
     @property
     def of_a_path(self) -> bool:
-        """Whether these are images of somebody's folder, which may change, rather than of a set that everybody has."""
+        """Whether these are images of somebody's folder, which may change, rather than of a set
+        that everybody has."""
         return self.name in ("folder", "crops", "imagenet128")
 
     @property
@@ -56,7 +60,8 @@ def image_data(
     heldout_sha256: str | None = None,
     **source,
 ) -> ImageData:
-    """Freeze arrays (N, C, H, W) as tensors and add the facts that every source has; a checksum that is known is not computed anew."""
+    """Freeze arrays (N, C, H, W) as tensors and add the facts that every source has; a checksum
+    that is known is not computed anew."""
     train, heldout = np.ascontiguousarray(train), np.ascontiguousarray(heldout)
     source |= {
         "train_count": len(train),
@@ -71,13 +76,15 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     """The tensor that shares an array's memory."""
     if array.flags.writeable:
         return torch.from_numpy(array)
-    with warnings.catch_warnings():  # a map that the system gives for reading only: torch says that one must not write into it
+    # a map that the system gives for reading only: torch says that one must not write into it
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
 
 
 def count(kept: int, total: int, official: int | None = None) -> str:
-    """How many images of how many: those of a limit are the first; those that a cut-short copy holds may lie anywhere in the `official` set."""
+    """How many images of how many: those of a limit are the first; those that a cut-short copy
+    holds may lie anywhere in the `official` set."""
     if official is None or total == official:
         return f"{kept}" if kept == total else f"first {kept} of {total}"
     return f"{kept} of {official}" if kept == total else f"first {kept} of {total} (of {official})"
@@ -92,7 +99,9 @@ def image_files(folder: Path) -> list[str]:
     for where, _, names in os.walk(folder):  # pathlib takes a minute over a million files
         inner = Path(where).relative_to(folder).as_posix()
         prefix = "" if inner == "." else f"{inner}/"
-        wanted = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+        wanted = (
+            name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        )
         found += [prefix + name for name in wanted if os.path.isfile(os.path.join(where, name))]
     return sorted(found)
 
@@ -100,7 +109,9 @@ def image_files(folder: Path) -> list[str]:
 def split_files(folder: Path, prefix: str) -> tuple[list[str], list[str]]:
     """The image files to train on, and the last tenth of them, at least one, to hold out."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give {prefix}PATH a folder of PNG, JPEG or WebP images")
+        raise FileNotFoundError(
+            f"{folder} is not a folder: give {prefix}PATH a folder of PNG, JPEG or WebP images"
+        )
     files = image_files(folder)
     if len(files) < 2:
         raise ValueError(
@@ -111,22 +122,29 @@ def split_files(folder: Path, prefix: str) -> tuple[list[str], list[str]]:
     return files[:split], files[split:]
 
 
-def read_rgb(path: Path, least: int = 1, advice: str = "remove it or choose a smaller size") -> np.ndarray:
+def read_rgb(
+    path: Path, least: int = 1, advice: str = "remove it or choose a smaller size"
+) -> np.ndarray:
     """One 8-bit image file as (H, W, 3), at least `least` pixels a side."""
     try:
         file = path.open("rb")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read as PNG, JPEG or WebP ({error}): repair or remove it") from error
+        raise ValueError(
+            f"{path} cannot be read as PNG, JPEG or WebP ({error}): repair or remove it"
+        ) from error
     with file:
         pixels = decode_rgb(file, str(path))
     height, width = pixels.shape[:2]
     if min(height, width) < least:
-        raise ValueError(f"{path} is {width}x{height} pixels, expected at least {least}x{least}: {advice}")
+        raise ValueError(
+            f"{path} is {width}x{height} pixels, expected at least {least}x{least}: {advice}"
+        )
     return pixels
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """One 8-bit image file as its decoder gives it, grey as (H, W), else RGB (H, W, 3): every sample, and no metadata."""
+    """One 8-bit image file as its decoder gives it, grey as (H, W), else RGB (H, W, 3): every
+    sample, and no metadata."""
     pixels = read_rgb(path)
     with Image.open(path) as image:
         grey = image.mode in ("1", "L")
@@ -134,9 +152,11 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 def decode_rgb(file: BinaryIO, name: str, *, lenient: bool = False) -> np.ndarray:
-    """One 8-bit image as (H, W, 3), gray and palette spread to RGB; what RGB cannot hold is an error.
+    """One 8-bit image as (H, W, 3), gray and palette spread to RGB; what RGB cannot hold is an
+    error.
 
-    name: what errors call the file. lenient: CMYK and transparency, which are lost in RGB, are converted as Pillow does it.
+    name: what errors call the file. lenient: CMYK and transparency, which are lost in RGB, are
+        converted as Pillow does it.
     """
     try:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
@@ -145,15 +165,21 @@ def decode_rgb(file: BinaryIO, name: str, *, lenient: bool = False) -> np.ndarra
                 what = None
             pixels = None if what else np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read as PNG, JPEG or WebP ({error}): repair or remove it") from error
+        raise ValueError(
+            f"{name} cannot be read as PNG, JPEG or WebP ({error}): repair or remove it"
+        ) from error
     if what:
-        raise ValueError(f"{name} has {what}, expected one 8-bit RGB, gray or palette image: convert or remove it")
+        raise ValueError(
+            f"{name} has {what}, expected one 8-bit RGB, gray or palette image: convert or remove "
+            f"it"
+        )
     return pixels
 
 
 def beyond_rgb(image: Image.Image, file: BinaryIO) -> str | None:
     """What an open image has that 8-bit RGB would lose without a word, or None."""
-    if image.format == "PNG":  # Pillow cuts 16-bit colour to 8 bits: ask the header, whose byte 24 is the depth
+    # Pillow cuts 16-bit colour to 8 bits: ask the header, whose byte 24 is the depth
+    if image.format == "PNG":
         here = file.tell()
         file.seek(24)
         depth = file.read(1)[0]
@@ -162,7 +188,8 @@ def beyond_rgb(image: Image.Image, file: BinaryIO) -> str | None:
             return f"{depth} bits a channel"
     if image.has_transparency_data:
         return TRANSPARENCY
-    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:  # a JPEG's further frames are previews
+    # a JPEG's further frames are previews
+    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
         return f"{image.n_frames} frames"
     return None if image.mode in ("1", "L", "P", "RGB") else f"mode {image.mode}"
 
@@ -171,20 +198,23 @@ def beyond_rgb(image: Image.Image, file: BinaryIO) -> str | None:
 
 
 def box_reduce(image: np.ndarray, k: int) -> np.ndarray:
-    """(H, W, 3) -> (H // k, W // k, 3): rounded means of k x k blocks, in integers: the same on every machine."""
+    """(H, W, 3) -> (H // k, W // k, 3): rounded means of k x k blocks, in integers: the same on
+    every machine."""
     height, width = image.shape[0] // k, image.shape[1] // k
     blocks = image[: height * k, : width * k].astype(np.uint32).reshape(height, k, width, k, 3)
     return ((blocks.sum((1, 3), dtype=np.uint32) + k * k // 2) // (k * k)).astype(np.uint8)
 
 
 def grid(image: np.ndarray, size: int, stride: int) -> np.ndarray:
-    """All size x size patches (N, 3, size, size) of an image (H, W, 3), in steps of `stride` from the top left."""
+    """All size x size patches (N, 3, size, size) of an image (H, W, 3), in steps of `stride` from
+    the top left."""
     windows = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(0, 1))
     return windows[::stride, ::stride].reshape(-1, 3, size, size)
 
 
 def spread(n: int) -> np.ndarray:
-    """An order of range(n) whose every beginning is spread over the whole, so that a limit keeps some of everything."""
+    """An order of range(n) whose every beginning is spread over the whole, so that a limit keeps
+    some of everything."""
     step = max(1, round(n * 0.6180339887))
     while np.gcd(step, n) != 1:
         step += 1

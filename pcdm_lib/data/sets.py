@@ -1,10 +1,11 @@
 """Image datasets as uint8 tensors.
 
-`load` is the one way in: photographs that come with scikit-image (nothing to fetch), CIFAR-10 in its
-official binary format, SVHN, ImageNet at 32, 64 and 128 pixels, a folder of images, crops of large
+`load_data` is the one way in: photographs that come with scikit-image (nothing to fetch), CIFAR-10 in
+its official binary format, SVHN, ImageNet at 32, 64 and 128 pixels, a folder of images, crops of
+large
 photographs, or what is no photograph: spectrograms and a tissue section (domains.py). Every dataset
-carries the label that figures and result files print, so that a number measured on a part of a dataset
-never reads as one measured on all of it.
+carries the label that figures and result files print, so that a number measured on a part of a
+dataset never reads as one measured on all of it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,19 @@ from pcdm_lib.data.download import CIFAR_ARCHIVE, CIFAR_FOLDER
 from pcdm_lib.data.images import TRANSPARENCY, ImageData, beyond_rgb, box_reduce, data_folder
 from pcdm_lib.data.photos import _load_photos, _read_photo
 
-NAMES = ("auto", "photos", "cifar10", *svhn.NAMES, *domains.NAMES, *imagenet.NAMES, *crops.NAMES, "folder:PATH")
+NAMES = (
+    "auto",
+    "photos",
+    "cifar10",
+    *svhn.NAMES,
+    *domains.NAMES,
+    *imagenet.NAMES,
+    *crops.NAMES,
+    "folder:PATH",
+)
 
 
-def load(
+def load_data(
     name: str = "auto",
     *,
     root: str | Path | None = None,
@@ -35,20 +45,25 @@ def load(
 ) -> ImageData:
     """Load a dataset of size x size images.
 
-    name: "photos", "cifar10", "svhn", "spectrograms", "histology", "imagenet32-old", "imagenet32-new", "imagenet64-old", "imagenet64-new",
-        "imagenet128:PATH", "folder:PATH", "crops:PATH?train=random&count=2000&margin=16&seed=0" (its options as by default), or "auto": CIFAR-10 where
-        the data folder holds it, else the photographs (print `.label` to see which). "auto" never downloads and never hides a
-        broken CIFAR-10.
+    name: "photos", "cifar10", "svhn", "spectrograms", "histology", "imagenet32-old",
+        "imagenet32-new", "imagenet64-old", "imagenet64-new", "imagenet128:PATH", "folder:PATH",
+        "crops:PATH?train=random&count=2000&margin=16&seed=0" (its options as by default), or
+        "auto": CIFAR-10 where the data folder holds it, else the photographs (print `.label` to see
+        which). "auto" never downloads and never hides a broken CIFAR-10.
     root: the data folder, see `data_folder`.
     size: 32 by default, for ImageNet the size that its name says.
     heldout_limit: keep at most the first so many held-out images; the label says so.
-    download: whether "cifar10" or "svhn", asked for by name and not in the data folder, may be fetched.
+    download: whether "cifar10" or "svhn", asked for by name and not in the data folder, may be
+        fetched.
 
-    Raises ValueError for a wrong argument or broken data, FileNotFoundError for missing data, ConnectionError (within seconds) where
-    the download does not work, and OSError where ImageNet's images, which are decoded once, cannot be written beside their source.
+    Raises ValueError for a wrong argument or broken data, FileNotFoundError for missing data,
+    ConnectionError (within seconds) where the download does not work, and OSError where ImageNet's
+    images, which are decoded once, cannot be written beside their source.
     """
     for key, value in (("size", size), ("heldout_limit", heldout_limit)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
             raise ValueError(f"{key}={value!r}: expected a positive integer")
     folder = data_folder(root)
     if name == "auto":
@@ -63,7 +78,9 @@ def load(
     if name == "spectrograms":
         return domains.load_spectrograms(size or 32, heldout_limit)
     if name == "histology":
-        return domains.load_histology(_read_photo(domains.SLIDE, domains.SLIDE_SHA256), size or 32, heldout_limit)
+        return domains.load_histology(
+            _read_photo(domains.SLIDE, domains.SLIDE_SHA256), size or 32, heldout_limit
+        )
     if name in imagenet.SETS or name in imagenet.AMBIGUOUS:
         return imagenet.load(name, folder, size, heldout_limit)
     kind, _, path = name.partition(":")
@@ -78,10 +95,12 @@ def load(
 
 # One image of the reader's
 def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
-    """Any 8-bit PNG, JPEG or WebP as one uint8 image (1, 3, size, size): turned upright, the largest square in its middle whose side is a
-    multiple of `size`, reduced by box means as the photographs are. Transparency is laid on white.
+    """Any 8-bit PNG, JPEG or WebP as one uint8 image (1, 3, size, size): turned upright, the
+    largest square in its middle whose side is a multiple of `size`, reduced by box means as the
+    photographs are. Transparency is laid on white.
 
-    Raises ValueError naming the file where it cannot be read, has other than 8 bits a channel, or is smaller than size x size.
+    Raises ValueError naming the file where it cannot be read, has other than 8 bits a channel, or
+        is smaller than size x size.
     """
     path = Path(path).expanduser()
     try:
@@ -92,13 +111,17 @@ def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
                 flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             pixels = None if what else np.asarray(ImageOps.exif_transpose(flat).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as PNG, JPEG or WebP ({error}): give another file") from error
+        raise ValueError(
+            f"{path} cannot be read as PNG, JPEG or WebP ({error}): give another file"
+        ) from error
     if what:
         raise ValueError(f"{path} has {what}, expected one 8-bit image, colour or gray: convert it")
     height, width = pixels.shape[:2]
     factor = min(height, width) // size
     if factor == 0:
-        raise ValueError(f"{path} is {width}x{height} pixels, expected at least {size}x{size}: give a larger one")
+        raise ValueError(
+            f"{path} is {width}x{height} pixels, expected at least {size}x{size}: give a larger one"
+        )
     top, left = (height - factor * size) // 2, (width - factor * size) // 2
     square = box_reduce(pixels[top : top + factor * size, left : left + factor * size], factor)
     return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))[None]
@@ -116,11 +139,15 @@ def constant_images(n: int, shape: tuple[int, int, int], value: int = 0) -> torc
 
 
 def uniform_images(n: int, shape: tuple[int, int, int], seed: int) -> torch.Tensor:
-    """n uint8 images (n, *shape) whose bytes are independent and uniform: 8 bits a dimension is the least that they cost on average."""
+    """n uint8 images (n, *shape) whose bytes are independent and uniform: 8 bits a dimension is the
+    least that they cost on average."""
     _check_request(n, shape)
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *shape), np.uint8))
 
 
 def _check_request(n: int, shape: tuple[int, int, int]) -> None:
     if n < 1 or len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"n={n}, shape={tuple(shape)}: expected at least one image, and its channels, height and width")
+        raise ValueError(
+            f"n={n}, shape={tuple(shape)}: expected at least one image, and its channels, height "
+            f"and width"
+        )

@@ -1,4 +1,5 @@
-"""SVHN's cropped digits (Netzer et al. 2011) in the official MATLAB files: a set of its own, and one from outside the distribution of others.
+"""SVHN's cropped digits (Netzer et al. 2011) in the official MATLAB files: a set of its own, and
+one from outside the distribution of others.
 
 Non-commercial use only, says http://ufldl.stanford.edu/housenumbers/.
 """
@@ -11,7 +12,7 @@ import numpy as np
 import scipy.io
 import torch
 
-from pcdm_lib.data.download import Published, fetch
+from pcdm_lib.data.download import PublishedFile, fetch
 from pcdm_lib.data.images import ImageData, as_tensor, count, data_folder, image_data
 
 NAMES = ("svhn",)
@@ -19,8 +20,13 @@ FOLDER = "svhn"
 COUNTS = {"train": 73_257, "test": 26_032}
 # The md5 are those by which torchvision, too, knows the files.
 FILES = {
-    split: Published(title=f"SVHN ({split})", name=f"{split}_32x32.mat", url=f"http://ufldl.stanford.edu/housenumbers/{split}_32x32.mat",
-                     md5=md5, bytes=size)
+    split: PublishedFile(
+        title=f"SVHN ({split})",
+        name=f"{split}_32x32.mat",
+        url=f"http://ufldl.stanford.edu/housenumbers/{split}_32x32.mat",
+        md5=md5,
+        bytes=size,
+    )
     for split, md5, size in (
         ("train", "e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
         ("test", "eb5a983be6a315427106f1b164d9cef3", 64_275_384),
@@ -36,13 +42,21 @@ def load(root: Path, size: int, limit: int | None, download: bool) -> ImageData:
     train, heldout = _read(paths["train"], "train"), _read(paths["test"], "test")[:limit]
     label = "SVHN"
     if (len(train), len(heldout)) != (COUNTS["train"], COUNTS["test"]):
-        label += f" ({count(len(train), COUNTS['train'])} train, {count(len(heldout), COUNTS['test'])} test images)"
+        label += (
+            f" ({count(len(train), COUNTS['train'])} train, "
+            f"{count(len(heldout), COUNTS['test'])} test images)"
+        )
     folder = str(paths["train"].parent.resolve())
-    return image_data("svhn", label, train, heldout, folder=folder, files=[path.name for path in paths.values()])
+    return image_data(
+        "svhn", label, train, heldout, folder=folder, files=[path.name for path in paths.values()]
+    )
 
 
-def load_svhn(root: str | Path | None = None, split: str = "test", limit: int | None = None) -> tuple[torch.Tensor, str]:
-    """At most the first `limit` images of one file, uint8 (N, 3, 32, 32), and the label to print beside what is measured on them.
+def load_svhn(
+    root: str | Path | None = None, split: str = "test", limit: int | None = None
+) -> tuple[torch.Tensor, str]:
+    """At most the first `limit` images of one file, uint8 (N, 3, 32, 32), and the label to print
+    beside what is measured on them.
 
     root: the data folder, see `data_folder`. split: "train" or "test". Downloads nothing.
 
@@ -53,7 +67,9 @@ def load_svhn(root: str | Path | None = None, split: str = "test", limit: int | 
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: expected a positive integer, or None for all images")
     images = _read(_find(data_folder(root), split, download=False), split)[:limit]
-    return as_tensor(np.ascontiguousarray(images)), f"SVHN ({count(len(images), COUNTS[split])} {split} images)"
+    return as_tensor(
+        np.ascontiguousarray(images)
+    ), f"SVHN ({count(len(images), COUNTS[split])} {split} images)"
 
 
 def _find(root: Path, split: str, download: bool) -> Path:
@@ -75,13 +91,28 @@ def _read(path: Path, split: str) -> np.ndarray:
     try:
         variables = scipy.io.loadmat(path, variable_names=("X", "y"))
     except Exception as error:  # SciPy knows about as many as there are ways to break a file
-        raise ValueError(f"{path} is cut short or no MATLAB file of version 5 ({error}): {advice}") from error
+        raise ValueError(
+            f"{path} is cut short or no MATLAB file of version 5 ({error}): {advice}"
+        ) from error
     if "X" not in variables:
-        raise ValueError(f"{path} has no variable X, expected the images of SVHN's cropped digits there: {advice}")
+        raise ValueError(
+            f"{path} has no variable X, expected the images of SVHN's cropped digits there: "
+            f"{advice}"
+        )
     images = variables["X"]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3) or not 1 <= images.shape[3] <= COUNTS[split]:
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[:3] != (32, 32, 3)
+        or not 1 <= images.shape[3] <= COUNTS[split]
+    ):
         expected = f"uint8 (32, 32, 3, N), N from 1 to {COUNTS[split]}"
-        raise ValueError(f"{path} has X of {images.dtype} {images.shape}, expected {expected}: {advice}")
+        raise ValueError(
+            f"{path} has X of {images.dtype} {images.shape}, expected {expected}: {advice}"
+        )
     if "y" in variables and variables["y"].size != images.shape[3]:
-        raise ValueError(f"{path} has {images.shape[3]} images and {variables['y'].size} labels, expected as many: {advice}")
+        raise ValueError(
+            f"{path} has {images.shape[3]} images and {variables['y'].size} labels, expected as "
+            f"many: {advice}"
+        )
     return images.transpose(3, 2, 0, 1)

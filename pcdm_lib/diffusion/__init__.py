@@ -1,4 +1,5 @@
-"""One scale as a diffusion model (Sect. 3, 5.1): noise schedules, the three terms of its bound, a reverse step."""
+"""One scale as a diffusion model (Sect. 3, 5.1): noise schedules, the three terms of its bound, a
+reverse step."""
 
 from pcdm_lib.diffusion.schedule import (
     FittedSchedule,

@@ -1,10 +1,13 @@
-"""Noise schedules: gamma(t) = log(sigma_t^2 / alpha_t^2), increasing over t in [0, 1] (VDM, arXiv 2107.00630, Sect. 3.1).
+"""Noise schedules: gamma(t) = log(sigma_t^2 / alpha_t^2), increasing over t in [0, 1] (VDM, arXiv
+2107.00630, Sect. 3.1).
 
-alpha_t^2 = sigmoid(-gamma), sigma_t^2 = sigmoid(gamma), so alpha^2 + sigma^2 = 1 and the signal-to-noise ratio is exp(-gamma).
+alpha_t^2 = sigmoid(-gamma), sigma_t^2 = sigmoid(gamma), so alpha^2 + sigma^2 = 1 and the
+signal-to-noise ratio is exp(-gamma).
 
-Every schedule is `gamma_min + (gamma_max - gamma_min) * shape(t)` with shape(0) = 0 and shape(1) = 1. In continuous time
-the bound depends on the two endpoints alone; the shape changes only the variance of its estimate. That is why a learned shape
-is trained to make the variance small, and learned endpoints by the bound itself.
+Every schedule is `gamma_min + (gamma_max - gamma_min) * progress(t)` with progress(0) = 0 and
+progress(1) = 1. In continuous time the bound depends on the two endpoints alone; the shape of
+`progress` changes only the variance of its estimate. That is why a learned shape is trained to make
+the variance small, and learned endpoints by the bound itself.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ def alpha_sigma(gamma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Schedule(nn.Module, ABC):
-    """Base: endpoints, value, derivative and inverse over a `shape` that subclasses give.
+    """Base: endpoints, value, derivative and inverse over the `progress` that subclasses give.
 
     Args:
         gamma_min, gamma_max: gamma at t = 0 and t = 1; gamma_min < gamma_max.
@@ -35,12 +38,19 @@ class Schedule(nn.Module, ABC):
     # of a figure an image; training in several processes puts the mean over all of them here
     batch_mean: Callable[[Tensor], Tensor] = staticmethod(torch.mean)
 
-    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, learn_endpoints: bool = False):
+    def __init__(
+        self, gamma_min: float = -13.3, gamma_max: float = 5.0, learn_endpoints: bool = False
+    ):
         super().__init__()
         if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
-            raise ValueError(f"gamma_min < gamma_max must be finite numbers, got {gamma_min} and {gamma_max}")
+            raise ValueError(
+                f"gamma_min < gamma_max must be finite numbers, got {gamma_min} and {gamma_max}"
+            )
         self.learned_endpoints = learn_endpoints
-        start, log_span = torch.tensor(float(gamma_min)), torch.tensor(math.log(gamma_max - gamma_min))
+        start, log_span = (
+            torch.tensor(float(gamma_min)),
+            torch.tensor(math.log(gamma_max - gamma_min)),
+        )
         if learn_endpoints:
             self.start, self.log_span = nn.Parameter(start), nn.Parameter(log_span)
         else:
@@ -60,20 +70,21 @@ class Schedule(nn.Module, ABC):
         return torch.exp(self.log_span)
 
     @abstractmethod
-    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(shape(t), d shape / dt): from 0 to 1, increasing."""
+    def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """How far gamma(t) is on its way from gamma_min to gamma_max, from 0 to 1, and d/dt of it."""
 
     def forward(self, t: Tensor) -> Tensor:
         """gamma(t), of the shape of t."""
-        return self.start + self.span * self.shape(t)[0]
+        return self.start + self.span * self.progress(t)[0]
 
     def derivative(self, t: Tensor) -> Tensor:
         """d gamma / dt, of the shape of t; positive."""
-        return self.span * self.shape(t)[1]
+        return self.span * self.progress(t)[1]
 
     @torch.no_grad()
     def inverse(self, gamma: Tensor) -> Tensor:
-        """The t in [0, 1] with gamma(t) = gamma, by bisection to float precision; values outside the range clip to the ends."""
+        """The t in [0, 1] with gamma(t) = gamma, by bisection to float precision; values outside
+        the range clip to the ends."""
         low, high = torch.zeros_like(gamma), torch.ones_like(gamma)
         for _ in range(60 if gamma.dtype == torch.float64 else 30):
             middle = (low + high) / 2
@@ -85,18 +96,25 @@ class Schedule(nn.Module, ABC):
 class LinearSchedule(Schedule):
     """gamma linear in t; fixed, or with learned endpoints (the "learnable scalar" of VDM)."""
 
-    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t, torch.ones_like(t)
 
 
 class MonotoneSchedule(Schedule):
-    """gamma by VDM's monotone network (its appendix on the noise schedule): l1(t) + l3(sigmoid(l2(l1(t)))) with positive
-    weights, scaled to run from 0 to 1. Starts close to linear."""
+    """gamma by VDM's monotone network (its appendix on the noise schedule): l1(t) +
+    l3(sigmoid(l2(l1(t)))) with positive weights, scaled to run from 0 to 1. Starts close to
+    linear."""
 
     learned_shape = True
 
-    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, learn_endpoints: bool = False, hidden: int = 256,
-                 seed: int = 0):
+    def __init__(
+        self,
+        gamma_min: float = -13.3,
+        gamma_max: float = 5.0,
+        learn_endpoints: bool = False,
+        hidden: int = 256,
+        seed: int = 0,
+    ):
         super().__init__(gamma_min, gamma_max, learn_endpoints)
         generator = torch.Generator().manual_seed(seed)
         # positive weights by softplus; the hidden units' centres start spread over [0, 1]
@@ -111,31 +129,42 @@ class MonotoneSchedule(Schedule):
         value = slope * t + (outer * gate).sum(-1)
         return value, slope + (outer * inner * gate * (1 - gate)).sum(-1)
 
-    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = self._raw(t)
-        ends, _ = self._raw(torch.stack([torch.zeros_like(t.flatten()[0]), torch.ones_like(t.flatten()[0])]))
+        ends, _ = self._raw(
+            torch.stack([torch.zeros_like(t.flatten()[0]), torch.ones_like(t.flatten()[0])])
+        )
         span = ends[1] - ends[0]
         return (value - ends[0]) / span, slope / span
 
 
 class FittedSchedule(Schedule):
-    """gamma piecewise linear in t, with times where the loss is: `fit` takes the loss measured at equally spaced gammas.
+    """gamma piecewise linear in t, with times where the loss is: `fit` takes the loss measured at
+    equally spaced gammas.
 
-    The loss that is left is about level over t then, which is what the learned shape of VDM aims at, from a few forward passes instead of
-    a gradient. Starts linear. Between fits it is fixed, so it brings no bias: importance sampling of the noise levels.
+    The loss that is left is about level over t then, which is what the learned shape of VDM aims
+    at, from a few forward passes instead of a gradient. Starts linear. Between fits it is fixed, so
+    it brings no bias: importance sampling of the noise levels.
     """
 
-    FLOOR = 0.1  # share of the times that stays uniform over gamma, so that no noise level goes unseen
+    # share of the times that stays uniform over gamma, so that no noise level goes unseen
+    FLOOR = 0.1
 
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, bins: int = 32):
         super().__init__(gamma_min, gamma_max)
         self.bins = bins
-        self.register_buffer("nodes", torch.linspace(0.0, 1.0, bins + 1))  # the times at which gamma is k / bins of its way
+        # the times at which gamma is k / bins of its way
+        self.register_buffer("nodes", torch.linspace(0.0, 1.0, bins + 1))
 
     @torch.no_grad()
     def fit(self, loss: Tensor) -> None:
-        """Set the shape from the mean squared error in each of `bins` equal intervals of gamma, (bins,), none negative."""
-        if loss.shape != (self.bins,) or not bool(torch.isfinite(loss).all()) or bool((loss < 0).any()):
+        """Set the shape from the mean squared error in each of `bins` equal intervals of gamma,
+        (bins,), none negative."""
+        if (
+            loss.shape != (self.bins,)
+            or not bool(torch.isfinite(loss).all())
+            or bool((loss < 0).any())
+        ):
             raise ValueError(f"fit takes {self.bins} finite errors, none negative, got {loss}")
         loss = loss.double().clamp(min=1e-12)
         density = (1 - self.FLOOR) * loss / loss.mean() + self.FLOOR
@@ -143,7 +172,7 @@ class FittedSchedule(Schedule):
         nodes[-1] = 1.0
         self.nodes.copy_(nodes)
 
-    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
         nodes = self.nodes.to(t.dtype)
         bin_ = (torch.searchsorted(nodes, t.contiguous(), right=True) - 1).clamp(0, self.bins - 1)
         width = nodes[bin_ + 1] - nodes[bin_]
@@ -153,9 +182,11 @@ class FittedSchedule(Schedule):
 SCHEDULES = ("linear", "learned_linear", "monotone", "fitted")
 
 
-def make_schedule(kind: str, gamma_min: float, gamma_max: float, learn_endpoints: bool = False) -> Schedule:
-    """`linear` (fixed), `learned_linear` (both endpoints learned), `monotone` (learned shape, endpoints as asked) or `fitted` (fixed
-    endpoints, shape from the measured loss)."""
+def make_schedule(
+    kind: str, gamma_min: float, gamma_max: float, learn_endpoints: bool = False
+) -> Schedule:
+    """`linear` (fixed), `learned_linear` (both endpoints learned), `monotone` (learned shape,
+    endpoints as asked) or `fitted` (fixed endpoints, shape from the measured loss)."""
     if kind == "linear":
         if learn_endpoints:
             raise ValueError("a linear schedule with learned endpoints is called 'learned_linear'")
@@ -171,10 +202,15 @@ def make_schedule(kind: str, gamma_min: float, gamma_max: float, learn_endpoints
     raise ValueError(f"unknown schedule {kind!r}: one of {', '.join(SCHEDULES)}")
 
 
-def stratified_times(n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu",
-                     dtype: torch.dtype = torch.float32) -> Tensor:
-    """n times in [0, 1), one in each of n equal strata around one common random offset, in order (the low-discrepancy sampler
-    of VDM's appendix, "antithetic" times). Each of them alone is uniform."""
+def stratified_times(
+    n: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """n times in [0, 1), one in each of n equal strata around one common random offset, in order
+    (the low-discrepancy sampler of VDM's appendix, "antithetic" times). Each of them alone is
+    uniform."""
     if n < 1:
         raise ValueError(f"need at least one time, got n={n}")
     offset = torch.rand((), generator=generator, dtype=torch.float64, device=device)

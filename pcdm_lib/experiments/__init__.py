@@ -1,1 +1,2 @@
-"""What the notebooks of `reproduce/` share: parameters, one experiment, the suite, tables, published figures."""
+"""What the notebooks of `reproduce/` share: parameters, one experiment, the suite, tables,
+published figures."""

@@ -1,4 +1,5 @@
-"""What a model's files come to, measured: bytes on disk beside the T-step bound of the same images, and from how many images on the rest is small."""
+"""What a model's files come to, measured: bytes on disk beside the T-step bound of the same images,
+and from how many images on the rest is small."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ class Measured:
     """One model's file of some images.
 
     Attributes:
-        books: where its bits went. bytes: its size on disk. bound: the T-step bound of the images that the model coded whole, or None where
-            there are none.
+        books: where its bits went. bytes: its size on disk. bound: the T-step bound of the images
+            that the model coded whole, or None where there are none.
         peak_megabytes: the most memory that the process has had by then.
     """
 
@@ -49,29 +50,43 @@ class Measured:
 
     @property
     def law(self) -> float:
-        """Net bits over the T-step bound on the very latents of the file, less 1: what the entropy coder adds, its floor and its
-        escapes included. NaN where the model
+        """Net bits over the T-step bound on the very latents of the file, less 1: what the entropy
+        coder adds, its floor and its escapes included. NaN where the model
         coded nothing."""
-        return self.books.model_bits / self.books.ideal_bits - 1 if self.books.model_dims else math.nan
+        return (
+            self.books.model_bits / self.books.ideal_bits - 1 if self.books.model_dims else math.nan
+        )
 
     @property
     def excess(self) -> tuple[float, float]:
-        """Net bits per dimension less the bound, image by image, and the standard error of the mean; NaN where nothing can be said."""
+        """Net bits per dimension less the bound, image by image, and the standard error of the
+        mean; NaN where nothing can be said."""
         if self.bound is None:
             return math.nan, math.nan
-        net = np.array([*self.books.image_bits.values()])  # estimates, which the stack itself puts right
-        net *= self.books.model_bits / net.sum() * (len(net) * self.dims / self.books.model_dims) / self.dims
+        # estimates, which the stack itself puts right
+        net = np.array([*self.books.image_bits.values()])
+        net *= (
+            self.books.model_bits
+            / net.sum()
+            * (len(net) * self.dims / self.books.model_dims)
+            / self.dims
+        )
         difference = net - self.bound.per_image
-        return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.nan
+        return float(difference.mean()), float(
+            difference.std(ddof=1) / math.sqrt(len(difference))
+        ) if len(difference) > 1 else math.nan
 
     def images_within(self, share: float) -> int | None:
-        """From how many such images on a file of one chunk takes at most that share more than its net bits, by what this file spent beside them;
-        None where no number does, where the model coded nothing, or where images were stored whole by a plain codec."""
+        """From how many such images on a file of one chunk takes at most that share more than its
+        net bits, by what this file spent beside them; None where no number does, where the model
+        coded nothing, or where images were stored whole by a plain codec."""
         if not self.books.model_images or self.books.plain_images:
             return None
         dims = self.dims
         each = 8 * (4 + 1)  # a checksum, and the little that a name and a place take
-        once = self.books.total_bits - self.books.net_bpd * self.books.dims - each * self.books.images
+        once = (
+            self.books.total_bits - self.books.net_bpd * self.books.dims - each * self.books.images
+        )
         saved = share * self.books.net_bpd * dims - each
         return max(1, math.ceil(once / saved)) if saved > 0 else None
 
@@ -79,36 +94,98 @@ class Measured:
         """The figures for a table: bits per dimension, shares and images a second."""
         mean, error = self.excess
         within = self.images_within(0.02)
-        return {"model": self.model, "T": self.settings.steps, "images": self.books.images, "T-step bound": math.nan if self.bound is None else self.bound.bpd,
-                "net": self.books.net_bpd, "net minus bound": f"{mean:+.4f} ± {error:.4f}", "on the same latents": f"{self.law:+.2%}", "file": self.file_bpd,
-                "within 2 % from": "never" if within is None else within, "plain": self.books.plain_images,
-                "images/s": f"{self.books.images / self.books.seconds:.3f}",
-                "outside the network": f"{1 - self.books.network_seconds / self.books.seconds:.1%}", "peak MB": f"{self.peak_megabytes:.0f}"}
+        return {
+            "model": self.model,
+            "T": self.settings.steps,
+            "images": self.books.images,
+            "T-step bound": math.nan if self.bound is None else self.bound.bpd,
+            "net": self.books.net_bpd,
+            "net minus bound": f"{mean:+.4f} ± {error:.4f}",
+            "on the same latents": f"{self.law:+.2%}",
+            "file": self.file_bpd,
+            "within 2 % from": "never" if within is None else within,
+            "plain": self.books.plain_images,
+            "images/s": f"{self.books.images / self.books.seconds:.3f}",
+            "outside the network": f"{1 - self.books.network_seconds / self.books.seconds:.1%}",
+            "peak MB": f"{self.peak_megabytes:.0f}",
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """For a results file; bits, bytes and seconds."""
         mean, error = self.excess
-        books = {key: value for key, value in vars(self.books).items() if key not in ("steps", "image_bits")}
-        return {"model": self.model, "steps": self.settings.steps, "fineness": self.settings.fineness, "precision": self.settings.precision, "bytes": self.bytes,
-                "file_bpd": self.file_bpd, "net_bpd": self.books.net_bpd, "bound": None if self.bound is None else self.bound.to_dict(),
-                "excess": {"bpd": mean, "se": error}, "law": self.law, "books": books, "peak_megabytes": self.peak_megabytes}
+        books = {
+            key: value
+            for key, value in vars(self.books).items()
+            if key not in ("steps", "image_bits")
+        }
+        return {
+            "model": self.model,
+            "steps": self.settings.steps,
+            "fineness": self.settings.fineness,
+            "precision": self.settings.precision,
+            "bytes": self.bytes,
+            "file_bpd": self.file_bpd,
+            "net_bpd": self.books.net_bpd,
+            "bound": None if self.bound is None else self.bound.to_dict(),
+            "excess": {"bpd": mean, "se": error},
+            "law": self.law,
+            "books": books,
+            "peak_megabytes": self.peak_megabytes,
+        }
 
 
-def measure(cascade: Cascade, images: Tensor, model: str, settings: chunks.Settings, *, repeats: int = 2, seed: int = 0, verify: bool = True,
-            device: torch.device | str = "cpu", on_evaluation: Callable[[int], None] | None = None) -> Measured:
-    """Write images (N, C, H, W), uint8 and of the model's own size, to a temporary file, and score those that the model coded.
+def measure(
+    cascade: Cascade,
+    images: Tensor,
+    model: str,
+    settings: chunks.Settings,
+    *,
+    repeats: int = 2,
+    seed: int = 0,
+    verify: bool = True,
+    device: torch.device | str = "cpu",
+    on_evaluation: Callable[[int], None] | None = None,
+) -> Measured:
+    """Write images (N, C, H, W), uint8 and of the model's own size, to a temporary file, and score
+    those that the model coded.
 
     Args:
-        repeats: of the bound: independent estimates, each of all steps of every image and scale, or of 50 where there are more. verify: decode and compare too.
+        repeats: of the bound: independent estimates, each of all steps of every image and scale, or
+            of 50 where there are more. verify: decode and compare too.
     """
-    named = ((f"image-{i:05d}.png", image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()) for i, image in enumerate(images))
+    named = (
+        (
+            f"image-{i:05d}.png",
+            image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy(),
+        )
+        for i, image in enumerate(images)
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.pcdm"
-        books = archive.compress(named, path, cascade, model, settings, verify=verify, device=device, on_evaluation=on_evaluation)
+        books = archive.compress(
+            named,
+            path,
+            cascade,
+            model,
+            settings,
+            verify=verify,
+            device=device,
+            on_evaluation=on_evaluation,
+        )
         size = path.stat().st_size
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
     coded = [*books.image_bits]
     bound = None
     if coded:
-        bound = evaluate(cascade, images[coded], repeats=repeats, times_per_image=min(settings.steps, 50), seed=seed, steps=settings.steps, device=device)
+        bound = evaluate(
+            cascade,
+            images[coded],
+            repeats=repeats,
+            times_per_image=min(settings.steps, 50),
+            seed=seed,
+            steps=settings.steps,
+            device=device,
+        )
     return Measured(model, settings, books, size, bound, peak)

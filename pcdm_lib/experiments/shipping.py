@@ -1,4 +1,5 @@
-"""From a training run to a model that comes with the package (pretrained.py): weights, figures and card in one step."""
+"""From a training run to a model that comes with the package (pretrained.py): weights, figures and
+card in one step."""
 
 from __future__ import annotations
 
@@ -27,70 +28,129 @@ from pcdm_lib.models.config import Config
 CHECK = {"images": 16, "repeats": 1, "times_per_image": 4, "seed": 1}
 
 LICENCES = {
-    "photos": "Photographs that the scikit-image package ships. By its documentation: astronaut (NASA) is in the public domain, chelsea (Stefan van "
-              "der Walt) and coffee (Rachel Michetti) are CC0, ihc (Center for Microscopy and Molecular Imaging) has no known copyright restrictions; "
-              "the motorcycle pair is of the Middlebury 2014 stereo benchmark (Scharstein and others, GCPR 2014), for which it names no licence. The "
-              "images themselves are not part of this repository.",
-    "cifar10": "CIFAR-10 (Alex Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009), published for research without an "
-               "explicit licence; the images themselves are not part of this repository.",
-    "svhn": "SVHN (Netzer and others 2011), for non-commercial use; the images themselves are not part of this repository.",
-    "imagenet": "ImageNet, reduced; for non-commercial research under the terms of image-net.org; the images themselves are not part of this "
-                "repository.",
+    "photos": "Photographs that the scikit-image package ships. By its documentation: astronaut "
+    "(NASA) is in the public domain, chelsea (Stefan van "
+    "der Walt) and coffee (Rachel Michetti) are CC0, ihc (Center for Microscopy and Molecular "
+    "Imaging) has no known copyright restrictions; "
+    "the motorcycle pair is of the Middlebury 2014 stereo benchmark (Scharstein and others, GCPR "
+    "2014), for which it names no licence. The "
+    "images themselves are not part of this repository.",
+    "cifar10": "CIFAR-10 (Alex Krizhevsky, Learning Multiple Layers of Features from Tiny Images, "
+    "2009), published for research without an "
+    "explicit licence; the images themselves are not part of this repository.",
+    "svhn": "SVHN (Netzer and others 2011), for non-commercial use; the images themselves are not "
+    "part of this repository.",
+    "imagenet": "ImageNet, reduced; for non-commercial research under the terms of image-net.org; "
+    "the images themselves are not part of this "
+    "repository.",
     "spectrograms": "Sounds synthesised by this repository, under its own licence.",
-    "histology": "An immunohistochemistry slide that the scikit-image package ships (Center for Microscopy and Molecular Imaging); by its documentation it "
-                 "has no known copyright restrictions. The image itself is not part of this repository.",
+    "histology": "An immunohistochemistry slide that the scikit-image package ships (Center for "
+    "Microscopy and Molecular Imaging); by its documentation it "
+    "has no known copyright restrictions. The image itself is not part of this repository.",
     "folder": "A folder of images of whoever shipped this model; their licence is not known here.",
 }
 
 
-def ship(run_dirs: Sequence[Path | str], name: str, images: ImageData, *, checks: Mapping[str, ImageData], count: int | None = None, repeats: int = 4,
-         times_per_image: int = 4, seed: int = 0, command: str = "", device: torch.device | str = "cpu", root: Path | str = pretrained.WEIGHTS,
-         progress: bool = False) -> dict[str, Any]:
-    """Round the EMA weights of the newest checkpoint, score what a reader will load, and put the folder in place of an older one.
+def ship(
+    run_dirs: Sequence[Path | str],
+    name: str,
+    images: ImageData,
+    *,
+    checks: Mapping[str, ImageData],
+    count: int | None = None,
+    repeats: int = 4,
+    times_per_image: int = 4,
+    seed: int = 0,
+    command: str = "",
+    device: torch.device | str = "cpu",
+    root: Path | str = pretrained.WEIGHTS,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Round the EMA weights of the newest checkpoint, score what a reader will load, and put the
+    folder in place of an older one.
 
     Args:
-        run_dirs: the run, or several that trained different scales. name: what `load_pretrained` will call it.
-        images: the data that the run was trained on; its held-out images are scored, the first `count` of them or all.
-        checks: data sets on whose first held-out images a test compares fresh figures with the card's, by the name that `data.load` takes.
+        run_dirs: the run, or several that trained different scales. name: what `load_pretrained`
+            will call it.
+        images: the data that the run was trained on; its held-out images are scored, the first
+            `count` of them or all.
+        checks: data sets on whose first held-out images a test compares fresh figures with the
+            card's, by the name that `data.load` takes.
         command: the shell command that asks for this, for the card.
     Returns:
         The card.
     Raises:
-        ValueError: for a name that is no folder name, a run trained on other images, weights that float16 cannot hold, or more bytes
-            than a shipped model may have. Nothing is written then.
+        ValueError: for a name that is no folder name, a run trained on other images, weights that
+            float16 cannot hold, or more bytes than a shipped model may have. Nothing is written
+            then.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
         raise ValueError(f"a model's name is of small letters, digits and hyphens, got {name!r}")
     cascade, headers = checkpoints.load_cascade(*run_dirs, weights="ema")
     for header, run in zip(headers, run_dirs):
         if header["data"].get("train_sha256") != images.source["train_sha256"]:
-            raise ValueError(f"{run} was trained on {header['data'].get('label', 'unnamed data')}, not on {images.label}: "
-                             "give the data set and folder that it was trained on")
+            raise ValueError(
+                f"{run} was trained on {header['data'].get('label', 'unnamed data')}, not on "
+                f"{images.label}: "
+                "give the data set and folder that it was trained on"
+            )
     least = min(CHECK["images"], len(images.heldout))
     if count is not None and not least <= count <= len(images.heldout):
-        raise ValueError(f"images={count}: there are {len(images.heldout)} held-out images, and a card is of at least {least}")
+        raise ValueError(
+            f"images={count}: there are {len(images.heldout)} held-out images, and a card is of "
+            f"at least {least}"
+        )
     heldout = images.heldout[:count]
     with records.new_folder(Path(root) / name) as folder:
         for index, spec in enumerate(cascade.specs):
-            module = nn.ModuleDict({"network": cascade.networks[spec.name], "schedule": cascade.schedules[index]})
+            module = nn.ModuleDict(
+                {"network": cascade.networks[spec.name], "schedule": cascade.schedules[index]}
+            )
             safetensors.torch.save_file(_rounded(module), folder / f"{spec.name}.safetensors")
-            checkpoints.load_weights(module, folder / f"{spec.name}.safetensors")  # from here on it is scored as it is stored
-        records.write_json(folder / "config.json", {"format": checkpoints.FORMAT, "config": headers[0]["config"]})
+            # from here on it is scored as it is stored
+            checkpoints.load_weights(module, folder / f"{spec.name}.safetensors")
+        records.write_json(
+            folder / "config.json", {"format": checkpoints.FORMAT, "config": headers[0]["config"]}
+        )
         _check_size(folder, name)  # before the scoring, which takes minutes
         cascade.to(device)
-        result = evaluate(cascade, heldout, repeats=repeats, times_per_image=times_per_image, seed=seed, weights="EMA", device=device,
-                          progress=progress)
+        result = evaluate(
+            cascade,
+            heldout,
+            repeats=repeats,
+            times_per_image=times_per_image,
+            seed=seed,
+            weights="EMA",
+            device=device,
+            progress=progress,
+        )
         cascade.cpu()  # the checks' draws are a CPU's, wherever the figures were measured
         facts = {
-            "format": pretrained.FORMAT, "name": name, "summary": _summary(headers, images),
-            "data": {"name": images.name, **{k: images.source[k] for k in ("train_count", "train_sha256", "heldout_sha256")}, "label": images.label},
+            "format": pretrained.FORMAT,
+            "name": name,
+            "summary": _summary(headers, images),
+            "data": {
+                "name": images.name,
+                **{k: images.source[k] for k in ("train_count", "train_sha256", "heldout_sha256")},
+                "label": images.label,
+            },
             "heldout": {"images": len(heldout), "of": len(images.heldout)},
             "training": [_training(header, run, images) for header, run in zip(headers, run_dirs)],
-            "commands": [*(_train_command(header, run, images) for header, run in zip(headers, run_dirs)), *([command] if command else [])],
+            "commands": [
+                *(_train_command(header, run, images) for header, run in zip(headers, run_dirs)),
+                *([command] if command else []),
+            ],
             "evaluation": _figures(result),
             "checks": {key: _check(cascade, found) for key, found in checks.items()},
-            "limits": _limits(headers, images), "licence": _licence(images.name),
-            "files": {f.name: {"bytes": f.stat().st_size, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()} for f in sorted(folder.iterdir())},
+            "limits": _limits(headers, images),
+            "licence": _licence(images.name),
+            "files": {
+                f.name: {
+                    "bytes": f.stat().st_size,
+                    "sha256": hashlib.sha256(f.read_bytes()).hexdigest(),
+                }
+                for f in sorted(folder.iterdir())
+            },
             "provenance": records.provenance(device),
         }
         facts["bytes"] = sum(f["bytes"] for f in facts["files"].values())
@@ -101,25 +161,34 @@ def ship(run_dirs: Sequence[Path | str], name: str, images: ImageData, *, checks
 
 
 def _licence(name: str) -> str:
-    return LICENCES["imagenet" if name.startswith("imagenet") else "folder" if name == "crops" else name]
+    return LICENCES[
+        "imagenet" if name.startswith("imagenet") else "folder" if name == "crops" else name
+    ]
 
 
 def _check_size(folder: Path, name: str) -> None:
     total = sum(f.stat().st_size for f in folder.iterdir())
     if total > pretrained.MAX_BYTES:
-        raise ValueError(f"{name} would take {total} bytes, more than the {pretrained.MAX_BYTES} of a shipped model: train narrower networks "
-                         "(--set channels=...)")
+        raise ValueError(
+            f"{name} would take {total} bytes, more than the {pretrained.MAX_BYTES} of a shipped "
+            f"model: train narrower networks "
+            "(--set channels=...)"
+        )
 
 
 def _rounded(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors to store: trained matrices and kernels as float16; vectors, and what was measured on the data, are few, and exact."""
+    """The tensors to store: trained matrices and kernels as float16; vectors, and what was measured
+    on the data, are few, and exact."""
     stored, trained = {}, dict(module.named_parameters())
     for key, value in module.state_dict().items():
         value = value.detach().cpu().contiguous()
         if key in trained and value.ndim >= 2:
             value = value.half()
             if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{key} holds values that float16 cannot: this run's weights have grown without bound")
+                raise ValueError(
+                    f"{key} holds values that float16 cannot: this run's weights have grown "
+                    f"without bound"
+                )
         stored[key] = value
     return stored
 
@@ -129,18 +198,31 @@ def _figures(result: Evaluation) -> dict[str, Any]:
     figures = result.to_dict()
     figures["scales"] = {}
     for index, scale in enumerate(result.scales):
-        part = dataclasses.replace(result, parts=result.parts[:, :, index : index + 1], scales=(scale,))
-        figures["scales"][scale] = {"bpd": part.bpd, "se_images": part.se_images, "se_noise": part.se_noise}
+        part = dataclasses.replace(
+            result, parts=result.parts[:, :, index : index + 1], scales=(scale,)
+        )
+        figures["scales"][scale] = {
+            "bpd": part.bpd,
+            "se_images": part.se_images,
+            "se_noise": part.se_noise,
+        }
     return figures
 
 
 def _check(cascade: Cascade, images: ImageData) -> dict[str, Any]:
-    """Figures that a test can demand to the last digits: the first held-out images, scored with the draws of `CHECK`."""
+    """Figures that a test can demand to the last digits: the first held-out images, scored with the
+    draws of `CHECK`."""
     first = images.heldout[: CHECK["images"]]
     settings = {k: CHECK[k] for k in ("repeats", "times_per_image", "seed")}
     result = evaluate(cascade, first, **settings)
-    return {"label": images.label, "sha256": hashlib.sha256(first.contiguous().numpy()).hexdigest(), "images": len(first), **settings,
-            "bpd": result.bpd, "scales": {s: row["total"] for s, row in result.table().items() if s != "total"}}
+    return {
+        "label": images.label,
+        "sha256": hashlib.sha256(first.contiguous().numpy()).hexdigest(),
+        "images": len(first),
+        **settings,
+        "bpd": result.bpd,
+        "scales": {s: row["total"] for s, row in result.table().items() if s != "total"},
+    }
 
 
 def _run_folder(run: Path | str) -> Path:
@@ -150,31 +232,54 @@ def _run_folder(run: Path | str) -> Path:
 
 
 def _sessions(run: Path | str) -> list[dict[str, Any]]:
-    """What the run's folder says of each of its sessions; whose process it was is nobody's business."""
+    """What the run's folder says of each of its sessions; whose process it was is nobody's
+    business."""
     sessions = records.read_json(_run_folder(run) / "config.json")["provenance"]
     return [{k: v for k, v in session.items() if k != "processes"} for session in sessions]
 
 
 def _training(header: Mapping[str, Any], run: Path | str, images: ImageData) -> dict[str, Any]:
-    """One run's part of the card. Of paths only that of a folder of images is kept: `evaluate` looks whether it has changed."""
+    """One run's part of the card. Of paths only that of a folder of images is kept: `evaluate`
+    looks whether it has changed."""
     keys = ("label", "train_count", "train_sha256", *(["folder"] if images.of_a_path else []))
-    return {**{k: header[k] for k in ("scales", "step", "seconds", "seed")}, "data": {k: header["data"].get(k) for k in keys},
-            "sessions": _sessions(run)}
+    return {
+        **{k: header[k] for k in ("scales", "step", "seconds", "seed")},
+        "data": {k: header["data"].get(k) for k in keys},
+        "sessions": _sessions(run),
+    }
 
 
 def _train_command(header: Mapping[str, Any], run: Path | str, images: ImageData) -> str:
-    """The command that asks for this training: the preset as it is in this version, with what the run did otherwise."""
+    """The command that asks for this training: the preset as it is in this version, with what the
+    run did otherwise."""
     config = Config.from_dict(header["config"])
-    words = ["python", "-m", "pcdm_lib", "train", f"runs/{_run_folder(run).name}", "--preset", config.preset, "--system", config.system]
+    words = [
+        "python",
+        "-m",
+        "pcdm_lib",
+        "train",
+        f"runs/{_run_folder(run).name}",
+        "--preset",
+        config.preset,
+        "--system",
+        config.system,
+    ]
     words += ["--dataset", images.asked]
     side = config.model.image_shape[-1]
-    words += ["--size", str(side)] if side != 32 and images.name in ("photos", "folder", "crops", *domains.NAMES) else []
+    words += (
+        ["--size", str(side)]
+        if side != 32 and images.name in ("photos", "folder", "crops", *domains.NAMES)
+        else []
+    )
     usual = presets.preset(config.preset, config.system, config.model.image_shape)
     for ours, theirs in ((config.model, usual.model), (config.training, usual.training)):
         for field in dataclasses.fields(ours):
             value = getattr(ours, field.name)
             if value != getattr(theirs, field.name):
-                words += ["--set", f"{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"]
+                words += [
+                    "--set",
+                    f"{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}",
+                ]
     if tuple(header["scales"]) != make_map(config.model.map, config.model.levels).names():
         words += ["--scales", ",".join(header["scales"])]
     budget = _sessions(run)[-1].get("budget", {})  # runs of older versions did not keep theirs
@@ -184,16 +289,26 @@ def _train_command(header: Mapping[str, Any], run: Path | str, images: ImageData
 
 
 def _summary(headers: Sequence[Mapping[str, Any]], images: ImageData) -> str:
-    system = {"wavelet": "W-PCDM, the wavelet cascade", "laplacian": "LP-PCDM, the Laplacian pyramid", "vdm": "VDM, one scale",
-              "standard": "C-VDM, the usual cascade"}[headers[0]["config"]["system"]]
+    system = {
+        "wavelet": "W-PCDM, the wavelet cascade",
+        "laplacian": "LP-PCDM, the Laplacian pyramid",
+        "vdm": "VDM, one scale",
+        "standard": "C-VDM, the usual cascade",
+    }[headers[0]["config"]["system"]]
     return f"{system} ({headers[0]['config']['preset']} preset), on {images.label}."
 
 
 def _limits(headers: Sequence[Mapping[str, Any]], images: ImageData) -> list[str]:
     minutes = sum(h["seconds"] for h in headers) / 60
-    lines = [f"Trained for {minutes:.1f} minutes on {images.source['train_count']} images: not the paper's model, which had 2 million updates of far "
-             "larger networks. For trying the notebooks out, not a result of the paper's method."]
+    lines = [
+        f"Trained for {minutes:.1f} minutes on {images.source['train_count']} images: not the "
+        f"paper's model, which had 2 million updates of far "
+        "larger networks. For trying the notebooks out, not a result of the paper's method."
+    ]
     if images.name == "photos":
-        lines.append("Six photographs are a small world, and the held-out patches overlap and come from two of them: the standard error says how well "
-                     "those two were scored, not how other photographs would do.")
+        lines.append(
+            "Six photographs are a small world, and the held-out patches overlap and come from "
+            "two of them: the standard error says how well "
+            "those two were scored, not how other photographs would do."
+        )
     return lines

@@ -1,8 +1,10 @@
-"""Every results file under a folder, and the tables of the paper made from them: published figures, the paper's and ours, each with where it is from.
+"""Every results file under a folder, and the tables of the paper made from them: published figures,
+the paper's and ours, each with where it is from.
 
-`read_results` reads; all else are pure functions of what it read, and give rows for `experiment.markdown_table`. Where several runs fill one
-place all of them are shown. A place that no run fills says so, and which command would fill it. Tables go by their content (TITLES): what number
-the paper gives to some of them could not be checked here.
+`read_results` reads; all else are pure functions of what it read, and give rows for
+`experiment.markdown_table`. Where several runs fill one place all of them are shown. A place that
+no run fills says so, and which command would fill it. Tables go by their content (TITLES): what
+number the paper gives to some of them could not be checked here.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ import numpy as np
 from pcdm_lib import records
 from pcdm_lib.data import domains
 from pcdm_lib.experiments import published
-from pcdm_lib.experiments.experiment import SYSTEM_NAMES
 from pcdm_lib.experiments.published import (
     AUROC,
     BPD,
@@ -32,7 +33,7 @@ from pcdm_lib.experiments.published import (
     NOT_GIVEN,
     NOT_MEASURED,
     NOT_RUN,
-    Published,
+    PublishedFigure,
 )
 from pcdm_lib.models.presets import SYSTEMS
 
@@ -47,34 +48,71 @@ TITLES = {
     "quality": "Sample quality",
     "cascade": "The standard cascade against volume-preserving ones (Appendix C of the paper)",
     "likelihood": "Three likelihoods of one model",
-    "compression": "Lossless compression: bits per dimension of files (Tables 3 and 6 of the paper)",
+    "compression": "Lossless compression: bits per dimension of files (Tables 3 and 6 of the "
+    "paper)",
     "paired": "Differences between systems, image by image",
 }
 
-# what has to be said below a table; references of the published figures stand in published.REFERENCES
+# what has to be said below a table; references of the published figures stand in
+# published.REFERENCES
 NOTES = {
-    "density": "Figures of others: each work's own bound or likelihood, and its own dequantisation, so they are not one accounting. Ours: the bound "
-               "of this package, a code length that could be paid.",
-    "ood": "M images make up a test batch, N others estimate the entropy of the model's own data; the interval of a typicality counts the choice of "
-           "those N. Images are resampled as if independent, which neighbouring patches and digits of one house number are not.",
-    "quality": "The floor is what a measure gives between two halves of the real images. A measure other than FID is no FID, and an FID of as few "
-               "samples as stand here is larger than the published ones of 50,000.",
-    "cascade": "Paid twice: what the standard cascade's fine scale spends on what the coarse image already told.",
-    "compression": "Ours: everything in the file counted; net is what the images that the model coded took, without the start of the stack and the container. "
-                   "Figures of others: each work's own coder and accounting.",
-    "likelihood": "Minus continuous: less the continuous-time bound on the same images, with the standard error of that difference.",
-    "paired": "The standard error is that of the difference, from the choice of images and the noise; another seed of training would add to it.",
+    "density": "Figures of others: each work's own bound or likelihood, and its own "
+    "dequantisation, so they are not one accounting. Ours: the bound "
+    "of this package, a code length that could be paid.",
+    "ood": "M images make up a test batch, N others estimate the entropy of the model's own data; "
+    "the interval of a typicality counts the choice of "
+    "those N. Images are resampled as if independent, which neighbouring patches and digits of "
+    "one house number are not.",
+    "quality": "The floor is what a measure gives between two halves of the real images. A "
+    "measure other than FID is no FID, and an FID of as few "
+    "samples as stand here is larger than the published ones of 50,000.",
+    "cascade": "Paid twice: what the standard cascade's fine scale spends on what the coarse "
+    "image already told.",
+    "compression": "Ours: everything in the file counted; net is what the images that the model "
+    "coded took, without the start of the stack and the container. "
+    "Figures of others: each work's own coder and accounting.",
+    "likelihood": "Minus continuous: less the continuous-time bound on the same images, with the "
+    "standard error of that difference.",
+    "paired": "The standard error is that of the difference, from the choice of images and the "
+    "noise; another seed of training would add to it.",
 }
-NUMBERING = ("Tables go by their content. Their numbers are those of the issue that asked for them; the paper's own tables could not be opened here.")
+NUMBERING = (
+    "Tables go by their content. Their numbers are those of the issue that asked for "
+    "them; the paper's own tables could not be opened here."
+)
 
-# Which command fills a place: parts of the suite by system, at a budget that is an example. "{part}" and "{dataset}" are its arguments.
+# Which command fills a place: parts of the suite by system, at a budget that is an example.
+#     "{part}" and "{dataset}" are its arguments.
 COMMAND = "python -m pcdm_lib tables --minutes 10 --only {part} --dataset {dataset}"
-PARTS = {"wavelet": "wavelet", "laplacian": "laplacian", "standard": "standard_cascade", "vdm": "vdm"}
-_ARGUMENTS = {"folder": "folder:PATH", "crops": "crops:PATH", "imagenet32": "imagenet32-new", "imagenet64": "imagenet64-old", "imagenet128": "imagenet128:PATH"}
+PARTS = {
+    "wavelet": "wavelet",
+    "laplacian": "laplacian",
+    "standard": "standard_cascade",
+    "vdm": "vdm",
+}
+_ARGUMENTS = {
+    "folder": "folder:PATH",
+    "crops": "crops:PATH",
+    "imagenet32": "imagenet32-new",
+    "imagenet64": "imagenet64-old",
+    "imagenet128": "imagenet128:PATH",
+}
 
-_SECTIONS: dict[str, type] = {"config": dict, "data": dict, "training": dict, "evaluation": dict, "reference_codecs": dict, "provenance": dict,
-                              "ood": dict, "quality": dict, "likelihoods": list, "twice": dict, "compression": list}
-_AGREE = 1e-6  # bits per dimension: scores.npz is the mean's own array, so only float rounding lies between them
+_SECTIONS: dict[str, type] = {
+    "config": dict,
+    "data": dict,
+    "training": dict,
+    "evaluation": dict,
+    "reference_codecs": dict,
+    "provenance": dict,
+    "ood": dict,
+    "quality": dict,
+    "likelihoods": list,
+    "twice": dict,
+    "compression": list,
+}
+# bits per dimension: scores.npz is the mean's own array, so only float rounding lies between them
+_AGREE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -82,8 +120,10 @@ class Result:
     """One results file.
 
     Attributes:
-        path: the file. name: its folder, relative to the one that was searched. record: what it holds, None for figures that are not finite.
-        scores: (images,) float64, bits per dimension of each held-out image, from the `scores.npz` beside it; None where `no_scores` says why.
+        path: the file. name: its folder, relative to the one that was searched. record: what it
+            holds, None for figures that are not finite.
+        scores: (images,) float64, bits per dimension of each held-out image, from the `scores.npz`
+            beside it; None where `no_scores` says why.
     """
 
     path: Path
@@ -109,13 +149,17 @@ class Result:
 
     @property
     def weighting(self) -> str:
-        """What its training loss weighed: "likelihood" is the bound, any other loss is no number of bits."""
+        """What its training loss weighed: "likelihood" is the bound, any other loss is no number of
+        bits."""
         return str(self.part("config", "training", "weighting") or "likelihood")
 
     @property
     def title(self) -> str:
-        """The system's name in the paper, with the weights of its loss where they are not the bound's."""
-        return SYSTEM_NAMES[self.system] + ("" if self.weighting == "likelihood" else f" ({self.weighting.upper()} weight)")
+        """The system's name in the paper, with the weights of its loss where they are not the
+        bound's."""
+        return SYSTEMS[self.system] + (
+            "" if self.weighting == "likelihood" else f" ({self.weighting.upper()} weight)"
+        )
 
     @property
     def label(self) -> str:
@@ -124,11 +168,19 @@ class Result:
 
     @property
     def dataset(self) -> str:
-        """One of DATASETS as a rule: the name it was loaded by, less its version; by the label's beginning in files that do not name it."""
+        """One of DATASETS as a rule: the name it was loaded by, less its version; by the label's
+        beginning in files that do not name it."""
         name = self.part("data", "name")
         if isinstance(name, str) and name:
             return name.partition("-")[0]
-        return next((key for key, start in {"cifar10": "CIFAR-10", "photos": "photos"}.items() if self.label.startswith(start)), "folder")
+        return next(
+            (
+                key
+                for key, start in {"cifar10": "CIFAR-10", "photos": "photos"}.items()
+                if self.label.startswith(start)
+            ),
+            "folder",
+        )
 
     @property
     def bpd(self) -> float | None:
@@ -137,7 +189,10 @@ class Result:
     @property
     def error(self) -> str:
         """Both standard errors, in bits per dimension."""
-        return f"{text(self.number('evaluation', 'se_images'))} images, {text(self.number('evaluation', 'se_noise'))} noise"
+        return (
+            f"{text(self.number('evaluation', 'se_images'))} images, "
+            f"{text(self.number('evaluation', 'se_noise'))} noise"
+        )
 
     @property
     def minutes(self) -> float | None:
@@ -148,18 +203,24 @@ class Result:
     def budget(self) -> str | None:
         """What training was allowed, in words; None where the file does not say."""
         given = self.part("training", "budget")
-        words = [f"{number(v):g} {k}" for k, v in given.items() if number(v) is not None] if isinstance(given, Mapping) else []
+        words = (
+            [f"{number(v):g} {k}" for k, v in given.items() if number(v) is not None]
+            if isinstance(given, Mapping)
+            else []
+        )
         return ", ".join(words) or None
 
     @property
     def heldout(self) -> tuple[str, int] | None:
-        """What tells one set of held-out images from another: their checksum and number; None where the file does not say."""
+        """What tells one set of held-out images from another: their checksum and number; None where
+        the file does not say."""
         digest, count = self.part("data", "heldout_sha256"), self.number("evaluation", "images")
         return (digest, int(count)) if isinstance(digest, str) and count is not None else None
 
     @property
     def sessions(self) -> list[Mapping[str, Any]]:
-        """Machine and commit of each session of training; of the scoring where the file does not say."""
+        """Machine and commit of each session of training; of the scoring where the file does not
+        say."""
         found = self.part("training", "sessions")
         found = [s for s in found if isinstance(s, Mapping)] if isinstance(found, list) else []
         return found or [self.part("provenance") or {}]
@@ -176,7 +237,8 @@ def number(value: Any) -> float | None:
 
 
 def text(value: Any, digits: int = 4) -> str:
-    """What a cell says: floats with `digits` after the point, NOT_MEASURED for None, and nothing that would break a row of Markdown."""
+    """What a cell says: floats with `digits` after the point, NOT_MEASURED for None, and nothing
+    that would break a row of Markdown."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return NOT_MEASURED
     if isinstance(value, float):
@@ -185,13 +247,17 @@ def text(value: Any, digits: int = 4) -> str:
 
 
 def read_results(folder: Path | str) -> tuple[list[Result], list[str]]:
-    """Every `results.json` under a folder, at any depth. Links and folders whose names begin with a dot are not followed; nothing is written.
+    """Every `results.json` under a folder, at any depth. Links and folders whose names begin with a
+    dot are not followed; nothing is written.
 
-    Returns the results in the order of their paths, and one line for each file that could not be read, naming it, what was wrong and what to do.
+    Returns the results in the order of their paths, and one line for each file that could not be
+        read, naming it, what was wrong and what to do.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        return [], [f"{folder} is no folder: train something first, or name the folder that holds the runs"]
+        return [], [
+            f"{folder} is no folder: train something first, or name the folder that holds the runs"
+        ]
     results, problems = [], []
     for path in _files(folder, problems):
         try:
@@ -207,13 +273,17 @@ def read_results(folder: Path | str) -> tuple[list[Result], list[str]]:
             except ValueError as error:
                 reason = "scores.npz does not belong to results.json, or is damaged"
                 problems.append(str(error))
-        results.append(Result(path, folder.resolve().name if name == "." else name, record, scores, reason))
+        results.append(
+            Result(path, folder.resolve().name if name == "." else name, record, scores, reason)
+        )
     return results, problems
 
 
 def _files(folder: Path, problems: list[str]) -> Iterator[Path]:
     def failed(error: OSError) -> None:
-        problems.append(f"{error.filename} cannot be listed ({error.strerror}): the runs in it are missing here")
+        problems.append(
+            f"{error.filename} cannot be listed ({error.strerror}): the runs in it are missing here"
+        )
 
     for place, folders, files in os.walk(folder, onerror=failed):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -223,15 +293,25 @@ def _files(folder: Path, problems: list[str]) -> Iterator[Path]:
 
 
 def _check(path: Path, record: Any) -> Mapping[str, Any]:
-    """The record with None for what is not finite; ValueError where it is of another version or not a record of results."""
+    """The record with None for what is not finite; ValueError where it is of another version or not
+    a record of results."""
     again = "run the notebook that wrote it again"
     if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a {type(record).__name__}, expected a record of results: {again}")
+        raise ValueError(
+            f"{path} holds a {type(record).__name__}, expected a record of results: {again}"
+        )
     version = record.get("format")
     if type(version) is not int or version not in FORMATS:
         said = "states no format" if version is None else f"is of format {version!r}"
-        raise ValueError(f"{path} {said}, this version reads {' and '.join(map(str, FORMATS))}: read it with the version that wrote it, or {again}")
-    wrong = [f"{k} is a {type(record[k]).__name__}" for k, kind in _SECTIONS.items() if record.get(k) is not None and not isinstance(record[k], kind)]
+        raise ValueError(
+            f"{path} {said}, this version reads {' and '.join(map(str, FORMATS))}: read it with "
+            f"the version that wrote it, or {again}"
+        )
+    wrong = [
+        f"{k} is a {type(record[k]).__name__}"
+        for k, kind in _SECTIONS.items()
+        if record.get(k) is not None and not isinstance(record[k], kind)
+    ]
     system = record["config"].get("system") if isinstance(record.get("config"), dict) else None
     if not wrong and (not isinstance(system, str) or system not in SYSTEMS):
         wrong = [f"config.system is {system!r}, expected one of {', '.join(SYSTEMS)}"]
@@ -241,19 +321,39 @@ def _check(path: Path, record: Any) -> Mapping[str, Any]:
 
 
 def _read_scores(path: Path, record: Mapping[str, Any]) -> np.ndarray:
-    """(images,) bits per dimension; ValueError naming the file where it is damaged or is not what the record's mean was taken over."""
+    """(images,) bits per dimension; ValueError naming the file where it is damaged or is not what
+    the record's mean was taken over."""
     again = "score the run again"
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             scores = np.asarray(arrays["bpd"], dtype=np.float64)
-    except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}), expected an array bpd: {again}") from error
+    except (
+        OSError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}), expected an array bpd: "
+            f"{again}"
+        ) from error
     evaluation = record.get("evaluation") or {}
     images, mean = number(evaluation.get("images")), number(evaluation.get("bpd"))
     if scores.ndim != 1 or images != len(scores):
-        raise ValueError(f"{path} holds an array of shape {scores.shape}, expected one figure for each of {text(images, 0)} images: {again}")
+        raise ValueError(
+            f"{path} holds an array of shape {scores.shape}, expected one figure for each of "
+            f"{text(images, 0)} images: {again}"
+        )
     if mean is None or not abs(scores.mean() - mean) <= _AGREE:
-        raise ValueError(f"{path} has the mean {scores.mean():.6f}, where results.json says {text(mean, 6)}: they are of two scorings; {again}")
+        raise ValueError(
+            f"{path} has the mean {scores.mean():.6f}, where results.json says {text(mean, 6)}: "
+            f"they are of two scorings; {again}"
+        )
     return scores
 
 
@@ -263,7 +363,8 @@ def _in_order(results: Sequence[Result]) -> list[Result]:
 
 
 def by_images(results: Sequence[Result]) -> list[list[Result]]:
-    """Runs that were scored on the same held-out images, together; a run that does not say on which stands alone."""
+    """Runs that were scored on the same held-out images, together; a run that does not say on which
+    stands alone."""
     groups: dict[Any, list[Result]] = {}
     for result in _in_order(results):
         groups.setdefault(result.heldout or result.path, []).append(result)
@@ -273,19 +374,28 @@ def by_images(results: Sequence[Result]) -> list[list[Result]]:
 def summary_line(result: Result) -> str:
     """A run in one line, for a shell."""
     minutes = "" if result.minutes is None else f" in {result.minutes:.1f} min"
-    return (f"{result.name}: {result.title} {text(result.bpd)} bpd ({result.error}), {text(result.part('evaluation', 'weights'))} weights, "
-            f"{text(result.number('evaluation', 'images'), 0)} images of {result.label}, {text(result.number('training', 'steps'), 0)} steps{minutes}, "
-            f"seed {text(result.part('training', 'seed'))}, commit {_commit(result)}")
+    return (
+        f"{result.name}: {result.title} {text(result.bpd)} bpd ({result.error}), "
+        f"{text(result.part('evaluation', 'weights'))} weights, "
+        f"{text(result.number('evaluation', 'images'), 0)} images of {result.label}, "
+        f"{text(result.number('training', 'steps'), 0)} steps{minutes}, "
+        f"seed {text(result.part('training', 'seed'))}, commit {_commit(result)}"
+    )
 
 
 def _commit(result: Result) -> str:
-    """The commits that it was trained at, in seven digits, with a + where files had been changed."""
+    """The commits that it was trained at, in seven digits, with a + where files had been
+    changed."""
     found = [str(s["commit"]) for s in result.sessions if s.get("commit")]
-    return " and ".join(dict.fromkeys(c[:7] + "+" * ("+changes" in c) for c in found)) or NOT_MEASURED
+    return (
+        " and ".join(dict.fromkeys(c[:7] + "+" * ("+changes" in c) for c in found)) or NOT_MEASURED
+    )
 
 
 def _machine(result: Result) -> str:
-    return text(" and ".join(dict.fromkeys(str(s["machine"]) for s in result.sessions if s.get("machine"))))
+    return text(
+        " and ".join(dict.fromkeys(str(s["machine"]) for s in result.sessions if s.get("machine")))
+    )
 
 
 _FACTS = ("seed", "weights", "machine", "commit")
@@ -294,22 +404,45 @@ _FACTS = ("seed", "weights", "machine", "commit")
 def _ours(result: Result) -> dict[str, Any]:
     """What every table says of a run of ours, after its own columns."""
     steps, minutes = result.number("training", "steps"), result.minutes
-    return {"run": text(result.name), "data": text(result.label), "budget": f"{text(steps, 0)} steps, {text(minutes, 1)} minutes",
-            "seed": text(result.part("training", "seed")), "weights": text(result.part("evaluation", "weights")), "machine": _machine(result),
-            "commit": _commit(result), "source": MEASURED}
+    return {
+        "run": text(result.name),
+        "data": text(result.label),
+        "budget": f"{text(steps, 0)} steps, {text(minutes, 1)} minutes",
+        "seed": text(result.part("training", "seed")),
+        "weights": text(result.part("evaluation", "weights")),
+        "machine": _machine(result),
+        "commit": _commit(result),
+        "source": MEASURED,
+    }
 
 
-def _theirs(figure: Published) -> dict[str, Any]:
+def _theirs(figure: PublishedFigure) -> dict[str, Any]:
     """The same of a figure of others."""
     budget = NOT_GIVEN if figure.updates is None else f"{figure.updates:g} million steps"
-    return {"run": "paper" if figure.system else "published", "data": figure.data, "budget": budget, **dict.fromkeys(_FACTS, NOT_GIVEN),
-            "source": figure.source}
+    return {
+        "run": "paper" if figure.system else "published",
+        "data": figure.data,
+        "budget": budget,
+        **dict.fromkeys(_FACTS, NOT_GIVEN),
+        "source": figure.source,
+    }
 
 
 def _absent(part: str | None, dataset: str = "cifar10") -> dict[str, Any]:
-    """The same of a place that no run fills. `part`: of the suite, None where it has none for this."""
-    fill = "no part of the suite makes it" if part is None else "to fill it: " + COMMAND.format(part=part, dataset=_ARGUMENTS.get(dataset, dataset))
-    return {"run": "", "data": published.DATA.get(dataset, dataset), "budget": "", **dict.fromkeys(_FACTS, ""), "source": fill}
+    """The same of a place that no run fills. `part`: of the suite, None where it has none for
+    this."""
+    fill = (
+        "no part of the suite makes it"
+        if part is None
+        else "to fill it: " + COMMAND.format(part=part, dataset=_ARGUMENTS.get(dataset, dataset))
+    )
+    return {
+        "run": "",
+        "data": published.DATA.get(dataset, dataset),
+        "budget": "",
+        **dict.fromkeys(_FACTS, ""),
+        "source": fill,
+    }
 
 
 def _part(system: str, dataset: str = "cifar10") -> str | None:
@@ -319,14 +452,19 @@ def _part(system: str, dataset: str = "cifar10") -> str | None:
     return PARTS[system]
 
 
-def _name(figure: Published) -> str:
+def _name(figure: PublishedFigure) -> str:
     return f"{figure.name}, paper" if figure.system else figure.name
 
 
 def compact(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """A table narrow enough to read: columns of provenance in which all measured rows agree are taken out and given once, {column: value}."""
+    """A table narrow enough to read: columns of provenance in which all measured rows agree are
+    taken out and given once, {column: value}."""
     ours = [row for row in rows if row.get("source") == MEASURED]
-    same = {c: str(ours[0][c]) for c in PROVENANCE if ours and all(c in row and row[c] == ours[0][c] for row in ours)}
+    same = {
+        c: str(ours[0][c])
+        for c in PROVENANCE
+        if ours and all(c in row and row[c] == ours[0][c] for row in ours)
+    }
     return [{k: v for k, v in row.items() if k not in same} for row in rows], same
 
 
@@ -335,27 +473,49 @@ def _missing_systems(results: Sequence[Result]) -> list[str]:
 
 
 def density_table(results: Sequence[Result], dataset: str = "cifar10") -> list[dict[str, Any]]:
-    """Bits per dimension on one data set (Table 1 of the paper): the paper's figures, others', ours.
+    """Bits per dimension on one data set (Table 1 of the paper): the paper's figures, others',
+    ours.
 
     Args:
-        dataset: one of DATASETS. Runs on a part of it, or on another version of it, are among ours: the column of the data says which.
+        dataset: one of DATASETS. Runs on a part of it, or on another version of it, are among ours:
+            the column of the data says which.
     """
     if dataset not in DATASETS and dataset not in {r.dataset for r in results}:
         raise ValueError(f"unknown dataset {dataset!r}: one of {', '.join(DATASETS)}")
-    rows = [{"system": _name(p), "bpd": p.text, "standard error": NOT_GIVEN, "images": NOT_GIVEN} | _theirs(p)
-            for p in published.figures(dataset, BPD)]
+    rows = [
+        {"system": _name(p), "bpd": p.text, "standard error": NOT_GIVEN, "images": NOT_GIVEN}
+        | _theirs(p)
+        for p in published.figures(dataset, BPD)
+    ]
     mine = _in_order([r for r in results if r.dataset == dataset])
-    rows += [{"system": r.title, "bpd": text(r.bpd), "standard error": r.error, "images": text(r.number("evaluation", "images"), 0)} | _ours(r)
-             for r in mine]
-    return rows + [{"system": SYSTEM_NAMES[s], "bpd": NOT_RUN, "standard error": "", "images": ""} | _absent(_part(s, dataset), dataset)
-                   for s in _missing_systems(mine)]
+    rows += [
+        {
+            "system": r.title,
+            "bpd": text(r.bpd),
+            "standard error": r.error,
+            "images": text(r.number("evaluation", "images"), 0),
+        }
+        | _ours(r)
+        for r in mine
+    ]
+    return rows + [
+        {"system": SYSTEMS[s], "bpd": NOT_RUN, "standard error": "", "images": ""}
+        | _absent(_part(s, dataset), dataset)
+        for s in _missing_systems(mine)
+    ]
 
 
 def ood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Area under the ROC curve of telling other images from the model's own (Table 2 of the paper); "data" is what the model was trained on."""
+    """Area under the ROC curve of telling other images from the model's own (Table 2 of the paper);
+    "data" is what the model was trained on."""
     head = ("set", "statistic", "scale", "M", "N")
-    rows = [{"system": _name(p)} | dict.fromkeys(head, NOT_GIVEN) | {"AUROC": p.text, "interval": NOT_GIVEN, "batches in, out": NOT_GIVEN} | _theirs(p)
-            for p in published.figures("cifar10", AUROC)]
+    rows = [
+        {"system": _name(p)}
+        | dict.fromkeys(head, NOT_GIVEN)
+        | {"AUROC": p.text, "interval": NOT_GIVEN, "batches in, out": NOT_GIVEN}
+        | _theirs(p)
+        for p in published.figures("cifar10", AUROC)
+    ]
     filled = []
     for result in _in_order(results):
         found = result.part("ood", "rows")
@@ -364,26 +524,52 @@ def ood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
                 continue
             filled.append(result)
             # over the choice of the N reference images too, where that was drawn
-            value, low, high = (number(row.get(k)) for k in (("reference_mean", "reference_low", "reference_high")
-                                                             if row.get("reference_mean") is not None else ("auroc", "low", "high")))
-            cells = {k: text(row.get(k)) for k in head} | ({"N": "none"} if row.get("N", 0) is None else {})  # null: no reference was used
-            rows.append({"system": result.title} | cells | {
-                "AUROC": text(value), "interval": f"{text(low)} to {text(high)}",
-                "batches in, out": f"{text(number(row.get('n_in')), 0)}, {text(number(row.get('n_out')), 0)}"} | _ours(result))
-    absent = dict.fromkeys(head, "") | {"AUROC": NOT_RUN, "interval": "", "batches in, out": ""} | _absent(f"{','.join(PARTS.values())},ood")
-    return rows + [{"system": SYSTEM_NAMES[s]} | absent
-                   for s in _missing_systems(filled)]
+            value, low, high = (
+                number(row.get(k))
+                for k in (
+                    ("reference_mean", "reference_low", "reference_high")
+                    if row.get("reference_mean") is not None
+                    else ("auroc", "low", "high")
+                )
+            )
+            # null: no reference was used
+            cells = {k: text(row.get(k)) for k in head} | (
+                {"N": "none"} if row.get("N", 0) is None else {}
+            )
+            rows.append(
+                {"system": result.title}
+                | cells
+                | {
+                    "AUROC": text(value),
+                    "interval": f"{text(low)} to {text(high)}",
+                    "batches in, out": f"{text(number(row.get('n_in')), 0)}, "
+                    f"{text(number(row.get('n_out')), 0)}",
+                }
+                | _ours(result)
+            )
+    absent = (
+        dict.fromkeys(head, "")
+        | {"AUROC": NOT_RUN, "interval": "", "batches in, out": ""}
+        | _absent(f"{','.join(PARTS.values())},ood")
+    )
+    return rows + [{"system": SYSTEMS[s]} | absent for s in _missing_systems(filled)]
 
 
 def quality_table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Sample quality beside bits per dimension. FID where there is one, else why not; what stands in for it goes by its own name.
+    """Sample quality beside bits per dimension. FID where there is one, else why not; what stands
+    in for it goes by its own name.
 
     The floor is what the measure gives between two sets of real images.
     """
     bits = {(p.name, p.data): p.text for p in published.PUBLISHED if p.quantity == BPD}
     sampler = ("standard error", "floor", "samples", "sampling steps")
-    rows = [{"system": _name(p), "measure": FID, "value": p.text} | dict.fromkeys(sampler, NOT_GIVEN) | {"bpd": bits.get((p.name, p.data), NOT_GIVEN)}
-            | _theirs(p) for p in published.figures("cifar10", FID)]
+    rows = [
+        {"system": _name(p), "measure": FID, "value": p.text}
+        | dict.fromkeys(sampler, NOT_GIVEN)
+        | {"bpd": bits.get((p.name, p.data), NOT_GIVEN)}
+        | _theirs(p)
+        for p in published.figures("cifar10", FID)
+    ]
     filled = []
     for result in _in_order(results):
         measures = result.part("quality")
@@ -392,32 +578,65 @@ def quality_table(results: Sequence[Result]) -> list[dict[str, Any]]:
         filled.append(result)
         for name, entry in ({FID: {"missing": "not in the results file"}} | dict(measures)).items():
             entry = entry if isinstance(entry, Mapping) else {}
-            row = {"system": result.title, "measure": text(name), "value": text(number(entry.get("value"))),
-                   "standard error": text(number(entry.get("se"))), "floor": text(number(entry.get("floor"))),
-                   "samples": text(number(entry.get("samples")), 0), "sampling steps": text(number(entry.get("steps")), 0),
-                   "bpd": text(result.bpd)} | _ours(result)
-            rows.append(row | ({"source": f"missing: {text(entry['missing'])}"} if entry.get("missing") else {}))
-    return rows + [{"system": SYSTEM_NAMES[s], "measure": "", "value": NOT_RUN} | dict.fromkeys((*sampler, "bpd"), "") | _absent(_part(s))
-                   for s in _missing_systems(filled)]
+            row = {
+                "system": result.title,
+                "measure": text(name),
+                "value": text(number(entry.get("value"))),
+                "standard error": text(number(entry.get("se"))),
+                "floor": text(number(entry.get("floor"))),
+                "samples": text(number(entry.get("samples")), 0),
+                "sampling steps": text(number(entry.get("steps")), 0),
+                "bpd": text(result.bpd),
+            } | _ours(result)
+            rows.append(
+                row
+                | ({"source": f"missing: {text(entry['missing'])}"} if entry.get("missing") else {})
+            )
+    return rows + [
+        {"system": SYSTEMS[s], "measure": "", "value": NOT_RUN}
+        | dict.fromkeys((*sampler, "bpd"), "")
+        | _absent(_part(s))
+        for s in _missing_systems(filled)
+    ]
 
 
 def cascade_table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The standard cascade C-VDM against the others (Appendix C of the paper), on every data set that has a run.
+    """The standard cascade C-VDM against the others (Appendix C of the paper), on every data set
+    that has a run.
 
-    C-VDM sends the coarse image and then every pixel, given the coarse image. "paid twice" are the bits per dimension that its fine scale spends on
-    what the coarse image already told; a map that preserves volume has none, and VDM has no coarse image.
+    C-VDM sends the coarse image and then every pixel, given the coarse image. "paid twice" are the
+    bits per dimension that its fine scale spends on what the coarse image already told; a map that
+    preserves volume has none, and VDM has no coarse image.
     """
     empty = ("standard error", "base", "finer scales", "paid twice")
-    rows = [{"system": _name(p), "bpd": p.text} | dict.fromkeys(empty, NOT_GIVEN) | _theirs(p)
-            for p in published.figures("cifar10", BPD) if p.system == "standard"]
+    rows = [
+        {"system": _name(p), "bpd": p.text} | dict.fromkeys(empty, NOT_GIVEN) | _theirs(p)
+        for p in published.figures("cifar10", BPD)
+        if p.system == "standard"
+    ]
     for dataset in dict.fromkeys(r.dataset for r in _in_order(results)) or ["cifar10"]:
         mine = _in_order([r for r in results if r.dataset == dataset])
         for r in mine:
             base, *finer = scale_shares(r).values() or [None]
-            rows.append({"system": r.title, "bpd": text(r.bpd), "standard error": r.error, "base": text(base),
-                         "finer scales": "none" if r.system == "vdm" else text(sum(finer) if finer else None), "paid twice": _twice(r)} | _ours(r))
-        rows += [{"system": SYSTEM_NAMES[s], "bpd": NOT_RUN} | dict.fromkeys(empty, "") | _absent(_part(s, dataset), dataset)
-                 for s in _missing_systems(mine)]
+            rows.append(
+                {
+                    "system": r.title,
+                    "bpd": text(r.bpd),
+                    "standard error": r.error,
+                    "base": text(base),
+                    "finer scales": "none"
+                    if r.system == "vdm"
+                    else text(sum(finer) if finer else None),
+                    "paid twice": _twice(r),
+                }
+                | _ours(r)
+            )
+        rows += [
+            {"system": SYSTEMS[s], "bpd": NOT_RUN}
+            | dict.fromkeys(empty, "")
+            | _absent(_part(s, dataset), dataset)
+            for s in _missing_systems(mine)
+        ]
     return rows
 
 
@@ -429,49 +648,102 @@ def _twice(result: Result) -> str:
 
 
 def scale_shares(result: Result) -> dict[str, float]:
-    """{scale: its share of the bits per dimension}, coarsest first; empty where the file does not say."""
+    """{scale: its share of the bits per dimension}, coarsest first; empty where the file does not
+    say."""
     table = result.part("evaluation", "table")
-    shares = {k: number(v.get("total")) for k, v in table.items() if k != "total" and isinstance(v, Mapping)} if isinstance(table, Mapping) else {}
+    shares = (
+        {
+            k: number(v.get("total"))
+            for k, v in table.items()
+            if k != "total" and isinstance(v, Mapping)
+        }
+        if isinstance(table, Mapping)
+        else {}
+    )
     return {} if None in shares.values() else shares
 
 
 def likelihood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The likelihoods of each model by several estimators: the continuous-time bound, the bound in T steps, the probability flow."""
-    after = ("standard error", "minus continuous", "its standard error", "evaluations an image", "images")
-    rows = [{"system": _name(p), "likelihood": LIKELIHOODS, "bpd": p.text} | dict.fromkeys(after, NOT_GIVEN) | _theirs(p)
-            for p in published.figures("cifar10", LIKELIHOODS)]
+    """The likelihoods of each model by several estimators: the continuous-time bound, the bound in
+    T steps, the probability flow."""
+    after = (
+        "standard error",
+        "minus continuous",
+        "its standard error",
+        "evaluations an image",
+        "images",
+    )
+    rows = [
+        {"system": _name(p), "likelihood": LIKELIHOODS, "bpd": p.text}
+        | dict.fromkeys(after, NOT_GIVEN)
+        | _theirs(p)
+        for p in published.figures("cifar10", LIKELIHOODS)
+    ]
     filled = []
     for result in _in_order(results):
         for entry in result.part("likelihoods") or []:
             if not isinstance(entry, Mapping):
                 continue
             filled.append(result)
-            rows.append({
-                "system": result.title, "likelihood": text(entry.get("name")), "bpd": text(number(entry.get("bpd"))),
-                "standard error": f"{text(number(entry.get('se_images')))} images, {text(number(entry.get('se_noise')))} noise",
-                "minus continuous": text(number(entry.get("minus_continuous"))), "its standard error": text(number(entry.get("minus_se"))),
-                "evaluations an image": text(number(entry.get("evaluations")), 0), "images": text(number(entry.get("images")), 0)} | _ours(result))
-    return rows + [{"system": SYSTEM_NAMES[s], "likelihood": "", "bpd": NOT_RUN} | dict.fromkeys(after, "") | _absent(_part(s))
-                   for s in _missing_systems(filled)]
+            rows.append(
+                {
+                    "system": result.title,
+                    "likelihood": text(entry.get("name")),
+                    "bpd": text(number(entry.get("bpd"))),
+                    "standard error": f"{text(number(entry.get('se_images')))} images, "
+                    f"{text(number(entry.get('se_noise')))} noise",
+                    "minus continuous": text(number(entry.get("minus_continuous"))),
+                    "its standard error": text(number(entry.get("minus_se"))),
+                    "evaluations an image": text(number(entry.get("evaluations")), 0),
+                    "images": text(number(entry.get("images")), 0),
+                }
+                | _ours(result)
+            )
+    return rows + [
+        {"system": SYSTEMS[s], "likelihood": "", "bpd": NOT_RUN}
+        | dict.fromkeys(after, "")
+        | _absent(_part(s))
+        for s in _missing_systems(filled)
+    ]
 
 
 def compression_table(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Bits per dimension of real files, beside the T-step bound that they were to pay."""
     own = ("T", "T-step bound", "net", "net minus bound", "images")
-    rows = [{"system": _name(p), "file": p.text} | dict.fromkeys(own, NOT_GIVEN) | _theirs(p) for p in published.figures("cifar10", FILES)]
+    rows = [
+        {"system": _name(p), "file": p.text} | dict.fromkeys(own, NOT_GIVEN) | _theirs(p)
+        for p in published.figures("cifar10", FILES)
+    ]
     filled = []
     for result in _in_order(results):
         for entry in result.part("compression") or []:
             if not isinstance(entry, Mapping):
                 continue
             filled.append(result)
-            parts = {key: entry.get(key) if isinstance(entry.get(key), Mapping) else {} for key in ("bound", "excess", "books")}
-            rows.append({"system": result.title, "file": text(number(entry.get("file_bpd"))), "T": text(number(entry.get("steps")), 0),
-                         "T-step bound": text(number(parts["bound"].get("bpd"))), "net": text(number(entry.get("net_bpd"))),
-                         "net minus bound": f"{text(number(parts['excess'].get('bpd')))} ± {text(number(parts['excess'].get('se')))}",
-                         "images": text(number(parts["books"].get("images")), 0)} | _ours(result))
-    return rows + [{"system": SYSTEM_NAMES[s], "file": NOT_RUN} | dict.fromkeys(own, "") | _absent(f"{_part(s)},compression")
-                   for s in _missing_systems(filled) if s != "standard"]
+            parts = {
+                key: entry.get(key) if isinstance(entry.get(key), Mapping) else {}
+                for key in ("bound", "excess", "books")
+            }
+            rows.append(
+                {
+                    "system": result.title,
+                    "file": text(number(entry.get("file_bpd"))),
+                    "T": text(number(entry.get("steps")), 0),
+                    "T-step bound": text(number(parts["bound"].get("bpd"))),
+                    "net": text(number(entry.get("net_bpd"))),
+                    "net minus bound": f"{text(number(parts['excess'].get('bpd')))} ± "
+                    f"{text(number(parts['excess'].get('se')))}",
+                    "images": text(number(parts["books"].get("images")), 0),
+                }
+                | _ours(result)
+            )
+    return rows + [
+        {"system": SYSTEMS[s], "file": NOT_RUN}
+        | dict.fromkeys(own, "")
+        | _absent(f"{_part(s)},compression")
+        for s in _missing_systems(filled)
+        if s != "standard"
+    ]
 
 
 def obstacles(a: Result, b: Result) -> list[str]:
@@ -480,12 +752,19 @@ def obstacles(a: Result, b: Result) -> list[str]:
     if a.heldout is None or b.heldout is None:
         found.append("which held-out images were scored is not recorded")
     elif a.heldout != b.heldout:
-        found.append(f"different held-out images ({a.heldout[1]} of {a.label}; {b.heldout[1]} of {b.label})")
+        found.append(
+            f"different held-out images ({a.heldout[1]} of {a.label}; {b.heldout[1]} of {b.label})"
+        )
     if a.part("data", "train_sha256") != b.part("data", "train_sha256"):
         found.append("different training images")
     if a.budget is None or a.budget != b.budget:
-        found.append(f"different budgets ({a.budget or 'not recorded'}; {b.budget or 'not recorded'})")
-    presets = ["small" if preset == "edm" else preset for preset in (a.part("config", "preset"), b.part("config", "preset"))]
+        found.append(
+            f"different budgets ({a.budget or 'not recorded'}; {b.budget or 'not recorded'})"
+        )
+    presets = [
+        "small" if preset == "edm" else preset
+        for preset in (a.part("config", "preset"), b.part("config", "preset"))
+    ]
     if presets[0] != presets[1]:  # edm is small with another loss, whose price in bits is asked for
         found.append(f"different presets ({text(presets[0])}; {text(presets[1])})")
     for key in ("bound", "weights"):
@@ -496,8 +775,9 @@ def obstacles(a: Result, b: Result) -> list[str]:
 
 
 def paired(a: Result, b: Result) -> tuple[float, float]:
-    """Mean of a - b over the same held-out images in bits per dimension, and its standard error (choice of images and noise together; not the
-    choice of the training's seed); nan for one image. Raises ValueError where they are not to be compared (`obstacles`)."""
+    """Mean of a - b over the same held-out images in bits per dimension, and its standard error
+    (choice of images and noise together; not the choice of the training's seed); nan for one image.
+    Raises ValueError where they are not to be compared (`obstacles`)."""
     if reasons := obstacles(a, b):
         raise ValueError(f"{a.name} and {b.name} cannot be paired: {'; '.join(reasons)}")
     difference = a.scores - b.scores
@@ -506,29 +786,68 @@ def paired(a: Result, b: Result) -> tuple[float, float]:
 
 
 def paired_table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Differences between systems on the same held-out images, after the same budget on the same training images: those with VDM first, then the
-    other pairs, every run with every run. A run that cannot be paired with a run of any other system has a row that says why."""
+    """Differences between systems on the same held-out images, after the same budget on the same
+    training images: those with VDM first, then the other pairs, every run with every run. A run
+        that cannot be paired with a run of any other system has a row that says why."""
     order = list(SYSTEMS)
-    pairs = [tuple(sorted(p, key=lambda r: order.index(r.system))) for p in itertools.combinations(_in_order(results), 2) if p[0].system != p[1].system]
+    pairs = [
+        tuple(sorted(p, key=lambda r: order.index(r.system)))
+        for p in itertools.combinations(_in_order(results), 2)
+        if p[0].system != p[1].system
+    ]
     good = [p for p in pairs if not obstacles(*p)]
-    good.sort(key=lambda p: (p[0].label, p[0].budget, p[1].system != "vdm", *(order.index(r.system) for r in p)))
+    good.sort(
+        key=lambda p: (
+            p[0].label,
+            p[0].budget,
+            p[1].system != "vdm",
+            *(order.index(r.system) for r in p),
+        )
+    )
     rows = []
     for a, b in good:
         mean, error = paired(a, b)
-        rows.append({"difference": f"{a.title} minus {b.title}", "bpd": text(mean), "standard error": text(error), "runs": text(f"{a.name}, {b.name}"),
-                     "images": len(a.scores), "budget": a.budget, "seeds": f"{text(a.part('training', 'seed'))}, {text(b.part('training', 'seed'))}",
-                     "data": text(a.label), "note": ""})
+        rows.append(
+            {
+                "difference": f"{a.title} minus {b.title}",
+                "bpd": text(mean),
+                "standard error": text(error),
+                "runs": text(f"{a.name}, {b.name}"),
+                "images": len(a.scores),
+                "budget": a.budget,
+                "seeds": f"{text(a.part('training', 'seed'))}, {text(b.part('training', 'seed'))}",
+                "data": text(a.label),
+                "note": "",
+            }
+        )
     together = {r.path for p in good for r in p}
     for result in _in_order([r for r in results if r.path not in together]):
         others = [r for r in results if r.system != result.system]
-        nearest = min(((r, obstacles(result, r)) for r in others), key=lambda x: len(x[1]), default=None)
+        nearest = min(
+            ((r, obstacles(result, r)) for r in others), key=lambda x: len(x[1]), default=None
+        )
         why = result.no_scores if result.scores is None else "no run of another system"
         if nearest is not None and result.scores is not None:
             why = f"with {nearest[0].name}: {'; '.join(nearest[1])}"
-        rows.append({"difference": f"{result.title}: not paired", "bpd": NOT_MEASURED, "standard error": NOT_MEASURED, "runs": text(result.name),
-                     "images": text(result.number("evaluation", "images"), 0), "budget": text(result.budget),
-                     "seeds": text(result.part("training", "seed")), "data": text(result.label), "note": text(why)})
+        rows.append(
+            {
+                "difference": f"{result.title}: not paired",
+                "bpd": NOT_MEASURED,
+                "standard error": NOT_MEASURED,
+                "runs": text(result.name),
+                "images": text(result.number("evaluation", "images"), 0),
+                "budget": text(result.budget),
+                "seeds": text(result.part("training", "seed")),
+                "data": text(result.label),
+                "note": text(why),
+            }
+        )
     if not rows:
-        rows = [{"difference": NOT_RUN} | dict.fromkeys(("bpd", "standard error", "runs", "images", "budget", "seeds", "data"), "")
-                | {"note": _absent("vdm")["source"]}]
+        rows = [
+            {"difference": NOT_RUN}
+            | dict.fromkeys(
+                ("bpd", "standard error", "runs", "images", "budget", "seeds", "data"), ""
+            )
+            | {"note": _absent("vdm")["source"]}
+        ]
     return rows

@@ -1,4 +1,5 @@
-"""Figures of a training run: the live curve, where the bits go, samples that grow scale by scale. For notebooks only."""
+"""Figures of a training run: the live curve, where the bits go, samples that grow scale by scale.
+For notebooks only."""
 
 from __future__ import annotations
 
@@ -16,9 +17,12 @@ from pcdm_lib.likelihood.evaluation import TERMS, Evaluation
 from pcdm_lib.models.cascade import Cascade, Samples
 
 
-def training_curve(rows: list[Mapping[str, Any]], label: str, target: float | None = None) -> Figure:
-    """Training loss against time: each scale's share in bits per dimension of the image, and their sum. While the schedule's endpoints
-    are fixed the loss is the diffusion term alone: prior and decoder cannot be trained."""
+def training_curve(
+    rows: list[Mapping[str, Any]], label: str, target: float | None = None
+) -> Figure:
+    """Training loss against time: each scale's share in bits per dimension of the image, and their
+    sum. While the schedule's endpoints are fixed the loss is the diffusion term alone: prior and
+    decoder cannot be trained."""
     figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
     minutes = np.array([r["seconds"] for r in rows]) / 60
     series = {"all scales": np.array([r["bpd"] for r in rows])}
@@ -27,14 +31,31 @@ def training_curve(rows: list[Mapping[str, Any]], label: str, target: float | No
         series |= {name: np.array([r["scales"][name] for r in rows]) for name in names}
     for colour, (name, values) in zip(("black", *COLOURS), series.items()):
         axes.plot(minutes, values, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(minutes, _smooth(values), color=colour, linewidth=2, label=f"{name}: {_smooth(values)[-1]:.2f}")
+        axes.plot(
+            minutes,
+            _smooth(values),
+            color=colour,
+            linewidth=2,
+            label=f"{name}: {_smooth(values)[-1]:.2f}",
+        )
     weighting = rows[-1].get("weighting") if rows else None
-    if target is not None and not weighting:  # a weighted loss is no bits, and files have no place beside it
+    # a weighted loss is no bits, and files have no place beside it
+    if target is not None and not weighting:
         axes.axhline(target, color="0.4", linestyle=":", label=f"JPEG XL, held out: {target:.2f}")
     top = np.quantile(series["all scales"], 0.9) if rows else 8
-    unit = f"training loss, weighted ({weighting}): not bits" if weighting else "training loss, bits per dimension"
-    axes.set(xlabel="minutes of training", ylabel=unit, ylim=(0, 2 * top if weighting else max(6.0, 1.3 * top)),
-             title="Each scale learns its own part of the loss" if weighting else "Each scale learns its own part of the bound")
+    unit = (
+        f"training loss, weighted ({weighting}): not bits"
+        if weighting
+        else "training loss, bits per dimension"
+    )
+    axes.set(
+        xlabel="minutes of training",
+        ylabel=unit,
+        ylim=(0, 2 * top if weighting else max(6.0, 1.3 * top)),
+        title="Each scale learns its own part of the loss"
+        if weighting
+        else "Each scale learns its own part of the bound",
+    )
     axes.legend(loc="upper right", frameon=False)
     figure.supxlabel(label, fontsize=8, color="0.35")
     return figure
@@ -56,7 +77,13 @@ class LiveCurve:
         display: the notebook's `display`. every: seconds between two drawings.
     """
 
-    def __init__(self, display: Callable[..., Any], label: str, target: float | None = None, every: float = 10.0):
+    def __init__(
+        self,
+        display: Callable[..., Any],
+        label: str,
+        target: float | None = None,
+        every: float = 10.0,
+    ):
         self.rows: list[Mapping[str, Any]] = []
         self.display, self.label, self.target, self.every = display, label, target, every
         self.handle, self.last = None, -np.inf
@@ -79,7 +106,9 @@ class LiveCurve:
         plt.close(figure)
 
 
-def bits_figure(result: Evaluation, codecs: Mapping[str, tuple[float, float]], label: str, name: str) -> Figure:
+def bits_figure(
+    result: Evaluation, codecs: Mapping[str, tuple[float, float]], label: str, name: str
+) -> Figure:
     """Our bound, stacked by scale and term, beside real files of the same images."""
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     rows = {k: v for k, v in result.table().items() if k != "total"}
@@ -88,17 +117,38 @@ def bits_figure(result: Evaluation, codecs: Mapping[str, tuple[float, float]], l
     hatch = {"prior": "//", "diffusion": "", "reconstruction": ".."}
     for scale, term, value in parts:
         if value >= 0.005:  # thinner than a line is tall
-            axes.bar(0, value, 0.6, bottom=bottom, color=colours[scale], hatch=hatch[term], edgecolor="white", label=f"{scale}: {term} {value:.3f}")
+            axes.bar(
+                0,
+                value,
+                0.6,
+                bottom=bottom,
+                color=colours[scale],
+                hatch=hatch[term],
+                edgecolor="white",
+                label=f"{scale}: {term} {value:.3f}",
+            )
         bottom += value
     axes.errorbar(0, bottom, yerr=2 * result.se, color="black", capsize=4)
-    axes.text(0, bottom + 2 * result.se + 0.08, f"{bottom:.2f}", ha="center", va="bottom", fontweight="bold")
+    axes.text(
+        0,
+        bottom + 2 * result.se + 0.08,
+        f"{bottom:.2f}",
+        ha="center",
+        va="bottom",
+        fontweight="bold",
+    )
     for x, (codec, (mean, error)) in enumerate(codecs.items(), start=1):
         axes.bar(x, mean, 0.6, color="0.65")
         axes.errorbar(x, mean, yerr=2 * error, color="black", capsize=4)
-        axes.text(x, mean + 2 * error + 0.08, f"{mean:.2f}", ha="center", va="bottom", fontweight="bold")
+        axes.text(
+            x, mean + 2 * error + 0.08, f"{mean:.2f}", ha="center", va="bottom", fontweight="bold"
+        )
     axes.set_xticks(range(len(codecs) + 1), [f"{name}\n(bound)", *(f"{c}\n(file)" for c in codecs)])
-    axes.set(ylabel="bits per dimension, ±2 standard errors", ylim=(0, 1.25 * max([bottom, *(m for m, _ in codecs.values())])),
-             title="What each held-out image costs, and where our bits go")
+    axes.set(
+        ylabel="bits per dimension, ±2 standard errors",
+        ylim=(0, 1.25 * max([bottom, *(m for m, _ in codecs.values())])),
+        title="What each held-out image costs, and where our bits go",
+    )
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.supxlabel(label, fontsize=8, color="0.35")
     return figure
@@ -107,8 +157,13 @@ def bits_figure(result: Evaluation, codecs: Mapping[str, tuple[float, float]], l
 def samples_figure(cascade: Cascade, samples: Samples, label: str) -> Figure:
     """One row a scale: what the cascade has drawn so far, coarsest first; one column an image."""
     count = len(samples.images)
-    figure, axes = plt.subplots(len(samples.growth), count, figsize=(1.05 * count + 1.2, 1.15 * len(samples.growth) + 0.9),
-                                squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(samples.growth),
+        count,
+        figsize=(1.05 * count + 1.2, 1.15 * len(samples.growth) + 0.9),
+        squeeze=False,
+        layout="constrained",
+    )
     for row, (coarse, spec) in enumerate(zip(samples.growth, cascade.specs)):
         for ax, image in zip(axes[row], cascade.map.brightness(row, coarse, cascade.max_value)):
             bare(ax).imshow(picture(image), interpolation="nearest")
@@ -121,7 +176,13 @@ def samples_figure(cascade: Cascade, samples: Samples, label: str) -> Figure:
 def image_rows(rows: Mapping[str, Tensor], title: str) -> Figure:
     """Rows of uint8 images (N, C, H, W), each with its name."""
     count = max(len(images) for images in rows.values())
-    figure, axes = plt.subplots(len(rows), count, figsize=(0.85 * count + 1.2, 0.95 * len(rows) + 0.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(rows),
+        count,
+        figsize=(0.85 * count + 1.2, 0.95 * len(rows) + 0.6),
+        squeeze=False,
+        layout="constrained",
+    )
     for row, (name, images) in zip(axes, rows.items()):
         for ax, image in zip(row, images):
             bare(ax).imshow(picture(image), interpolation="nearest")
@@ -133,7 +194,8 @@ def image_rows(rows: Mapping[str, Tensor], title: str) -> Figure:
 
 
 def likelihoods_figure(rows: list[Mapping[str, Any]], label: str) -> Figure:
-    """Several ways to one model's likelihood on the same images, as differences to the continuous-time bound, ±2 standard errors.
+    """Several ways to one model's likelihood on the same images, as differences to the
+    continuous-time bound, ±2 standard errors.
 
     Args:
         rows: as `experiment.likelihood_rows` gives them, the continuous-time bound first.
@@ -142,9 +204,23 @@ def likelihoods_figure(rows: list[Mapping[str, Any]], label: str) -> Figure:
     places = range(len(rows) - 1)
     axes.axvline(0, color="0.4", linestyle=":", linewidth=1)
     for place, row, colour in zip(places, rows[1:], COLOURS):
-        axes.errorbar(row["minus_continuous"], place, xerr=2 * row["minus_se"], fmt="o", color=colour, capsize=4)
-    axes.set_yticks(places, [f"{row['name']}\n{row['evaluations']:.0f} evaluations" for row in rows[1:]])
-    axes.set(xlabel=f"bits per dimension more than the continuous-time bound of {rows[0]['bpd']:.3f}, ±2 standard errors", ylim=(len(rows) - 1.5, -0.5),
-             title="The same likelihood three ways: fewer steps pay more, the flow counts a slightly different model")
+        axes.errorbar(
+            row["minus_continuous"],
+            place,
+            xerr=2 * row["minus_se"],
+            fmt="o",
+            color=colour,
+            capsize=4,
+        )
+    axes.set_yticks(
+        places, [f"{row['name']}\n{row['evaluations']:.0f} evaluations" for row in rows[1:]]
+    )
+    axes.set(
+        xlabel=f"bits per dimension more than the continuous-time bound of {rows[0]['bpd']:.3f}, "
+        f"±2 standard errors",
+        ylim=(len(rows) - 1.5, -0.5),
+        title="The same likelihood three ways: fewer steps pay more, the flow counts a slightly "
+        "different model",
+    )
     figure.supxlabel(f"{rows[0]['images']} images of {label}", fontsize=8, color="0.35")
     return figure

@@ -1,4 +1,5 @@
-"""Bits per dimension with their errors, the probability flow (Eq. 6), enumerable sources, typicality (Sect. 6)."""
+"""Bits per dimension with their errors, the probability flow (Eq. 6), enumerable sources,
+typicality (Sect. 6)."""
 
 from pcdm_lib.likelihood.enumerable import (
     EnumeratedSource,

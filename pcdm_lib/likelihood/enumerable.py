@@ -1,7 +1,7 @@
 """Small sources whose every image can be listed, and the exact posterior-mean denoiser for them.
 
-With that denoiser the continuous-time bound equals the entropy of the source, so whatever else it reads is a mistake in the
-accounting (likelihood contract, Sect. 4).
+With that denoiser the continuous-time bound equals the entropy of the source, so whatever else it
+reads is a mistake in the accounting (likelihood contract, Sect. 4).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class EnumeratedSource:
     """A probability mass function over listed integer images.
 
     Args:
-        images: (K, C, H, W) integers, all different. log_weights: (K,) log-probabilities up to a constant.
+        images: (K, C, H, W) integers, all different. log_weights: (K,) log-probabilities up to a
+            constant.
     """
 
     def __init__(self, images: Tensor, log_weights: Tensor, max_value: int):
@@ -39,7 +40,9 @@ class EnumeratedSource:
     @property
     def entropy_bits_per_dim(self) -> float:
         """Entropy in bits a dimension: no code does better on average."""
-        return float(-(self.log_prob.exp() * self.log_prob).sum() / math.log(2) / math.prod(self.image_shape))
+        return float(
+            -(self.log_prob.exp() * self.log_prob).sum() / math.log(2) / math.prod(self.image_shape)
+        )
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Indices of n independent images, (n,)."""
@@ -47,7 +50,8 @@ class EnumeratedSource:
 
 
 def all_images(side: int, levels: int) -> Tensor:
-    """Every one-channel image of side x side with grey levels 0..levels-1, (levels^(side^2), 1, side, side) int32."""
+    """Every one-channel image of side x side with grey levels 0..levels-1, (levels^(side^2), 1,
+    side, side) int32."""
     count = side * side
     if levels**count > 2**20:
         raise ValueError(f"{levels}^{count} images are too many to list")
@@ -57,39 +61,61 @@ def all_images(side: int, levels: int) -> Tensor:
 
 
 def contract_source() -> EnumeratedSource:
-    """The 2x2 source with levels 0..3 of the contract, Sect. 4; its entropy is 1.5485 bits a dimension."""
+    """The 2x2 source with levels 0..3 of the contract, Sect. 4; its entropy is 1.5485 bits a
+    dimension."""
     images = all_images(2, 4)
     a, b, c, d = images.flatten(1).double().unbind(1)
-    return EnumeratedSource(images, -0.5 * ((a - b) ** 2 + (a - c) ** 2 + (b - d) ** 2 + (c - d) ** 2) + 0.3 * a, 3)
+    return EnumeratedSource(
+        images, -0.5 * ((a - b) ** 2 + (a - c) ** 2 + (b - d) ** 2 + (c - d) ** 2) + 0.3 * a, 3
+    )
 
 
 def ising_source(side: int = 4, coupling: float = 0.6, field: float = 0.15) -> EnumeratedSource:
-    """Binary images in which neighbours like to agree: 65,536 of them at side 4, for cascades of three scales."""
+    """Binary images in which neighbours like to agree: 65,536 of them at side 4, for cascades of
+    three scales."""
     images = all_images(side, 2)
     spin = 2.0 * images[:, 0].double() - 1.0
-    energy = (spin[:, 1:] * spin[:, :-1]).sum((1, 2)) + (spin[:, :, 1:] * spin[:, :, :-1]).sum((1, 2))
+    energy = (spin[:, 1:] * spin[:, :-1]).sum((1, 2)) + (spin[:, :, 1:] * spin[:, :, :-1]).sum(
+        (1, 2)
+    )
     return EnumeratedSource(images, coupling * energy + field * spin.sum((1, 2)), 1)
 
 
 class ExactDenoiser:
-    """eps_hat from the posterior mean E[y | z_t, coarser] over all images of a source, for one scale of a map.
+    """eps_hat from the posterior mean E[y | z_t, coarser] over all images of a source, for one
+    scale of a map.
 
-    Works in the view of the map (the wavelet's coordinates, the pyramid's residual), so that a map whose view were no isometry
-    would be found out.
+    Works in the view of the map (the wavelet's coordinates, the pyramid's residual), so that a map
+    whose view were no isometry would be found out.
     """
 
-    def __init__(self, source: EnumeratedSource, hierarchy: HierarchicalMap, spec: ScaleSpec, chunk: int = 512):
+    def __init__(
+        self,
+        source: EnumeratedSource,
+        hierarchy: HierarchicalMap,
+        spec: ScaleSpec,
+        chunk: int = 512,
+    ):
         z, coarse = hierarchy.decompose(source.images, source.max_value)[spec.index]
-        key = z.flatten(1) if coarse is None else torch.cat([coarse.flatten(1), z.flatten(1)], dim=1)
-        unique, inverse = torch.unique(key, dim=0, return_inverse=True)  # images that this scale cannot tell apart
-        weight = torch.zeros(len(unique), dtype=torch.float64).index_add_(0, inverse, source.log_prob.exp())
+        key = (
+            z.flatten(1) if coarse is None else torch.cat([coarse.flatten(1), z.flatten(1)], dim=1)
+        )
+        # images that this scale cannot tell apart
+        unique, inverse = torch.unique(key, dim=0, return_inverse=True)
+        weight = torch.zeros(len(unique), dtype=torch.float64).index_add_(
+            0, inverse, source.log_prob.exp()
+        )
         split = 0 if coarse is None else coarse[0].numel()
         self.map, self.spec, self.chunk = hierarchy, spec, chunk
         self.log_weight = weight.log()
         coords = spec.to_float(unique[:, split:].reshape(-1, *spec.shape), torch.float64)
         self.candidates = hierarchy.to_view(spec, coords).flatten(1)
         # `unique` is sorted, so the candidates that share their coarser integers stand together
-        keys, counts = torch.unique_consecutive(unique[:, :split], dim=0, return_counts=True) if split else (unique[:1, :0], [len(unique)])
+        keys, counts = (
+            torch.unique_consecutive(unique[:, :split], dim=0, return_counts=True)
+            if split
+            else (unique[:1, :0], [len(unique)])
+        )
         ends = [0, *torch.as_tensor(counts).cumsum(0).tolist()]
         self.groups = {tuple(key): slice(*ends[i : i + 2]) for i, key in enumerate(keys.tolist())}
 
@@ -97,7 +123,11 @@ class ExactDenoiser:
         view = self.map.to_view(self.spec, z_t.double())
         flat, gamma = view.flatten(1), gamma.double().reshape(-1, 1)
         given = flat[:, :0].int() if coarse is None else coarse.flatten(1)
-        keys, inverse = torch.unique(given, dim=0, return_inverse=True) if coarse is not None else (given[:1], flat.new_zeros(len(flat)))
+        keys, inverse = (
+            torch.unique(given, dim=0, return_inverse=True)
+            if coarse is not None
+            else (given[:1], flat.new_zeros(len(flat)))
+        )
         mean = torch.empty_like(flat)
         for index, key in enumerate(keys.tolist()):
             if tuple(key) not in self.groups:
@@ -112,16 +142,24 @@ class ExactDenoiser:
         alpha, sigma = alpha_sigma(gamma)
         y = self.candidates[group]
         # -|z_t - alpha y|^2 / 2 sigma^2 up to a constant
-        score = (alpha * (flat @ y.T) - alpha**2 * (y**2).sum(1) / 2) / sigma**2 + self.log_weight[group]
+        score = (alpha * (flat @ y.T) - alpha**2 * (y**2).sum(1) / 2) / sigma**2 + self.log_weight[
+            group
+        ]
         return torch.softmax(score, dim=1) @ y
 
 
-def exact_cascade(source: EnumeratedSource, hierarchy: HierarchicalMap | None = None, sigma_ratio: float = 0.166,
-                  gamma_max: float = 8.0, schedule: Schedule | Sequence[Schedule] | None = None) -> Cascade:
+def exact_cascade(
+    source: EnumeratedSource,
+    hierarchy: HierarchicalMap | None = None,
+    sigma_ratio: float = 0.166,
+    gamma_max: float = 8.0,
+    schedule: Schedule | Sequence[Schedule] | None = None,
+) -> Cascade:
     """The cascade of `hierarchy` (one scale by default) with the exact denoiser at every scale.
 
     Args:
-        sigma_ratio: noise at t = 0 as a part of the pixel spacing, the same in all orthonormal coordinates.
+        sigma_ratio: noise at t = 0 as a part of the pixel spacing, the same in all orthonormal
+            coordinates.
     """
     hierarchy = hierarchy or Identity()
     specs = hierarchy.specs(source.image_shape, source.max_value)
@@ -133,9 +171,16 @@ def exact_cascade(source: EnumeratedSource, hierarchy: HierarchicalMap | None = 
 
 
 @torch.no_grad()
-def code_lengths(cascade: Cascade, source: EnumeratedSource, draws: int, seed: int = 0, steps: int | None = None,
-                 dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Bound in nats of every image of a source and its standard error, (K,) each, from `draws` stratified times an image."""
+def code_lengths(
+    cascade: Cascade,
+    source: EnumeratedSource,
+    draws: int,
+    seed: int = 0,
+    steps: int | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor]:
+    """Bound in nats of every image of a source and its standard error, (K,) each, from `draws`
+    stratified times an image."""
     generator = torch.Generator().manual_seed(seed)
     images = source.images
     was_training = cascade.training
@@ -150,17 +195,28 @@ def code_lengths(cascade: Cascade, source: EnumeratedSource, draws: int, seed: i
     finally:
         cascade.train(was_training)
     stacked = torch.stack(totals)
-    # neighbouring strata in pairs: the variance of a stratified mean, with the slope across strata mostly removed
+    # neighbouring strata in pairs: the variance of a stratified mean, with the slope across strata
+    #     mostly removed
     pairs = (stacked[0 : 2 * (draws // 2) : 2] - stacked[1 : 2 * (draws // 2) : 2]) ** 2 / 4
     return stacked.mean(0), torch.sqrt(pairs.mean(0) * 2 / draws)
 
 
-def kraft_sum(cascade: Cascade, source: EnumeratedSource, draws: int = 200, seed: int = 0, steps: int | None = None) -> tuple[float, float]:
-    """Sum over all images of 2^-(code length), and its standard error. At most 1 for code lengths that could be paid.
+def kraft_sum(
+    cascade: Cascade,
+    source: EnumeratedSource,
+    draws: int = 200,
+    seed: int = 0,
+    steps: int | None = None,
+) -> tuple[float, float]:
+    """Sum over all images of 2^-(code length), and its standard error. At most 1 for code lengths
+    that could be paid.
 
     Everything is scored in float64: give a network's weights that type first (`cascade.double()`).
-    exp being convex, noise of variance v in a code length raises its term by the factor exp(v / 2); that factor is taken off.
+    exp being convex, noise of variance v in a code length raises its term by the factor exp(v / 2);
+    that factor is taken off.
     """
     lengths, errors = code_lengths(cascade, source, draws, seed, steps)
     mass = torch.exp(-lengths)
-    return float((mass * torch.exp(-(errors**2) / 2)).sum()), float(torch.sqrt(((mass * errors) ** 2).sum()))
+    return float((mass * torch.exp(-(errors**2) / 2)).sum()), float(
+        torch.sqrt(((mass * errors) ** 2).sum())
+    )

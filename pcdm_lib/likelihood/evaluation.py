@@ -1,4 +1,5 @@
-"""Bits per dimension of images under a cascade, with the standard errors that belong to them; Kraft's sum.
+"""Bits per dimension of images under a cascade, with the standard errors that belong to them;
+Kraft's sum.
 
 The bound is in nats everywhere else; `bits_per_dim` is where nats become bits.
 """
@@ -26,9 +27,10 @@ class Evaluation:
     """The bound on a set of images.
 
     Attributes:
-        parts: (images, repeats, scales, 3) bits per dimension of the whole image; the terms stand in the order of `TERMS`. The repeats
-            are independent of each other.
-        steps: None for the continuous-time bound, T for the T-step one. times: how the times were drawn.
+        parts: (images, repeats, scales, 3) bits per dimension of the whole image; the terms stand
+            in the order of `TERMS`. The repeats are independent of each other.
+        steps: None for the continuous-time bound, T for the T-step one. times: how the times were
+            drawn.
         times_per_image: network evaluations an image, scale and repeat.
     """
 
@@ -51,28 +53,33 @@ class Evaluation:
 
     @property
     def se_images(self) -> float:
-        """Standard error from the choice of images: their spread, less what the noise within each image adds to it (known from
-        the repeats, where there is more than one); nan for one image."""
+        """Standard error from the choice of images: their spread, less what the noise within each
+        image adds to it (known from the repeats, where there is more than one); nan for one
+        image."""
         n, repeats = self.parts.shape[:2]
         if n < 2:
             return math.nan
-        within = self.parts.sum(axis=(2, 3)).var(axis=1, ddof=1).mean() / repeats if repeats > 1 else 0.0
+        within = (
+            self.parts.sum(axis=(2, 3)).var(axis=1, ddof=1).mean() / repeats if repeats > 1 else 0.0
+        )
         return math.sqrt(max(self.per_image.var(ddof=1) - within, 0.0) / n)
 
     @property
     def se(self) -> float:
-        """Standard error of `bpd` from both, as an estimate for the population that the images were drawn from."""
+        """Standard error of `bpd` from both, as an estimate for the population that the images were
+        drawn from."""
         return math.hypot(self.se_images, self.se_noise)
 
     @property
     def se_noise(self) -> float:
-        """Standard error of the mean over these images from the Monte-Carlo noise alone, from independent repeats; nan for one. From
-        four repeats it is itself known to about 40 %."""
+        """Standard error of the mean over these images from the Monte-Carlo noise alone, from
+        independent repeats; nan for one. From four repeats it is itself known to about 40 %."""
         means = self.parts.sum(axis=(2, 3)).mean(axis=0)
         return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
 
     def table(self) -> dict[str, dict[str, float]]:
-        """{scale: {term: bpd}}, with the sums under "total"; every figure is a share of the whole image's bits per dimension."""
+        """{scale: {term: bpd}}, with the sums under "total"; every figure is a share of the whole
+        image's bits per dimension."""
         means = self.parts.mean(axis=(0, 1))
         rows = {s: dict(zip(TERMS, map(float, row))) for s, row in zip(self.scales, means)}
         rows["total"] = dict(zip(TERMS, map(float, means.sum(axis=0))))
@@ -82,38 +89,73 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures for a results file, without the image-by-image array."""
-        return {"bpd": self.bpd, "se_images": self.se_images, "se_noise": self.se_noise, "images": len(self.parts),
-                "repeats": self.parts.shape[1], "times_per_image": self.times_per_image, "bound": "continuous time" if self.steps is None else f"{self.steps} steps",
-                "times": self.times, "weights": self.weights, "seed": self.seed, "table": self.table()}
+        return {
+            "bpd": self.bpd,
+            "se_images": self.se_images,
+            "se_noise": self.se_noise,
+            "images": len(self.parts),
+            "repeats": self.parts.shape[1],
+            "times_per_image": self.times_per_image,
+            "bound": "continuous time" if self.steps is None else f"{self.steps} steps",
+            "times": self.times,
+            "weights": self.weights,
+            "seed": self.seed,
+            "table": self.table(),
+        }
 
     def __str__(self) -> str:
         head = f"{'bits per dim':14s}" + "".join(f"{t:>16s}" for t in (*TERMS, "total"))
-        rows = [f"{name:14s}" + "".join(f"{row[t]:16.4f}" for t in (*TERMS, "total")) for name, row in self.table().items()]
+        rows = [
+            f"{name:14s}" + "".join(f"{row[t]:16.4f}" for t in (*TERMS, "total"))
+            for name, row in self.table().items()
+        ]
         kind = "continuous time" if self.steps is None else f"T = {self.steps}"
-        foot = (f"{self.bpd:.4f} bpd, standard error {self.se_images:.4f} over {len(self.parts)} images and {self.se_noise:.4f} over the "
-                f"noise ({self.parts.shape[1]} repeats of {self.times_per_image} {self.times} times); {kind}, {self.weights} weights, seed {self.seed}")
+        foot = (
+            f"{self.bpd:.4f} bpd, standard error {self.se_images:.4f} over {len(self.parts)} "
+            f"images and {self.se_noise:.4f} over the "
+            f"noise ({self.parts.shape[1]} repeats of {self.times_per_image} {self.times} times); "
+            f"{kind}, {self.weights} weights, seed {self.seed}"
+        )
         return "\n".join([head, *rows, foot])
 
 
 @torch.no_grad()
-def evaluate(cascade: Cascade, images: Tensor, *, repeats: int = 4, times_per_image: int = 4, seed: int = 0, steps: int | None = None,
-             times: str = "stratified", weights: str = "given", batch_size: int = 128, device: torch.device | str = "cpu",
-             dtype: torch.dtype = torch.float32, progress: bool = False) -> Evaluation:
+def evaluate(
+    cascade: Cascade,
+    images: Tensor,
+    *,
+    repeats: int = 4,
+    times_per_image: int = 4,
+    seed: int = 0,
+    steps: int | None = None,
+    times: str = "stratified",
+    weights: str = "given",
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> Evaluation:
     """The bound on every image, `repeats` times with independent noise.
 
     Args:
-        images: integers (N, *cascade.image_shape). repeats: independent estimates, at least 2 for a standard error of the noise.
+        images: integers (N, *cascade.image_shape). repeats: independent estimates, at least 2 for a
+            standard error of the noise.
         times_per_image: network evaluations an image, scale and repeat.
-        times: "stratified" gives each image one time in each of `times_per_image` strata, and the whole set one in each of
-            N * times_per_image; "uniform" draws all of them independently.
+        times: "stratified" gives each image one time in each of `times_per_image` strata, and the
+            whole set one in each of N * times_per_image; "uniform" draws all of them independently.
         weights: what the caller says of the weights ("EMA", "raw"), for the record.
     """
     if len(images) == 0:
         raise ValueError("no images to evaluate")
     if repeats < 1 or batch_size < 1 or times_per_image < 1:
-        raise ValueError(f"repeats, times_per_image and batch_size must be at least 1, got {repeats}, {times_per_image} and {batch_size}")
+        raise ValueError(
+            f"repeats, times_per_image and batch_size must be at least 1, got {repeats}, "
+            f"{times_per_image} and {batch_size}"
+        )
     if steps is not None and steps < 1:
-        raise ValueError(f"a model has at least one step, got steps={steps}; None is continuous time")
+        raise ValueError(
+            f"a model has at least one step, got steps={steps}; None is continuous time"
+        )
     if times not in ("stratified", "uniform"):
         raise ValueError(f"times must be 'stratified' or 'uniform', got {times!r}")
     cascade.check_images(images)
@@ -122,58 +164,102 @@ def evaluate(cascade: Cascade, images: Tensor, *, repeats: int = 4, times_per_im
     generator = torch.Generator(device).manual_seed(seed)
     n, count = len(images), len(cascade.specs)
     parts = np.zeros((n, repeats, count, len(TERMS)))
-    bar = tqdm(total=repeats * times_per_image * n, desc="evaluating", unit="image", disable=not progress)
+    bar = tqdm(
+        total=repeats * times_per_image * n, desc="evaluating", unit="image", disable=not progress
+    )
     try:
         for repeat in range(repeats):
-            t = torch.stack([draw_times(n, times_per_image, times, generator, device, dtype) for _ in range(count)], dim=1)
+            t = torch.stack(
+                [
+                    draw_times(n, times_per_image, times, generator, device, dtype)
+                    for _ in range(count)
+                ],
+                dim=1,
+            )
             for k, start in itertools.product(range(times_per_image), range(0, n, batch_size)):
                 part = slice(start, start + batch_size)
-                bound = cascade.bound(images[part].to(device), generator, steps, times=t[k, :, part], dtype=dtype)
+                bound = cascade.bound(
+                    images[part].to(device), generator, steps, times=t[k, :, part], dtype=dtype
+                )
                 nats = torch.stack([bound.prior, bound.diffusion, bound.reconstruction], dim=-1)
-                parts[part, repeat] += bits_per_dim(nats, cascade.dims).double().cpu().numpy() / times_per_image
+                parts[part, repeat] += (
+                    bits_per_dim(nats, cascade.dims).double().cpu().numpy() / times_per_image
+                )
                 bar.update(len(nats))
     finally:
         bar.close()
         cascade.train(was_training)
     if not np.isfinite(parts).all():
-        raise FloatingPointError("the bound is not finite: the weights are broken or training diverged")
-    return Evaluation(parts, tuple(s.name for s in cascade.specs), steps, times, weights, seed, times_per_image)
+        raise FloatingPointError(
+            "the bound is not finite: the weights are broken or training diverged"
+        )
+    return Evaluation(
+        parts, tuple(s.name for s in cascade.specs), steps, times, weights, seed, times_per_image
+    )
 
 
-def draw_times(n: int, per_image: int, kind: str, generator: torch.Generator, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+def draw_times(
+    n: int,
+    per_image: int,
+    kind: str,
+    generator: torch.Generator,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Tensor:
     """(per_image, n) times for one scale."""
     if kind == "uniform":
         return torch.rand(per_image, n, generator=generator, device=device, dtype=dtype)
     strata = torch.arange(per_image, device=device, dtype=dtype)[:, None]
-    order = torch.stack([torch.randperm(n, generator=generator, device=device) for _ in range(per_image)])
+    order = torch.stack(
+        [torch.randperm(n, generator=generator, device=device) for _ in range(per_image)]
+    )
     within = stratified_times(n, generator, device, dtype)[order]
     return ((strata + within) / per_image).clamp(max=1 - torch.finfo(dtype).eps)
 
 
 def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:
-    """Mean of a - b over the same images in bits per dimension, and its standard error (noise and choice of images together)."""
+    """Mean of a - b over the same images in bits per dimension, and its standard error (noise and
+    choice of images together)."""
     if len(a.parts) != len(b.parts):
         raise ValueError(f"paired means the same images: {len(a.parts)} and {len(b.parts)}")
     d = a.per_image - b.per_image
     return float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d)))
 
 
-def estimator_gain(cascade: Cascade, images: Tensor, *, repeats: int = 8, group: int = 64, seed: int = 0,
-                   device: torch.device | str = "cpu") -> tuple[float, float]:
-    """How many times fewer network evaluations stratified times need than uniform ones for the same standard error of the noise, one
-    evaluation an image, scale and repeat.
+def estimator_gain(
+    cascade: Cascade,
+    images: Tensor,
+    *,
+    repeats: int = 8,
+    group: int = 64,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[float, float]:
+    """How many times fewer network evaluations stratified times need than uniform ones for the same
+    standard error of the noise, one evaluation an image, scale and repeat.
 
-    Returns the ratio of the two variances of the mean over `group` images, pooled over the groups, and the factor by which that ratio
-    may be off (two standard errors of its logarithm, both variances taken as chi-square).
+    Returns the ratio of the two variances of the mean over `group` images, pooled over the groups,
+    and the factor by which that ratio may be off (two standard errors of its logarithm, both
+    variances taken as chi-square).
     """
     groups = [images[i : i + group] for i in range(0, len(images) - group + 1, group)]
     if not groups or repeats < 2:
-        raise ValueError(f"need at least {group} images and 2 repeats, got {len(images)} and {repeats}")
+        raise ValueError(
+            f"need at least {group} images and 2 repeats, got {len(images)} and {repeats}"
+        )
     variance = {"uniform": 0.0, "stratified": 0.0}
     for number, part in enumerate(groups):
         for times in variance:
-            result = evaluate(cascade, part, repeats=repeats, times_per_image=1, seed=seed + number, times=times, batch_size=group,
-                              device=device)
+            result = evaluate(
+                cascade,
+                part,
+                repeats=repeats,
+                times_per_image=1,
+                seed=seed + number,
+                times=times,
+                batch_size=group,
+                device=device,
+            )
             variance[times] += float(result.parts.sum(axis=(2, 3)).mean(axis=0).var(ddof=1))
     freedom = len(groups) * (repeats - 1)
     return variance["uniform"] / variance["stratified"], math.exp(2 * math.sqrt(4 / freedom))

@@ -1,4 +1,5 @@
-"""Where the bits of an image are: the bound of the cascade, coefficient by coefficient, and spread over the pixels that each covers."""
+"""Where the bits of an image are: the bound of the cascade, coefficient by coefficient, and spread
+over the pixels that each covers."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ class InformationMap:
     """The bound on N images, split up.
 
     Attributes:
-        specs: the scales, coarsest first. nats: for each the share of every coordinate, (N, *spec.shape) float64: an unbiased draw, so
-            single ones scatter and may be off where the mean over `times` draws has not settled. image_shape: (C, H, W).
+        specs: the scales, coarsest first. nats: for each the share of every coordinate, (N,
+            *spec.shape) float64: an unbiased draw, so single ones scatter and may be off where the
+                mean over `times` draws has not settled. image_shape: (C, H, W).
 
-    A coefficient's share is what it adds to the code length given the coarser scales: its part of the denoiser's error over all noise
-    levels, plus what the decoder has left to say. What a coefficient costs depends on its neighbours, which the network sees too.
+    A coefficient's share is what it adds to the code length given the coarser scales: its part of
+    the denoiser's error over all noise levels, plus what the decoder has left to say. What a
+    coefficient costs depends on its neighbours, which the network sees too.
     """
 
     specs: tuple[ScaleSpec, ...]
@@ -34,7 +37,8 @@ class InformationMap:
         return torch.stack([v.flatten(1).sum(dim=1) for v in self.nats], dim=1) / math.log(2)
 
     def band_bits(self) -> dict[str, Tensor]:
-        """(N,) bits of every band of every scale, under "scale" where it has one band and "scale p" where it has several."""
+        """(N,) bits of every band of every scale, under "scale" where it has one band and "scale p"
+        where it has several."""
         found = {}
         for spec, nats in zip(self.specs, self.nats):
             for band, share in spec.split(nats).items():
@@ -43,24 +47,35 @@ class InformationMap:
         return found
 
     def pixel_bits(self) -> Tensor:
-        """(N, S, H, W) bits a pixel: every coefficient's bits, bands and colours together, spread evenly over the square of pixels that it
-        covers. Summed over pixels they are `bits`."""
+        """(N, S, H, W) bits a pixel: every coefficient's bits, bands and colours together, spread
+        evenly over the square of pixels that it covers. Summed over pixels they are `bits`."""
         height, width = self.image_shape[1:]
         maps = []
         for nats in self.nats:
             place = nats.sum(dim=1)
             rows, columns = height // place.shape[1], width // place.shape[2]
-            maps.append(place.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2) / (rows * columns * math.log(2)))
+            maps.append(
+                place.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2)
+                / (rows * columns * math.log(2))
+            )
         return torch.stack(maps, dim=1)
 
 
 @torch.no_grad()
-def information_map(cascade: Cascade, images: Tensor, *, times: int = 16, seed: int = 0, device: torch.device | str = "cpu",
-                    dtype: torch.dtype = torch.float32) -> InformationMap:
-    """The bound on integer images (N, *cascade.image_shape) by coefficient, averaged over `times` stratified noise levels an image and scale.
+def information_map(
+    cascade: Cascade,
+    images: Tensor,
+    *,
+    times: int = 16,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> InformationMap:
+    """The bound on integer images (N, *cascade.image_shape) by coefficient, averaged over `times`
+    stratified noise levels an image and scale.
 
-    The draws are those of `evaluate(cascade, images, repeats=1, times_per_image=times, seed=seed)` in one batch, so `bits` sums to its
-    figures exactly, up to float rounding.
+    The draws are those of `evaluate(cascade, images, repeats=1, times_per_image=times, seed=seed)`
+    in one batch, so `bits` sums to its figures exactly, up to float rounding.
 
     Raises:
         FloatingPointError: where the bound is not finite.
@@ -73,26 +88,39 @@ def information_map(cascade: Cascade, images: Tensor, *, times: int = 16, seed: 
     generator = torch.Generator(device).manual_seed(seed)
     nats = [torch.zeros(len(images), *spec.shape, dtype=torch.float64) for spec in cascade.specs]
     try:
-        t = torch.stack([draw_times(len(images), times, "stratified", generator, device, dtype) for _ in cascade.specs], dim=1)
+        t = torch.stack(
+            [
+                draw_times(len(images), times, "stratified", generator, device, dtype)
+                for _ in cascade.specs
+            ],
+            dim=1,
+        )
         for k in range(times):
             for index, (z, coarse) in enumerate(pairs):
                 eps = torch.randn(z.shape, generator=generator, device=device, dtype=dtype)
-                terms = cascade.scale_terms(index, z, coarse, t[k, index], eps, per_coefficient=True)
+                terms = cascade.scale_terms(
+                    index, z, coarse, t[k, index], eps, per_coefficient=True
+                )
                 nats[index] += terms.total.double().cpu() / times
     finally:
         cascade.train(was_training)
     if not all(bool(torch.isfinite(v).all()) for v in nats):
-        raise FloatingPointError("the bound is not finite: the weights are broken or training diverged")
+        raise FloatingPointError(
+            "the bound is not finite: the weights are broken or training diverged"
+        )
     return InformationMap(cascade.specs, tuple(nats), cascade.image_shape)
 
 
 @dataclass(frozen=True)
 class PaidTwice:
-    """What the standard cascade pays for pixels that it has paid for already (paper, Appendix C), in bits per dimension of the image.
+    """What the standard cascade pays for pixels that it has paid for already (paper, Appendix C),
+    in bits per dimension of the image.
 
     Attributes:
-        first: (N,) what the coarser scales spent on the pixels that they hold. again: (N,) what finer scales spent on those pixels, which the
-            receiver knows exactly by then: bits that a map without redundancy does not pay. new: (N,) what finer scales spent on the rest.
+        first: (N,) what the coarser scales spent on the pixels that they hold. again: (N,) what
+            finer scales spent on those pixels, which the
+            receiver knows exactly by then: bits that a map without redundancy does not pay. new:
+                (N,) what finer scales spent on the rest.
     """
 
     first: Tensor
@@ -100,25 +128,43 @@ class PaidTwice:
     new: Tensor
 
     def to_dict(self) -> dict[str, float]:
-        """Means over the images with their standard errors (choice of images and noise of the draws together)."""
+        """Means over the images with their standard errors (choice of images and noise of the draws
+        together)."""
         n = len(self.again)
         parts = {"first": self.first, "bpd": self.again, "new": self.new}
-        return {k: float(v.mean()) for k, v in parts.items()} | {"se": float(self.again.std() / math.sqrt(n)) if n > 1 else math.nan, "images": n}
+        return {k: float(v.mean()) for k, v in parts.items()} | {
+            "se": float(self.again.std() / math.sqrt(n)) if n > 1 else math.nan,
+            "images": n,
+        }
 
 
-def paid_twice(cascade: Cascade, images: Tensor, *, times: int = 16, seed: int = 0, device: torch.device | str = "cpu") -> PaidTwice:
-    """Split the bound of a standard cascade by whether the receiver knew a pixel already; see `information_map` for the draws.
+def paid_twice(
+    cascade: Cascade,
+    images: Tensor,
+    *,
+    times: int = 16,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> PaidTwice:
+    """Split the bound of a standard cascade by whether the receiver knew a pixel already; see
+    `information_map` for the draws.
 
     Raises:
         ValueError: for a cascade of another map, which pays nothing twice.
     """
     if cascade.map.volume_preserving:
-        raise ValueError(f"{cascade.map!r} holds every number once: only the standard cascade pays twice")
+        raise ValueError(
+            f"{cascade.map!r} holds every number once: only the standard cascade pays twice"
+        )
     found = information_map(cascade, images, times=times, seed=seed, device=device)
     unit = math.log(2) * cascade.dims
-    again, new = torch.zeros(len(images), dtype=torch.float64), torch.zeros(len(images), dtype=torch.float64)
+    again, new = (
+        torch.zeros(len(images), dtype=torch.float64),
+        torch.zeros(len(images), dtype=torch.float64),
+    )
     for nats in found.nats[1:]:
-        known = nats[..., ::2, ::2].flatten(1).sum(dim=1)  # Eq. 10: the coarser scale is every second pixel
+        # Eq. 10: the coarser scale is every second pixel
+        known = nats[..., ::2, ::2].flatten(1).sum(dim=1)
         again += known / unit
         new += (nats.flatten(1).sum(dim=1) - known) / unit
     return PaidTwice(found.nats[0].flatten(1).sum(dim=1) / unit, again, new)

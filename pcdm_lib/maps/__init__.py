@@ -3,14 +3,14 @@
 from pcdm_lib.maps.hierarchical import HierarchicalMap
 from pcdm_lib.maps.laplacian import LaplacianPyramid
 from pcdm_lib.maps.scales import Scales, ScaleSpec
-from pcdm_lib.maps.standard import MAPS, Identity, StandardCascade, make_map
+from pcdm_lib.maps.standard import MAPS, Identity, Subsampling, make_map
 from pcdm_lib.maps.wavelet import HaarWavelet
 
 __all__ = [
     "HierarchicalMap",
     "HaarWavelet",
     "LaplacianPyramid",
-    "StandardCascade",
+    "Subsampling",
     "Identity",
     "MAPS",
     "make_map",

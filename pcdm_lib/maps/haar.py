@@ -1,4 +1,5 @@
-"""One Haar step on 2x2 blocks, on floats and exactly on integers, and the resampling that goes with it.
+"""One Haar step on 2x2 blocks, on floats and exactly on integers, and the resampling that goes with
+it.
 
 Direct butterflies on slices: additions and subtractions of four views of the array.
 """
@@ -12,8 +13,8 @@ from torch import Tensor
 
 
 class Bands(NamedTuple):
-    """The four coefficient arrays of one Haar step, each (..., H/2, W/2): the sum, then the details by rows (p), by
-    columns (q) and by diagonals (r)."""
+    """The four coefficient arrays of one Haar step, each (..., H/2, W/2): the sum, then the details
+    by rows (p), by columns (q) and by diagonals (r)."""
 
     s: Tensor
     p: Tensor
@@ -24,7 +25,9 @@ class Bands(NamedTuple):
 def _whole(x: Tensor) -> Tensor:
     """Integers wide enough for sums of four; uint8 would wrap around."""
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"integers wanted, got {x.dtype}: haar_step and its inverse are the same on floats")
+        raise TypeError(
+            f"integers wanted, got {x.dtype}: haar_step and its inverse are the same on floats"
+        )
     return x.to(torch.int32) if x.dtype.itemsize < 4 else x
 
 
@@ -38,36 +41,49 @@ def _butterfly(x: Tensor) -> Bands:
 def interleave(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """Blocks (a b / c d) from four arrays (..., h, w), (..., 2h, 2w)."""
     out = a.new_empty(*a.shape[:-2], 2 * a.shape[-2], 2 * a.shape[-1])
-    out[..., 0::2, 0::2], out[..., 0::2, 1::2], out[..., 1::2, 0::2], out[..., 1::2, 1::2] = a, b, c, d
+    out[..., 0::2, 0::2], out[..., 0::2, 1::2], out[..., 1::2, 0::2], out[..., 1::2, 1::2] = (
+        a,
+        b,
+        c,
+        d,
+    )
     return out
 
 
 def haar_step(x: Tensor) -> Bands:
     """One orthonormal Haar step on floats, (..., H, W) -> four bands (..., H/2, W/2)."""
     if not x.is_floating_point():
-        raise TypeError(f"haar_step wants floats, got {x.dtype}: use haar_step_integers, or convert it")
+        raise TypeError(
+            f"haar_step wants floats, got {x.dtype}: use haar_step_integers, or convert it"
+        )
     return Bands(*(band / 2 for band in _butterfly(x)))
 
 
 def haar_step_inverse(bands: Bands) -> Tensor:
     """Inverse of `haar_step`, which is its transpose."""
     s, p, q, r = bands
-    return interleave(*(v / 2 for v in (s + p + q + r, s + p - q - r, s - p + q - r, s - p - q + r)))
+    return interleave(
+        *(v / 2 for v in (s + p + q + r, s + p - q - r, s - p + q - r, s - p - q + r))
+    )
 
 
 def haar_step_integers(x: Tensor) -> Bands:
-    """One unscaled Haar step on integers: exact, and the orthonormal coefficients are the result halved."""
+    """One unscaled Haar step on integers: exact, and the orthonormal coefficients are the result
+    halved."""
     return _butterfly(_whole(x))
 
 
 def haar_step_integers_inverse(bands: Bands) -> Tensor:
-    """Inverse of `haar_step_integers`. Raises ValueError where s+p+q+r is not divisible by 4 or the parities differ, that
-    is where the integers belong to no image."""
+    """Inverse of `haar_step_integers`. Raises ValueError where s+p+q+r is not divisible by 4 or the
+    parities differ, that is where the integers belong to no image."""
     s, p, q, r = (_whole(band) for band in bands)
     blocks = (s + p + q + r, s + p - q - r, s - p + q - r, s - p - q + r)
     if any(bool((v & 3).any()) for v in blocks):
-        raise ValueError("these integers belong to no image: p = s, q = s (mod 2) and s+p+q+r = 0 (mod 4) must hold "
-                         "in every block; decode them with pcdm_lib.maps.lattice")
+        raise ValueError(
+            "these integers belong to no image: p = s, q = s (mod 2) and s+p+q+r = 0 (mod 4) must "
+            "hold "
+            "in every block; decode them with pcdm_lib.maps.lattice"
+        )
     return interleave(*(torch.div(v, 4, rounding_mode="floor") for v in blocks))
 
 

@@ -1,15 +1,18 @@
-"""Hierarchical maps: an image as a sequence of scales, coarsest first (paper, Sect. 4, Eqs. 9-14, 43-44).
+"""Hierarchical maps: an image as a sequence of scales, coarsest first (paper, Sect. 4, Eqs. 9-14,
+43-44).
 
 A map says four things about an image of shape (C, H, W):
 
 * `specs`: what its scales are, in order;
 * `analyse` / `synthesise`: the map on floats, as the paper writes it, h(x) = (z1, ..., zS);
 * `analyse_integers` / `synthesise_integers`: the same on integers, exact, no rounding anywhere;
-* `to_view` / `from_view`: between the orthonormal coordinates in which noise, densities and losses live and the
-  array that a network is shown. For the wavelet both are the same; for the pyramid the view is a tight frame.
+* `to_view` / `from_view`: between the orthonormal coordinates in which noise, densities and losses
+  live and the array that a network is shown. For the wavelet both are the same; for the pyramid the
+  view is a tight frame.
 
-The integers of one Haar step on a block (a b / c d) are s = a+b+c+d, p = a+b-c-d, q = a-b+c-d, r = a-b-c+d. At level j
-(after j steps) an integer times 2^-j is the orthonormal coefficient of the pixels.
+The integers of one Haar step on a block (a b / c d) are s = a+b+c+d, p = a+b-c-d, q = a-b+c-d, r =
+a-b-c+d. At level j (after j steps) an integer times 2^-j is the orthonormal coefficient of the
+pixels.
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ from pcdm_lib.maps.scales import Scales, ScaleSpec
 
 
 class HierarchicalMap(ABC):
-    """What every map shares: checks at the door, and the integer path written once over `_split_integers`.
+    """What every map shares: checks at the door, and the integer path written once over
+    `_split_integers`.
 
     Args:
-        levels: how many times the side is halved; a map of `levels` has `levels + 1` scales (the paper's S).
+        levels: how many times the side is halved; a map of `levels` has `levels + 1` scales (the
+            paper's S).
     """
 
     name = "map"
@@ -46,14 +51,21 @@ class HierarchicalMap(ABC):
 
     # ---- what the scales are
 
-    def specs(self, image_shape: tuple[int, int, int], max_value: int = 255) -> tuple[ScaleSpec, ...]:
+    def specs(
+        self, image_shape: tuple[int, int, int], max_value: int = 255
+    ) -> tuple[ScaleSpec, ...]:
         """The scales of images of shape (C, H, W) with pixels 0..max_value, coarsest first."""
         if len(image_shape) != 3:
-            raise ValueError(f"image_shape must be (channels, height, width), got {tuple(image_shape)}")
+            raise ValueError(
+                f"image_shape must be (channels, height, width), got {tuple(image_shape)}"
+            )
         if not 1 <= max_value <= 65535:
             raise ValueError(f"max_value must lie in 1..65535, got {max_value}")
         if max_value * 4 ** (self.levels + 1) >= 2**31:
-            raise ValueError(f"{self!r} on pixels 0..{max_value} would overflow 32-bit integers: use fewer levels")
+            raise ValueError(
+                f"{self!r} on pixels 0..{max_value} would overflow 32-bit integers: use fewer "
+                f"levels"
+            )
         self._check_sides(*image_shape[1:])
         return self._specs(tuple(image_shape), max_value)
 
@@ -63,7 +75,8 @@ class HierarchicalMap(ABC):
         return tuple(spec.name for spec in self._specs((1, side, side), 1))
 
     def log_volume(self, image_shape: tuple[int, int, int]) -> float:
-        """1/2 log det(J^T J) in nats of the map on images of that shape: 0 where it preserves volume (Lemma 4.1)."""
+        """1/2 log det(J^T J) in nats of the map on images of that shape: 0 where it preserves
+        volume (Lemma 4.1)."""
         self.specs(image_shape)
         return 0.0
 
@@ -75,20 +88,22 @@ class HierarchicalMap(ABC):
         return Scales(self.names(), self._analyse(x))
 
     def synthesise(self, scales: Scales) -> Tensor:
-        """Inverse of `analyse`, (N, C, H, W). For a frame it is the transpose, so what lies outside the frame's range is
-        projected away."""
+        """Inverse of `analyse`, (N, C, H, W). For a frame it is the transpose, so what lies outside
+        the frame's range is projected away."""
         self._check_scales(scales, integers=False)
         return self._synthesise(scales)
 
     # ---- integers
 
     def analyse_integers(self, x: Tensor, max_value: int = 255) -> Scales:
-        """Exact integer coordinates (int32) of an integer image batch (N, C, H, W) with values 0..max_value."""
+        """Exact integer coordinates (int32) of an integer image batch (N, C, H, W) with values
+        0..max_value."""
         return Scales(self.names(), [z for z, _ in self.decompose(x, max_value)])
 
     def decompose(self, x: Tensor, max_value: int = 255) -> list[tuple[Tensor, Tensor | None]]:
-        """For each scale its integer coordinates and the integers rebuilt from all coarser scales (None for the base):
-        the pair that one conditional diffusion needs, without the other scales' networks."""
+        """For each scale its integer coordinates and the integers rebuilt from all coarser scales
+        (None for the base): the pair that one conditional diffusion needs, without the other
+            scales' networks."""
         self._check_integers(x, max_value)
         self.specs(tuple(x.shape[1:]), max_value)  # refuses what would overflow
         return self._split_integers(x.to(torch.int32))
@@ -105,19 +120,25 @@ class HierarchicalMap(ABC):
 
     @abstractmethod
     def refine(self, index: int, coarse: Tensor | None, z: Tensor) -> Tensor:
-        """The integers rebuilt from scales 0..index, given those from 0..index-1 and the coordinates of scale `index`."""
+        """The integers rebuilt from scales 0..index, given those from 0..index-1 and the
+        coordinates of scale `index`."""
 
     @abstractmethod
     def condition_image(self, spec: ScaleSpec, coarse: Tensor) -> Tensor:
-        """Conditioning image of Eqs. 43-44: `coarse` as mean brightness in [-1, 1] at the resolution of the scale's view."""
+        """Conditioning image of Eqs. 43-44: `coarse` as mean brightness in [-1, 1] at the
+        resolution of the scale's view."""
 
     @abstractmethod
     def brightness(self, index: int, coarse: Tensor, max_value: int = 255) -> Tensor:
         """The integers rebuilt from scales 0..index as an image in [0, 1], for looking at."""
 
-    def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
-        """Where the values of the finer image that a scale's (noisy) integers stand for lie between whole numbers, at the view's
-        resolution: exact integers without noise. Second, the factor from the noise of `centre` to that of the phase."""
+    def lattice_phase(
+        self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None
+    ) -> tuple[Tensor, float]:
+        """Where the values of the finer image that a scale's (noisy) integers stand for lie between
+        whole numbers, at the view's
+        resolution: exact integers without noise. Second, the factor from the noise of `centre` to
+            that of the phase."""
         return centre, 1.0
 
     def phase_channels(self, spec: ScaleSpec) -> int:
@@ -153,13 +174,22 @@ class HierarchicalMap(ABC):
     def _check_sides(self, height: int, width: int) -> None:
         step = 2**self.levels
         if height < 1 or width < 1 or height % step or width % step:
-            raise ValueError(f"{self!r} needs sides divisible by {step}, got {height}x{width}: crop or pad the image")
+            raise ValueError(
+                f"{self!r} needs sides divisible by {step}, got {height}x{width}: crop or pad the "
+                f"image"
+            )
 
     def _check_batch(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
-            raise TypeError(f"expected a torch tensor (N, C, H, W), got {type(x).__name__}: use torch.from_numpy")
+            raise TypeError(
+                f"expected a torch tensor (N, C, H, W), got {type(x).__name__}: use "
+                f"torch.from_numpy"
+            )
         if x.ndim != 4:
-            raise ValueError(f"expected a batch (N, C, H, W), got {x.ndim} dimensions {tuple(x.shape)}: add or drop axes")
+            raise ValueError(
+                f"expected a batch (N, C, H, W), got {x.ndim} dimensions {tuple(x.shape)}: add or "
+                f"drop axes"
+            )
         if x.numel() == 0:
             raise ValueError(f"the batch is empty: {tuple(x.shape)}")
         self._check_sides(*x.shape[2:])
@@ -167,13 +197,19 @@ class HierarchicalMap(ABC):
     def _check_floats(self, x: Tensor) -> None:
         self._check_batch(x)
         if not x.is_floating_point():
-            raise TypeError(f"analyse wants floats, got {x.dtype}: use analyse_integers, which is exact, or convert it")
+            raise TypeError(
+                f"analyse wants floats, got {x.dtype}: use analyse_integers, which is exact, or "
+                f"convert it"
+            )
 
     def _check_integers(self, x: Tensor, max_value: int) -> None:
         self._check_batch(x)
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            raise TypeError(f"integers wanted, got {x.dtype}: keep images as uint8, or round them yourself")
-        if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # for these torch has no min and max
+            raise TypeError(
+                f"integers wanted, got {x.dtype}: keep images as uint8, or round them yourself"
+            )
+        # for these torch has no min and max
+        if x.dtype in (torch.uint16, torch.uint32, torch.uint64):
             x = x.to(torch.int64)
         low, high = int(x.min()), int(x.max())
         if low < 0 or high > max_value:
@@ -181,16 +217,28 @@ class HierarchicalMap(ABC):
 
     def _check_scales(self, scales: Scales, integers: bool) -> None:
         if tuple(getattr(scales, "names", ())) != self.names():
-            raise ValueError(f"{self!r} has the scales {self.names()}, got {getattr(scales, 'names', type(scales))}")
+            raise ValueError(
+                f"{self!r} has the scales {self.names()}, got "
+                f"{getattr(scales, 'names', type(scales))}"
+            )
         if scales[0].ndim != 4:
-            raise ValueError(f"every scale must be a batch (N, C, h, w), got a base of {tuple(scales[0].shape)}")
+            raise ValueError(
+                f"every scale must be a batch (N, C, h, w), got a base of {tuple(scales[0].shape)}"
+            )
         count, channels, *sides = scales[0].shape
         image_shape = (channels, *(side * 2**self.levels for side in sides))
         for spec, (name, v) in zip(self._specs(image_shape, 1), scales.items()):
             expected = (count, *(spec.shape if integers else spec.view_shape))
             if tuple(v.shape) != expected:
-                raise ValueError(f"{name} must have the shape {expected} beside a base of {tuple(scales[0].shape)}, "
-                                 f"got {tuple(v.shape)}")
+                raise ValueError(
+                    f"{name} must have the shape {expected} beside a base of "
+                    f"{tuple(scales[0].shape)}, "
+                    f"got {tuple(v.shape)}"
+                )
             if v.is_floating_point() == integers:
-                wanted, other = ("integers", "synthesise") if integers else ("floats", "synthesise_integers")
-                raise TypeError(f"{name} must hold {wanted}, got {v.dtype}: use {other}, or convert it")
+                wanted, other = (
+                    ("integers", "synthesise") if integers else ("floats", "synthesise_integers")
+                )
+                raise TypeError(
+                    f"{name} must hold {wanted}, got {v.dtype}: use {other}, or convert it"
+                )

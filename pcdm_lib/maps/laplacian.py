@@ -13,11 +13,13 @@ from pcdm_lib.maps.wavelet import HaarWavelet
 
 
 class LaplacianPyramid(HaarWavelet):
-    """Laplacian pyramid with the norm-preserving 2x2 resampling of the paper: d = the Haar approximation, u = its transpose.
+    """Laplacian pyramid with the norm-preserving 2x2 resampling of the paper: d = the Haar
+    approximation, u = its transpose.
 
-    The residual y - u(d(y)) is the orthogonal projection of y on the span of the details, so the map is a tight frame: all
-    singular values are 1, and its latent has more entries than dimensions. Its orthonormal coordinates (and its integers)
-    are those of the wavelet; what a network sees and predicts is the residual, C channels at the finer resolution.
+    The residual y - u(d(y)) is the orthogonal projection of y on the span of the details, so the
+    map is a tight frame: all singular values are 1, and its latent has more entries than
+    dimensions. Its orthonormal coordinates (and its integers) are those of the wavelet; what a
+    network sees and predicts is the residual, C channels at the finer resolution.
     """
 
     name = "laplacian"
@@ -57,7 +59,9 @@ class LaplacianPyramid(HaarWavelet):
     def condition_image(self, spec: ScaleSpec, coarse: Tensor) -> Tensor:
         return upsample(super().condition_image(spec, coarse))
 
-    def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
+    def lattice_phase(
+        self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None
+    ) -> tuple[Tensor, float]:
         if spec.kind != "details":
             return centre, 1.0
         return interleave(*self._finer(centre, coarse)), math.sqrt(3) / 4

@@ -14,8 +14,9 @@ from torch import Tensor
 class ScaleSpec:
     """What one scale of a map is, for one shape of image.
 
-    `shape` is the shape of its coordinates, band-major: all channels of the first band, then of the next.
-    An integer coordinate z stands for the orthonormal coordinate `gain * z + shift` of the image scaled to [-1, 1].
+    `shape` is the shape of its coordinates, band-major: all channels of the first band, then of the
+    next. An integer coordinate z stands for the orthonormal coordinate `gain * z + shift` of the
+    image scaled to [-1, 1].
     """
 
     name: str
@@ -32,7 +33,8 @@ class ScaleSpec:
 
     @property
     def dims(self) -> int:
-        """Number of coordinates, which for a volume-preserving map is the number of degrees of freedom."""
+        """Number of coordinates, which for a volume-preserving map is the number of degrees of
+        freedom."""
         return math.prod(self.shape)
 
     def to_float(self, z: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -45,7 +47,8 @@ class ScaleSpec:
 
 
 class Scales:
-    """The named arrays of all scales, coarsest first; `scales[0]` is the base, `scales["details1"]` goes by name."""
+    """The named arrays of all scales, coarsest first; `scales[0]` is the base, `scales["details1"]`
+    goes by name."""
 
     def __init__(self, names: tuple[str, ...], values: tuple[Tensor, ...] | list[Tensor]):
         if len(names) != len(values):
@@ -71,4 +74,6 @@ class Scales:
         return Scales(self.names, [fn(v) for v in self.values])
 
     def __repr__(self) -> str:
-        return "Scales(" + ", ".join(f"{n}: {tuple(v.shape)} {v.dtype}" for n, v in self.items()) + ")"
+        return (
+            "Scales(" + ", ".join(f"{n}: {tuple(v.shape)} {v.dtype}" for n, v in self.items()) + ")"
+        )

@@ -1,4 +1,5 @@
-"""The standard cascade's map, which is not volume-preserving (Eq. 10, Appendix C), and the identity of a single scale."""
+"""The standard cascade's map, which is not volume-preserving (Eq. 10, Appendix C), and the identity
+of a single scale."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from pcdm_lib.maps.scales import Scales, ScaleSpec
 from pcdm_lib.maps.wavelet import HaarWavelet
 
 
-class StandardCascade(HierarchicalMap):
-    """The usual cascade (Eq. 10, Appendix C): each coarser scale is every second pixel of the next, the finest is the whole
-    image. It has more entries than the image has pixels and does not preserve volume: every coarse pixel is paid again."""
+class Subsampling(HierarchicalMap):
+    """The usual cascade (Eq. 10, Appendix C): each coarser scale is every second pixel of the next,
+    the finest is the whole image. It has more entries than the image has pixels and does not
+    preserve volume: every coarse pixel is paid again."""
 
     name = "standard"
     volume_preserving = False
@@ -24,7 +26,9 @@ class StandardCascade(HierarchicalMap):
     def log_volume(self, image_shape: tuple[int, int, int]) -> float:
         self.specs(image_shape)
         # J^T J is diagonal: a pixel kept by j of the subsamplings appears 1 + j times
-        share = [4.0**-j - (4.0 ** -(j + 1) if j < self.levels else 0.0) for j in range(self.levels + 1)]
+        share = [
+            4.0**-j - (4.0 ** -(j + 1) if j < self.levels else 0.0) for j in range(self.levels + 1)
+        ]
         return 0.5 * math.prod(image_shape) * sum(f * math.log1p(j) for j, f in enumerate(share))
 
     def _specs(self, image_shape: tuple[int, int, int], max_value: int) -> tuple[ScaleSpec, ...]:
@@ -33,8 +37,21 @@ class StandardCascade(HierarchicalMap):
         for index, level in enumerate(range(self.levels, -1, -1)):
             shape = (channels, height >> level, width >> level)
             name = "base" if index == 0 else f"image{level}"
-            specs.append(ScaleSpec(name, index, "pixels", level, ("x",), shape, shape, shape if index else None,
-                                   max_value, 2.0 / max_value, -1.0))
+            specs.append(
+                ScaleSpec(
+                    name,
+                    index,
+                    "pixels",
+                    level,
+                    ("x",),
+                    shape,
+                    shape,
+                    shape if index else None,
+                    max_value,
+                    2.0 / max_value,
+                    -1.0,
+                )
+            )
         return tuple(specs)
 
     def _analyse(self, x: Tensor) -> list[Tensor]:
@@ -57,10 +74,10 @@ class StandardCascade(HierarchicalMap):
         return coarse.to(torch.get_default_dtype()) / max_value
 
 
-class Identity(StandardCascade):
+class Identity(Subsampling):
     """One scale, the image itself: with it the cascade is a variational diffusion model (VDM)."""
 
-    name = "identity"
+    name = "vdm"
     volume_preserving = True
 
     def __init__(self, levels: int = 0):
@@ -69,7 +86,9 @@ class Identity(StandardCascade):
         super().__init__(0)
 
 
-MAPS: dict[str, type[HierarchicalMap]] = {m.name: m for m in (HaarWavelet, LaplacianPyramid, StandardCascade, Identity)}
+MAPS: dict[str, type[HierarchicalMap]] = {
+    m.name: m for m in (HaarWavelet, LaplacianPyramid, Subsampling, Identity)
+}
 
 
 def make_map(name: str, levels: int) -> HierarchicalMap:

@@ -19,8 +19,9 @@ from pcdm_lib.maps.scales import Scales, ScaleSpec
 
 
 class HaarWavelet(HierarchicalMap):
-    """Orthonormal 2-D Haar wavelet: the base is the approximation after `levels` steps, each finer scale the three detail
-    bands (p, q, r) of one step (paper, Sect. 4.2). At `levels=0` it is the identity up to the name."""
+    """Orthonormal 2-D Haar wavelet: the base is the approximation after `levels` steps, each finer
+    scale the three detail bands (p, q, r) of one step (paper, Sect. 4.2). At `levels=0` it is the
+    identity up to the name."""
 
     name = "wavelet"
 
@@ -28,14 +29,40 @@ class HaarWavelet(HierarchicalMap):
         channels, height, width = image_shape
         unit, deepest = 2.0 / max_value, 2**self.levels
         base = (channels, height // deepest, width // deepest)
-        specs = [ScaleSpec("base", 0, "sum", self.levels, ("s",), base, base, None, max_value,
-                           unit / deepest, -float(deepest))]
+        specs = [
+            ScaleSpec(
+                "base",
+                0,
+                "sum",
+                self.levels,
+                ("s",),
+                base,
+                base,
+                None,
+                max_value,
+                unit / deepest,
+                -float(deepest),
+            )
+        ]
         for index, level in enumerate(range(self.levels, 0, -1), start=1):
             side = 2**level
             grid = (height // side, width // side)
             shape = (3 * channels, *grid)
-            specs.append(ScaleSpec(self._detail_name(level), index, "details", level, ("p", "q", "r"), shape,
-                                   self._detail_view(shape), self._condition_shape(channels, grid), max_value, unit / side, 0.0))
+            specs.append(
+                ScaleSpec(
+                    self._detail_name(level),
+                    index,
+                    "details",
+                    level,
+                    ("p", "q", "r"),
+                    shape,
+                    self._detail_view(shape),
+                    self._condition_shape(channels, grid),
+                    max_value,
+                    unit / side,
+                    0.0,
+                )
+            )
         return tuple(specs)
 
     def _detail_name(self, level: int) -> str:
@@ -76,7 +103,9 @@ class HaarWavelet(HierarchicalMap):
     def brightness(self, index: int, coarse: Tensor, max_value: int = 255) -> Tensor:
         return coarse.to(torch.get_default_dtype()) / (max_value * 4 ** (self.levels - index))
 
-    def lattice_phase(self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None) -> tuple[Tensor, float]:
+    def lattice_phase(
+        self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None
+    ) -> tuple[Tensor, float]:
         if spec.kind != "details":
             return centre, 1.0
         return torch.cat(self._finer(centre, coarse), dim=1), math.sqrt(3) / 4
@@ -85,6 +114,7 @@ class HaarWavelet(HierarchicalMap):
         return 4 * spec.shape[0] // 3 if spec.kind == "details" else spec.shape[0]
 
     def _finer(self, centre: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four values (a, b, c, d) of every block that the coarse sums and (noisy) details stand for."""
+        """The four values (a, b, c, d) of every block that the coarse sums and (noisy) details
+        stand for."""
         s, (p, q, r) = coarse.to(centre.dtype), centre.chunk(3, dim=1)
         return (s + p + q + r) / 4, (s + p - q - r) / 4, (s - p + q - r) / 4, (s - p - q + r) / 4

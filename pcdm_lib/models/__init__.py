@@ -1,4 +1,5 @@
-"""The cascade (Eq. 15), its networks and their preconditioning, configurations, presets, checkpoints, trained models."""
+"""The cascade (Eq. 15), its networks and their preconditioning, configurations, presets,
+checkpoints, trained models."""
 
 from pcdm_lib.models.cascade import Bound, Cascade, Samples, bits_per_dim
 from pcdm_lib.models.checkpoints import load_cascade

@@ -1,4 +1,5 @@
-"""Reading what a training run left: its log, its checkpoints, the cascade that one or more runs trained."""
+"""Reading what a training run left: its log, its checkpoints, the cascade that one or more runs
+trained."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from pcdm_lib import records
 from pcdm_lib.models.cascade import Cascade
-from pcdm_lib.models.config import Config, differences
+from pcdm_lib.models.config import Config, config_differences, modern_names
 from pcdm_lib.models.presets import build
 
 FORMAT = 1
@@ -24,15 +25,19 @@ class CheckpointMismatch(ValueError):
     """A checkpoint that belongs to another configuration, data set or version."""
 
 
-def checkpoints(run_dir: Path | str) -> list[Path]:
+def list_checkpoints(run_dir: Path | str) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     folder = Path(run_dir) / "checkpoints"
-    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)) if folder.is_dir() else []
+    return (
+        sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
+        if folder.is_dir()
+        else []
+    )
 
 
 def newest_checkpoint(run_dir: Path | str) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
-    found = checkpoints(run_dir)
+    found = list_checkpoints(run_dir)
     return found[-1] if found else None
 
 
@@ -46,38 +51,55 @@ def read_log(run_dir: Path | str) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             if number != len(lines) - 1:
-                raise ValueError(f"{path}, line {number + 1} is not JSON: the log was edited") from None
+                raise ValueError(
+                    f"{path}, line {number + 1} is not JSON: the log was edited"
+                ) from None
     return rows
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load one safetensors file into a module; ValueError naming the file where it is missing, damaged or of another network."""
+    """Load one safetensors file into a module; ValueError naming the file where it is missing,
+    damaged or of another network."""
     try:
         tensors = safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: the checkpoint is not whole") from None
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} cannot be read ({error}): it was cut short or is no safetensors file") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}): it was cut short or is no safetensors file"
+        ) from error
     own = module.state_dict()
-    wrong = sorted({*own} ^ {*tensors}) + [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    wrong = sorted({*own} ^ {*tensors}) + [
+        k for k in own if k in tensors and own[k].shape != tensors[k].shape
+    ]
     if wrong:
-        raise ValueError(f"{path} does not fit this network: {len(wrong)} tensors are missing, unexpected or of another shape, "
-                         f"the first is {wrong[0]}")
+        raise ValueError(
+            f"{path} does not fit this network: {len(wrong)} tensors are missing, unexpected or "
+            f"of another shape, "
+            f"the first is {wrong[0]}"
+        )
     broken = [k for k, v in tensors.items() if not bool(torch.isfinite(v).all())]
     if broken:
         raise ValueError(f"{path} holds values that are not finite, in {broken[0]}")
     module.load_state_dict(tensors)
 
 
-def load_cascade(*run_dirs: Path | str, weights: str = "ema", device: torch.device | str = "cpu", shown: str | None = None
-                 ) -> tuple[Cascade, list[dict[str, Any]]]:
-    """The cascade that one or more runs trained, from their newest checkpoints, and the header of each.
+def load_cascade(
+    *run_dirs: Path | str,
+    weights: str = "ema",
+    device: torch.device | str = "cpu",
+    shown: str | None = None,
+) -> tuple[Cascade, list[dict[str, Any]]]:
+    """The cascade that one or more runs trained, from their newest checkpoints, and the header of
+    each.
 
-    Several runs may each have trained some of the scales; together they must have all, and agree on the model and on the training images.
+    Several runs may each have trained some of the scales; together they must have all, and agree on
+    the model and on the training images.
 
     Args:
         run_dirs: folders of runs, or of checkpoints. weights: "ema" or "raw".
-        shown: what networks were shown in place of the coarser image, where they were (`conditioning.load_shown` says it).
+        shown: what networks were shown in place of the coarser image, where they were
+            (`conditioning.load_shown` says it).
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
@@ -90,31 +112,51 @@ def load_cascade(*run_dirs: Path | str, weights: str = "ema", device: torch.devi
             raise ValueError(f"{run} holds no checkpoint: train first, or check the path")
         header = records.read_json(folder / "config.json")
         if header.get("format") != FORMAT:
-            raise CheckpointMismatch(f"{folder} has format {header.get('format')}, this version reads {FORMAT}: use the version that wrote it")
+            raise CheckpointMismatch(
+                f"{folder} has format {header.get('format')}, this version reads {FORMAT}: use "
+                f"the version that wrote it"
+            )
         if header.get("shown") not in (None, shown):
-            raise CheckpointMismatch(f"the networks of {run} were trained on {header['shown']!r} in place of the coarser image: "
-                                     "load them by conditioning.load_shown")
+            raise CheckpointMismatch(
+                f"the networks of {run} were trained on {header['shown']!r} in place of the "
+                f"coarser image: "
+                "load them by conditioning.load_shown"
+            )
         headers.append(header)
         folders.append(folder)
     configs = [Config.from_dict(h["config"]) for h in headers]
     for header, config in zip(headers[1:], configs[1:]):
         if config.model != configs[0].model:
-            lines = differences(headers[0]["config"]["model"], header["config"]["model"])
-            raise CheckpointMismatch("these runs trained different models:\n  " + "\n  ".join(lines))
+            lines = config_differences(
+                modern_names(headers[0]["config"])["model"], modern_names(header["config"])["model"]
+            )
+            raise CheckpointMismatch(
+                "these runs trained different models:\n  " + "\n  ".join(lines)
+            )
         if header["data"].get("train_sha256") != headers[0]["data"].get("train_sha256"):
-            raise CheckpointMismatch("these runs were trained on different images: " + " and ".join(
-                str(h["data"].get("label", "unnamed data")) for h in (headers[0], header)))
+            raise CheckpointMismatch(
+                "these runs were trained on different images: "
+                + " and ".join(
+                    str(h["data"].get("label", "unnamed data")) for h in (headers[0], header)
+                )
+            )
     cascade = build(configs[0].model)
     loaded = set()
     for header, folder in zip(headers, folders):
         for name in header["scales"]:
             if name in loaded:
-                raise CheckpointMismatch(f"scale {name} was trained by two of these runs: name only one of them")
+                raise CheckpointMismatch(
+                    f"scale {name} was trained by two of these runs: name only one of them"
+                )
             index = cascade.map.names().index(name)
-            module = nn.ModuleDict({"network": cascade.networks[name], "schedule": cascade.schedules[index]})
+            module = nn.ModuleDict(
+                {"network": cascade.networks[name], "schedule": cascade.schedules[index]}
+            )
             load_weights(module, folder / f"{weights}.{name}.safetensors")
             loaded.add(name)
     missing = [n for n in cascade.map.names() if n not in loaded]
     if missing:
-        raise CheckpointMismatch(f"no checkpoint for the scales {missing}: name the runs that trained them too")
+        raise CheckpointMismatch(
+            f"no checkpoint for the scales {missing}: name the runs that trained them too"
+        )
     return cascade.to(device).eval(), headers

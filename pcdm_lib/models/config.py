@@ -18,9 +18,10 @@ OPTIMISERS = ("adamw", "muon")
 class ModelConfig:
     """The map, the networks and the noise levels of a cascade.
 
-    `gamma_min` and `gamma_max` hold one number for all scales or one a scale, coarsest first. Where `gamma_min` is empty, it is
-    set scale by scale so that the noise at t = 0 is `sigma_ratio` of one unit on the axis of the scale's integers. `base_channels` and
-    `base_blocks` are the coarsest scale's network where it is to differ from the others'; empty and 0 where it is not.
+    `gamma_min` and `gamma_max` hold one number for all scales or one a scale, coarsest first. Where
+    `gamma_min` is empty, it is set scale by scale so that the noise at t = 0 is `sigma_ratio` of
+    one unit on the axis of the scale's integers. `base_channels` and `base_blocks` are the coarsest
+    scale's network where it is to differ from the others'; empty and 0 where it is not.
     """
 
     map: str = "wavelet"
@@ -46,10 +47,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The optimiser and what goes with it. `lr_decay` is "none" or "cosine" (to zero over the budget); `optimiser` is "adamw", or "muon" for
-    the kernels of the hidden convolutions, at `muon_rate`, and AdamW for the rest (optimisers.py). `precision` "bf16" runs the networks under
-    autocast while they are trained; what is scored is float32. `compile` hands them to torch.compile. `weighting` is "likelihood", the bound
-    itself, or "edm", the weights and noise levels of Karras et al. 2022 (weighting.py), which are for the look of samples and no bound."""
+    """The optimiser and what goes with it. `lr_decay` is "none" or "cosine" (to zero over the
+    budget); `optimiser` is "adamw", or "muon" for the kernels of the hidden convolutions, at
+    `muon_rate`, and AdamW for the rest (optimisers.py). `precision` "bf16" runs the networks under
+    autocast while they are trained; what is scored is float32. `compile` hands them to
+    torch.compile. `weighting` is "likelihood", the bound itself, or "edm", the weights and noise
+    levels of Karras et al. 2022 (weighting.py), which are for the look of samples and no bound."""
 
     batch_size: int = 16
     optimiser: str = "adamw"
@@ -68,14 +71,26 @@ class TrainingConfig:
     weighting: str = "likelihood"
 
     def __post_init__(self) -> None:
-        rules = {"batch_size": self.batch_size >= 1, "learning_rate": self.learning_rate > 0, "beta1": 0 <= self.beta1 < 1,
-                 "beta2": 0 <= self.beta2 < 1, "weight_decay": self.weight_decay >= 0, "warmup_steps": self.warmup_steps >= 0,
-                 "lr_decay": self.lr_decay in ("none", "cosine"), "ema": 0 <= self.ema < 1, "clip": self.clip > 0,
-                 "optimiser": self.optimiser in OPTIMISERS, "muon_rate": self.muon_rate > 0, "weighting": self.weighting in WEIGHTINGS,
-                 "precision": self.precision in ("float32", "bf16")}
+        rules = {
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": self.learning_rate > 0,
+            "beta1": 0 <= self.beta1 < 1,
+            "beta2": 0 <= self.beta2 < 1,
+            "weight_decay": self.weight_decay >= 0,
+            "warmup_steps": self.warmup_steps >= 0,
+            "lr_decay": self.lr_decay in ("none", "cosine"),
+            "ema": 0 <= self.ema < 1,
+            "clip": self.clip > 0,
+            "optimiser": self.optimiser in OPTIMISERS,
+            "muon_rate": self.muon_rate > 0,
+            "weighting": self.weighting in WEIGHTINGS,
+            "precision": self.precision in ("float32", "bf16"),
+        }
         for name, fine in rules.items():
             if not fine:
-                raise ValueError(f"setting {name}={getattr(self, name)!r} makes no sense: see TrainingConfig")
+                raise ValueError(
+                    f"setting {name}={getattr(self, name)!r} makes no sense: see TrainingConfig"
+                )
 
 
 @dataclass(frozen=True)
@@ -95,14 +110,18 @@ class Config:
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
         """The configuration that `to_dict` wrote. Raises ValueError for missing or unknown keys."""
         try:
-            parts = dict(data)
-            model, training = _record(ModelConfig, parts.pop("model")), _record(TrainingConfig, parts.pop("training"))
+            parts = modern_names(data)
+            model, training = (
+                _record(ModelConfig, parts.pop("model")),
+                _record(TrainingConfig, parts.pop("training")),
+            )
             return cls(model=model, training=training, **parts)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a configuration of this version: {error}") from error
 
     def override(self, changes: Mapping[str, Any]) -> Config:
-        """The same with some fields changed, by their names; text is read as the field's type, so `channels=32,48` works."""
+        """The same with some fields changed, by their names; text is read as the field's type, so
+        `channels=32,48` works."""
         model, training = {}, {}
         for key, value in changes.items():
             for record, target in ((self.model, model), (self.training, training)):
@@ -112,8 +131,20 @@ class Config:
             else:
                 known = [f.name for r in (self.model, self.training) for f in dataclasses.fields(r)]
                 raise ValueError(f"unknown setting {key!r}: one of {', '.join(known)}")
-        return dataclasses.replace(self, model=dataclasses.replace(self.model, **model),
-                                   training=dataclasses.replace(self.training, **training))
+        return dataclasses.replace(
+            self,
+            model=dataclasses.replace(self.model, **model),
+            training=dataclasses.replace(self.training, **training),
+        )
+
+
+def modern_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the names of this version: before 0.2, VDM's map was "identity"."""
+    found = dict(config)
+    model = found.get("model")
+    if isinstance(model, Mapping) and model.get("map") == "identity":
+        found["model"] = {**model, "map": "vdm"}
+    return found
 
 
 def _record(cls: type, data: Mapping[str, Any]) -> Any:
@@ -126,7 +157,13 @@ def _parse(cls: type, key: str, value: Any) -> Any:
     try:
         if origin is tuple:
             item = typing.get_args(wanted)[0]
-            parts = [p for p in value.split(",") if p] if isinstance(value, str) else list(value) if not isinstance(value, (int, float)) else [value]
+            parts = (
+                [p for p in value.split(",") if p]
+                if isinstance(value, str)
+                else list(value)
+                if not isinstance(value, (int, float))
+                else [value]
+            )
             if item is int and any(float(p) != int(p) for p in parts):
                 raise ValueError("not whole numbers")
             return tuple(item(p) for p in parts)
@@ -141,13 +178,16 @@ def _parse(cls: type, key: str, value: Any) -> Any:
         raise ValueError(f"setting {key}={value!r} cannot be read as {name}") from error
 
 
-def differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: expected ..., found ...` where two nested dictionaries differ; lists and tuples count as equal."""
+def config_differences(
+    expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
+    """Lines `key: expected ..., found ...` where two nested dictionaries differ; lists and tuples
+    count as equal."""
     lines = []
     for key in sorted({*expected, *found}):
         a, b = expected.get(key, "(nothing)"), found.get(key, "(nothing)")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += differences(a, b, f"{prefix}{key}.")
+            lines += config_differences(a, b, f"{prefix}{key}.")
         else:
             a, b = (list(v) if isinstance(v, tuple) else v for v in (a, b))
             if a != b:

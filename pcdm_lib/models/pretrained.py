@@ -1,4 +1,5 @@
-"""Trained models that come with the package: `load_pretrained("photos32-wavelet")`, and the card of each.
+"""Trained models that come with the package: `load_pretrained("photos32-wavelet")`, and the card of
+each.
 
 A model is a folder of `weights/`:
 
@@ -6,7 +7,8 @@ A model is a folder of `weights/`:
     <scale>.safetensors      EMA weights; trained matrices and kernels as float16, the rest exactly
     card.json                what it was trained on, by which commands, what it scores, and the sha256 of the other files
 
-The card's figures were measured on the weights as stored. shipping.py writes such a folder from a run.
+The card's figures were measured on the weights as stored. shipping.py writes such a folder from a
+run.
 """
 
 from __future__ import annotations
@@ -36,28 +38,39 @@ def names(root: Path | str = WEIGHTS) -> list[str]:
 
 
 def card(name: str, root: Path | str = WEIGHTS) -> dict[str, Any]:
-    """A model's card; ValueError listing the models where there is none of that name, or where the card is damaged."""
+    """A model's card; ValueError listing the models where there is none of that name, or where the
+    card is damaged."""
     known = names(root)
     if name not in known:
-        raise ValueError(f"no shipped model is called {name!r}: there are {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"no shipped model is called {name!r}: there are {', '.join(known) or 'none'}"
+        )
     found = records.read_json(Path(root) / name / "card.json")
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(f"{Path(root) / name / 'card.json'} is no card of format {FORMAT}: use the version that wrote it")
+        raise ValueError(
+            f"{Path(root) / name / 'card.json'} is no card of format {FORMAT}: use the version "
+            f"that wrote it"
+        )
     return found
 
 
-def load_pretrained(name: str, device: torch.device | str = "cpu", root: Path | str = WEIGHTS) -> Cascade:
+def load_pretrained(
+    name: str, device: torch.device | str = "cpu", root: Path | str = WEIGHTS
+) -> Cascade:
     """A shipped model in float32, in eval mode, on `device`.
 
     Raises:
-        ValueError: for an unknown name, and for a file that is missing or is not the one that the card was written for.
+        ValueError: for an unknown name, and for a file that is missing or is not the one that the
+            card was written for.
     """
     files, folder = card(name, root)["files"], Path(root) / name
     for file, facts in files.items():
         _check(folder / file, facts["sha256"])
     cascade = build(Config.from_dict(records.read_json(folder / "config.json")["config"]).model)
     for index, spec in enumerate(cascade.specs):
-        module = nn.ModuleDict({"network": cascade.networks[spec.name], "schedule": cascade.schedules[index]})
+        module = nn.ModuleDict(
+            {"network": cascade.networks[spec.name], "schedule": cascade.schedules[index]}
+        )
         checkpoints.load_weights(module, folder / f"{spec.name}.safetensors")
     return cascade.to(device).eval()
 
@@ -66,46 +79,107 @@ def _check(path: Path, expected: str) -> None:
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: install the package again, or restore the file (git checkout)") from None
+        raise ValueError(
+            f"{path} is missing: install the package again, or restore the file (git checkout)"
+        ) from None
     if found != expected:
-        raise ValueError(f"{path} has the sha256 {found}, its card says {expected}: the file is damaged or belongs to another card. "
-                         "Restore the folder (git checkout), or ship the model again")
+        raise ValueError(
+            f"{path} has the sha256 {found}, its card says {expected}: the file is damaged or "
+            f"belongs to another card. "
+            "Restore the folder (git checkout), or ship the model again"
+        )
 
 
-def open_model(sources: Sequence[Path | str], weights: str = "ema", device: torch.device | str = "cpu") -> tuple[Cascade, list[dict[str, Any]]]:
-    """A cascade and the headers of its training, from run folders or from the name of a shipped model. A folder of that name goes first."""
+def open_model(
+    sources: Sequence[Path | str], weights: str = "ema", device: torch.device | str = "cpu"
+) -> tuple[Cascade, list[dict[str, Any]]]:
+    """A cascade and the headers of its training, from run folders or from the name of a shipped
+    model. A folder of that name goes first."""
     name = str(sources[0]) if len(sources) == 1 else ""
     if name not in names() or Path(name).exists():
         return checkpoints.load_cascade(*sources, weights=weights, device=device)
     if weights != "ema":
         raise ValueError(f"{name} was shipped with its EMA weights only, not with {weights!r} ones")
     config = records.read_json(WEIGHTS / name / "config.json")["config"]
-    return load_pretrained(name, device), [training | {"config": config} for training in card(name)["training"]]
+    return load_pretrained(name, device), [
+        training | {"config": config} for training in card(name)["training"]
+    ]
 
 
 def markdown(facts: Mapping[str, Any]) -> str:
     """A card for reading."""
     held, figures = facts["heldout"], facts["evaluation"]
-    scored = f"all {held['of']}" if held["images"] == held["of"] else f"the first {held['images']} of {held['of']}"
-    rows = [f"| {scale} | {row['bpd']:.4f} | {_error(row['se_images'])} | {_error(row['se_noise'])} |" for scale, row in
-            [*figures["scales"].items(), ("**all**", figures)]]
-    training = [f"- {', '.join(t['scales'])}: {t['step']} steps in {t['seconds'] / 60:.1f} minutes, seed {t['seed']}, on "
-                + "; then ".join(f"{s['machine']} (commit {s['commit'] or 'unknown'})" for s in t["sessions"]) for t in facts["training"]]
+    scored = (
+        f"all {held['of']}"
+        if held["images"] == held["of"]
+        else f"the first {held['images']} of {held['of']}"
+    )
+    rows = [
+        f"| {scale} | {row['bpd']:.4f} | {_error(row['se_images'])} | {_error(row['se_noise'])} |"
+        for scale, row in [*figures["scales"].items(), ("**all**", figures)]
+    ]
+    training = [
+        f"- {', '.join(t['scales'])}: {t['step']} steps in {t['seconds'] / 60:.1f} minutes, seed "
+        f"{t['seed']}, on "
+        + "; then ".join(
+            f"{s['machine']} (commit {s['commit'] or 'unknown'})" for s in t["sessions"]
+        )
+        for t in facts["training"]
+    ]
     made = facts["provenance"]
-    return "\n".join([
-        f"# {facts['name']}", "", facts["summary"], "",
-        "## Figures", "",
-        f"Held-out bits per dimension, EMA weights as stored, {figures['bound']}, on {scored} held-out images.", "",
-        "| scale | bpd | standard error, choice of images | standard error, noise |", "| --- | --- | --- | --- |", *rows, "",
-        f"{figures['repeats']} independent estimates of {figures['times_per_image']} {figures['times']} noise levels an image and scale, "
-        f"seed {figures['seed']}.", "",
-        "## Training", "", f"{facts['data']['label']}. {facts['data']['train_count']} training images, sha256 `{facts['data']['train_sha256']}`.", "",
-        *training, "", "```", *facts["commands"], "```", "",
-        "## Limits", "", *(f"- {line}" for line in facts["limits"]), "",
-        "## Data and licence", "", facts["licence"], "",
-        "## Files", "", f"{facts['bytes']} bytes: " + ", ".join(f"`{n}` {f['bytes']}" for n, f in facts["files"].items()) + ".",
-        f"Shipped from commit {made['commit'] or 'unknown'} on {made['machine']}, "
-        + ", ".join(f"{k} {v}" for k, v in made["versions"].items() if k in ("python", "torch", "numpy", "safetensors")) + ".", ""])
+    return "\n".join(
+        [
+            f"# {facts['name']}",
+            "",
+            facts["summary"],
+            "",
+            "## Figures",
+            "",
+            f"Held-out bits per dimension, EMA weights as stored, {figures['bound']}, on {scored} "
+            f"held-out images.",
+            "",
+            "| scale | bpd | standard error, choice of images | standard error, noise |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+            f"{figures['repeats']} independent estimates of {figures['times_per_image']} "
+            f"{figures['times']} noise levels an image and scale, "
+            f"seed {figures['seed']}.",
+            "",
+            "## Training",
+            "",
+            f"{facts['data']['label']}. {facts['data']['train_count']} training images, sha256 "
+            f"`{facts['data']['train_sha256']}`.",
+            "",
+            *training,
+            "",
+            "```",
+            *facts["commands"],
+            "```",
+            "",
+            "## Limits",
+            "",
+            *(f"- {line}" for line in facts["limits"]),
+            "",
+            "## Data and licence",
+            "",
+            facts["licence"],
+            "",
+            "## Files",
+            "",
+            f"{facts['bytes']} bytes: "
+            + ", ".join(f"`{n}` {f['bytes']}" for n, f in facts["files"].items())
+            + ".",
+            f"Shipped from commit {made['commit'] or 'unknown'} on {made['machine']}, "
+            + ", ".join(
+                f"{k} {v}"
+                for k, v in made["versions"].items()
+                if k in ("python", "torch", "numpy", "safetensors")
+            )
+            + ".",
+            "",
+        ]
+    )
 
 
 def _error(value: float | None) -> str:

@@ -1,10 +1,12 @@
 """The noise-prediction network, and the preconditioning that stands between it and the bound.
 
-`UNet` is the network of VDM (arXiv 2107.00630, appendix on architecture) as the paper's Appendix B uses it: no resampling between
-its blocks, self-attention in the middle only, the noise level added in every block. With more than one entry in
-`channels` it halves the side between stages, which is what the small presets do to learn fast on a CPU.
+`UNet` is the network of VDM (arXiv 2107.00630, appendix on architecture) as the paper's Appendix B
+uses it: no resampling between its blocks, self-attention in the middle only, the noise level added
+in every block. With more than one entry in `channels` it halves the side between stages, which is
+what the small presets do to learn fast on a CPU.
 
-`PreconditionedDenoiser` turns it into eps_hat(z_t, gamma, coarse) in the orthonormal coordinates of a scale. Preconditioning is
+`PreconditionedDenoiser` turns it into eps_hat(z_t, gamma, coarse) in the orthonormal coordinates of
+a scale. Preconditioning is
 free: whatever it is, the error counted is that of unit noise in every orthonormal coordinate.
 """
 
@@ -18,7 +20,8 @@ from torch.nn import functional as F
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    # a group of one channel would wipe out whatever is constant over an image, the noise level included
+    # a group of one channel would wipe out whatever is constant over an image, the noise level
+    # included
     groups = 32 if channels >= 64 else 8 if channels >= 32 else max(channels // 4, 1)
     return nn.GroupNorm(math.gcd(groups, channels), channels)
 
@@ -30,9 +33,13 @@ def _zero(module: nn.Module) -> nn.Module:
 
 
 def embed_level(level: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of a noise level scaled to [0, 1], (N,) -> (N, dim), as in VDM with its factor of 1000."""
+    """Sinusoidal embedding of a noise level scaled to [0, 1], (N,) -> (N, dim), as in VDM with its
+    factor of 1000."""
     half = dim // 2
-    frequencies = torch.exp(torch.arange(half, device=level.device, dtype=level.dtype) * (-math.log(10_000.0) / max(half - 1, 1)))
+    frequencies = torch.exp(
+        torch.arange(half, device=level.device, dtype=level.dtype)
+        * (-math.log(10_000.0) / max(half - 1, 1))
+    )
     angles = 1000.0 * level[:, None] * frequencies
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim - 2 * half))
 
@@ -68,21 +75,34 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """(N, in_channels, H, W) and noise level (N,) in [0, 1] -> (N, out_channels, H, W), zero at the start of training.
+    """(N, in_channels, H, W) and noise level (N,) in [0, 1] -> (N, out_channels, H, W), zero at the
+    start of training.
 
     Args:
         channels: width of each stage; one entry is VDM's network at constant resolution.
         blocks: residual blocks on the way down in each stage (one more on the way up).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, channels: tuple[int, ...] = (128,), blocks: int = 32,
-                 dropout: float = 0.1, attention: bool = True):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: tuple[int, ...] = (128,),
+        blocks: int = 32,
+        dropout: float = 0.1,
+        attention: bool = True,
+    ):
         super().__init__()
         if not channels or blocks < 1 or not 0 <= dropout < 1:
-            raise ValueError(f"UNet needs at least one stage and one block and dropout in [0, 1), got {channels}, {blocks}, {dropout}")
+            raise ValueError(
+                f"UNet needs at least one stage and one block and dropout in [0, 1), got "
+                f"{channels}, {blocks}, {dropout}"
+            )
         self.stride = 2 ** (len(channels) - 1)
         self.embedding, c_level = channels[0], 4 * channels[0]
-        self.level = nn.Sequential(nn.Linear(channels[0], c_level), nn.SiLU(), nn.Linear(c_level, c_level), nn.SiLU())
+        self.level = nn.Sequential(
+            nn.Linear(channels[0], c_level), nn.SiLU(), nn.Linear(c_level, c_level), nn.SiLU()
+        )
         self.entry = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = channels[0], [channels[0]]
@@ -100,17 +120,25 @@ class UNet(nn.Module):
         self.middle_out = ResidualBlock(width, width, c_level, dropout)
         for stage in reversed(range(len(channels))):
             for _ in range(blocks + 1):
-                self.up.append(ResidualBlock(width + skips.pop(), channels[stage], c_level, dropout))
+                self.up.append(
+                    ResidualBlock(width + skips.pop(), channels[stage], c_level, dropout)
+                )
                 width = channels[stage]
             if stage:
                 self.up.append(nn.ConvTranspose2d(width, channels[stage - 1], 2, stride=2))
                 width = channels[stage - 1]
-        self.exit_norm, self.exit = _norm(width), _zero(nn.Conv2d(width, out_channels, 3, padding=1))
+        self.exit_norm, self.exit = (
+            _norm(width),
+            _zero(nn.Conv2d(width, out_channels, 3, padding=1)),
+        )
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
-            raise ValueError(f"this network halves the side {self.stride.bit_length() - 1} times, got {tuple(x.shape[-2:])}: "
-                             "use a preset with fewer stages")
+            raise ValueError(
+                f"this network halves the side {self.stride.bit_length() - 1} times, got "
+                f"{tuple(x.shape[-2:])}: "
+                "use a preset with fewer stages"
+            )
         level = self.level(embed_level(level, self.embedding))
         h = self.entry(x)
         skips = [h]
@@ -119,5 +147,9 @@ class UNet(nn.Module):
             skips.append(h)
         h = self.middle_out(self.middle_attention(self.middle_in(h, level)), level)
         for module in self.up:
-            h = module(torch.cat([h, skips.pop()], dim=1), level) if isinstance(module, ResidualBlock) else module(h)
+            h = (
+                module(torch.cat([h, skips.pop()], dim=1), level)
+                if isinstance(module, ResidualBlock)
+                else module(h)
+            )
         return self.exit(F.silu(self.exit_norm(h)))

@@ -1,4 +1,5 @@
-"""The order in which training visits images, and flips; all randomness from seeds that are passed in."""
+"""The order in which training visits images, and flips; all randomness from seeds that are passed
+in."""
 
 from __future__ import annotations
 
@@ -17,22 +18,26 @@ def random_flip(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 class BatchSampler:
     """Endless batches of indices into n images: every epoch visits each image once, in a new order.
 
-    The order of an epoch depends on (seed, epoch) alone, so `state_dict` is five integers, and a run
-    resumed from it sees the batches that the unbroken run would have seen. A batch may cross into the
-    next epoch; with n < batch_size it crosses several.
+    The order of an epoch depends on (seed, epoch) alone, so `state_dict` is five integers, and a
+    run resumed from it sees the batches that the unbroken run would have seen. A batch may cross
+    into the next epoch; with n < batch_size it crosses several.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int = 0) -> None:
         for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
             if value < least:
-                why = ": there are no images to sample, check what was loaded" if name == "n" else ""
+                why = (
+                    ": there are no images to sample, check what was loaded" if name == "n" else ""
+                )
                 raise ValueError(f"BatchSampler got {name}={value}, expected at least {least}{why}")
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self._start(epoch=0, position=0)
 
     def _start(self, epoch: int, position: int) -> None:
         self.epoch, self.position = epoch, position
-        self._order = torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(self.n))
+        self._order = torch.from_numpy(
+            np.random.default_rng([self.seed, epoch]).permutation(self.n)
+        )
 
     def next(self) -> torch.Tensor:
         """The next batch: int64 indices (batch_size,)."""
@@ -54,12 +59,15 @@ class BatchSampler:
         return {key: getattr(self, key) for key in ("n", "batch_size", "seed", "epoch", "position")}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken; ValueError where it was taken from another kind of run."""
+        """Continue where `state` was taken; ValueError where it was taken from another kind of
+        run."""
         for key in ("n", "batch_size", "seed"):
             if state[key] != getattr(self, key):
                 found = f"the state has {key}={state[key]}, this sampler {key}={getattr(self, key)}"
                 raise ValueError(f"{found}: resume with the data and settings of the saved run")
         if state["epoch"] < 0 or not 0 <= state["position"] <= self.n:
             place = f"epoch {state['epoch']}, position {state['position']}"
-            raise ValueError(f"{place} lies outside a run over {self.n} images: the saved state is damaged")
+            raise ValueError(
+                f"{place} lies outside a run over {self.n} images: the saved state is damaged"
+            )
         self._start(state["epoch"], state["position"])

@@ -1,7 +1,9 @@
-"""Several processes under torchrun: joining the group, agreeing on facts, dividing ranks among scales, starting it from Python.
+"""Several processes under torchrun: joining the group, agreeing on facts, dividing ranks among
+scales, starting it from Python.
 
-torchrun starts the processes and ends the others when one fails; here is what one process does with it. Without torchrun every function
-behaves as one process alone. Facts travel as small CPU tensors (gloo), so that agreeing on them never waits for a GPU.
+torchrun starts the processes and ends the others when one fails; here is what one process does with
+it. Without torchrun every function behaves as one process alone. Facts travel as small CPU tensors
+(gloo), so that agreeing on them never waits for a GPU.
 """
 
 from __future__ import annotations
@@ -39,14 +41,19 @@ class ProcessFailed(RuntimeError):
 
 
 @contextlib.contextmanager
-def processes(device: torch.device | str = "cpu", timeout: float = TIMEOUT) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, and leave them at the end; yields this process's device. Nothing to do without torchrun.
+def processes(
+    device: torch.device | str = "cpu", timeout: float = TIMEOUT
+) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, and leave them at the end; yields this process's
+    device. Nothing to do without torchrun.
 
-    Inside, an interrupt (SIGINT) is not raised: `stopping` tells of it, and training ends after the step under way, in all processes.
+    Inside, an interrupt (SIGINT) is not raised: `stopping` tells of it, and training ends after the
+    step under way, in all processes.
 
     Args:
-        device: "cpu" (gloo), or "cuda" (NCCL), where each process takes the GPU of its LOCAL_RANK. timeout: seconds that a process waits
-            for the others, at the start and in every exchange, before it fails.
+        device: "cpu" (gloo), or "cuda" (NCCL), where each process takes the GPU of its LOCAL_RANK.
+            timeout: seconds that a process waits for the others, at the start and in every
+                exchange, before it fails.
 
     Raises:
         ValueError: where torchrun's announcement is not whole, or the device is not there.
@@ -58,17 +65,25 @@ def processes(device: torch.device | str = "cpu", timeout: float = TIMEOUT) -> I
         return
     missing = [name for name in _announced if name not in os.environ]
     if missing:
-        raise ValueError(f"RANK or WORLD_SIZE is set but not {', '.join(missing)}: start the processes by torchrun, or unset them")
+        raise ValueError(
+            f"RANK or WORLD_SIZE is set but not {', '.join(missing)}: start the processes by "
+            f"torchrun, or unset them"
+        )
     if not timeout > 0:
         raise ValueError(f"the timeout must be a positive number of seconds, got {timeout}")
     device = _own_device(device)
     expected, wait = int(os.environ["WORLD_SIZE"]), timedelta(seconds=timeout)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=wait)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=wait
+        )
         came = int(total([1.0])[0])
     except RuntimeError as error:  # DistStoreError and gloo's own
-        raise ProcessFailed(f"the {expected} processes that torchrun announced did not all come within {timeout:g} s "
-                            f"({str(error).splitlines()[0]})") from error
+        raise ProcessFailed(
+            f"the {expected} processes that torchrun announced did not all come within "
+            f"{timeout:g} s "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     if came != expected:
         raise ProcessFailed(f"torchrun announced {expected} processes, {came} came")
     _state.update(interrupted=False, parent=os.getppid(), timeout=wait)
@@ -80,15 +95,18 @@ def processes(device: torch.device | str = "cpu", timeout: float = TIMEOUT) -> I
         failed = False
     finally:
         signal.signal(signal.SIGINT, previous)
-        if not (failed and device.type == "cuda"):  # there NCCL would wait for processes that are gone; this one ends anyway
+        # there NCCL would wait for processes that are gone; this one ends anyway
+        if not (failed and device.type == "cuda"):
             dist.destroy_process_group()
 
 
 def end(status: int) -> NoReturn:
     """End this process with an exit status; its last words are written.
 
-    One that torchrun started ends without taking Python down: while that happens, a thread of gloo may still let go of a tensor, and is ended for asking
-    Python; that aborts a process whose work is done ("terminate called without an active exception"), and torchrun reports the job as failed.
+    One that torchrun started ends without taking Python down: while that happens, a thread of gloo
+    may still let go of a tensor, and is ended for asking Python; that aborts a process whose work
+    is done ("terminate called without an active exception"), and torchrun reports the job as
+    failed.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -102,9 +120,14 @@ def _own_device(device: torch.device) -> torch.device:
         return device
     local = int(os.environ["LOCAL_RANK"])
     if device.index is not None:
-        raise ValueError(f"under torchrun every process takes its own GPU: give --device cuda, not {device}")
+        raise ValueError(
+            f"under torchrun every process takes its own GPU: give --device cuda, not {device}"
+        )
     if local >= torch.cuda.device_count():
-        raise ValueError(f"this machine has {torch.cuda.device_count()} GPUs for local rank {local}: lower --nproc-per-node")
+        raise ValueError(
+            f"this machine has {torch.cuda.device_count()} GPUs for local rank {local}: lower "
+            f"--nproc-per-node"
+        )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
@@ -120,7 +143,8 @@ def size() -> int:
 
 
 def stopping() -> bool:
-    """Whether this process was asked to stop, or torchrun is gone (then nobody would end a worker that hangs)."""
+    """Whether this process was asked to stop, or torchrun is gone (then nobody would end a worker
+    that hangs)."""
     return dist.is_initialized() and (_state["interrupted"] or os.getppid() != _state["parent"])
 
 
@@ -135,12 +159,15 @@ def total(figures: Sequence[float]) -> list[float]:
     try:
         dist.all_reduce(tensor)
     except RuntimeError as error:
-        raise ProcessFailed(f"an exchange with the other processes failed ({str(error).splitlines()[0]})") from error
+        raise ProcessFailed(
+            f"an exchange with the other processes failed ({str(error).splitlines()[0]})"
+        ) from error
     return tensor.tolist()
 
 
 def from_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns in process 0, in all processes; an error there is raised there, and a ProcessFailed in the others."""
+    """What `make` returns in process 0, in all processes; an error there is raised there, and a
+    ProcessFailed in the others."""
     if not dist.is_initialized():
         return make()
     answer: list[Any] = [None, None]
@@ -208,7 +235,8 @@ class Group:
         return parts
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of a tensor over all its elements and all processes of the group; no gradient flows through it."""
+        """The mean of a tensor over all its elements and all processes of the group; no gradient
+        flows through it."""
         mean = tensor.detach().mean()
         if self.size > 1:
             dist.all_reduce(mean, group=self.handle)
@@ -229,8 +257,9 @@ GROUPS = ("together", "scales")
 
 
 def divide(costs: Sequence[float], processes: int, how: str = "together") -> list[tuple[int, ...]]:
-    """The ranks of each scale. `together`: all of them train every scale. `scales`: each trains one, neighbours the same one; every scale
-    has a process, and the next one goes to the scale with the greatest cost a process.
+    """The ranks of each scale. `together`: all of them train every scale. `scales`: each trains
+    one, neighbours the same one; every scale has a process, and the next one goes to the scale with
+    the greatest cost a process.
 
     Raises:
         ValueError: for an unknown `how`, or fewer processes than scales.
@@ -240,8 +269,11 @@ def divide(costs: Sequence[float], processes: int, how: str = "together") -> lis
     if how == "together":
         return [tuple(range(processes))] * len(costs)
     if processes < len(costs):
-        raise ValueError(f"groups by scale need a process for each of the {len(costs)} scales, there are {processes}: "
-                         f"give torchrun --nproc-per-node {len(costs)} or more, or --groups together")
+        raise ValueError(
+            f"groups by scale need a process for each of the {len(costs)} scales, there are "
+            f"{processes}: "
+            f"give torchrun --nproc-per-node {len(costs)} or more, or --groups together"
+        )
     counts = [1] * len(costs)
     for _ in range(processes - len(costs)):
         neediest = max(range(len(costs)), key=lambda i: costs[i] / counts[i])
@@ -251,14 +283,22 @@ def divide(costs: Sequence[float], processes: int, how: str = "together") -> lis
 
 
 def make_groups(ranks: Sequence[tuple[int, ...]], batch_size: int) -> list[Group]:
-    """The groups of `divide`; every process calls this, member or not. ValueError where a group does not divide the batch."""
+    """The groups of `divide`; every process calls this, member or not. ValueError where a group
+    does not divide the batch."""
     for members in ranks:
         if batch_size % len(members):
-            raise ValueError(f"batch_size={batch_size} is the batch of all processes together and does not divide among {len(members)}: "
-                             f"set batch_size to a multiple of {len(members)}, or start another number of processes")
+            raise ValueError(
+                f"batch_size={batch_size} is the batch of all processes together and does not "
+                f"divide among {len(members)}: "
+                f"set batch_size to a multiple of {len(members)}, or start another number of "
+                f"processes"
+            )
     if not dist.is_initialized():
         return [Group() for _ in ranks]
-    made = {members: Group(members, dist.new_group(members, timeout=_state["timeout"])) for members in dict.fromkeys(ranks)}
+    made = {
+        members: Group(members, dist.new_group(members, timeout=_state["timeout"]))
+        for members in dict.fromkeys(ranks)
+    }
     return [made[members] for members in ranks]
 
 
@@ -266,14 +306,22 @@ def make_groups(ranks: Sequence[tuple[int, ...]], batch_size: int) -> list[Group
 
 
 class Job:
-    """Processes that `launch` started. As a context manager it leaves none behind, whatever ends the block."""
+    """Processes that `launch` started. As a context manager it leaves none behind, whatever ends
+    the block."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]):
         self.command = list(command)
         self._log = tempfile.NamedTemporaryFile(prefix="torchrun-", suffix=".log")
-        # its own session: an interrupt of the notebook's kernel, which goes to the kernel's process group, must come by way of `stop`
-        self.process = subprocess.Popen(self.command, env=environment, stdin=subprocess.DEVNULL, stdout=self._log,
-                                        stderr=subprocess.STDOUT, start_new_session=True)
+        # its own session: an interrupt of the notebook's kernel, which goes to the kernel's process
+        #     group, must come by way of `stop`
+        self.process = subprocess.Popen(
+            self.command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def __enter__(self) -> Job:
         return self
@@ -286,11 +334,15 @@ class Job:
         return Path(self._log.name).read_text(errors="replace")
 
     def wait(self, timeout: float | None = None) -> int:
-        """torchrun's exit status: 0 where all processes ended well. subprocess.TimeoutExpired after `timeout` seconds."""
+        """torchrun's exit status: 0 where all processes ended well. subprocess.TimeoutExpired after
+        `timeout` seconds."""
         return self.process.wait(timeout)
 
-    def follow(self, run_dir: Path | str, after: int = 0, every: float = 0.2) -> Iterator[dict[str, Any]]:
-        """The lines of the run's log as they are written, of steps later than `after`, until the processes end."""
+    def follow(
+        self, run_dir: Path | str, after: int = 0, every: float = 0.2
+    ) -> Iterator[dict[str, Any]]:
+        """The lines of the run's log as they are written, of steps later than `after`, until the
+        processes end."""
         seen = after
         while True:
             ended = self.process.poll() is not None
@@ -302,7 +354,8 @@ class Job:
             time.sleep(every)
 
     def stop(self, grace: float = 30.0) -> None:
-        """End the processes: by an interrupt, upon which they save a checkpoint, and after `grace` seconds by force."""
+        """End the processes: by an interrupt, upon which they save a checkpoint, and after `grace`
+        seconds by force."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -316,16 +369,29 @@ class Job:
 
 
 def launch(arguments: Sequence[str], processes: int, threads: int = 1) -> Job:
-    """Start `python -m pcdm_lib ARGUMENTS` in several processes of this machine by torchrun, with this interpreter and this package.
+    """Start `python -m pcdm_lib ARGUMENTS` in several processes of this machine by torchrun, with
+    this interpreter and this package.
 
     Args:
-        arguments: as on the command line, for instance ["train", "runs/a", "--steps", "100", "--quiet"]. threads: a process.
+        arguments: as on the command line, for instance ["train", "runs/a", "--steps", "100",
+            "--quiet"]. threads: a process.
     """
     if processes < 1 or threads < 1:
-        raise ValueError(f"launch needs at least one process and one thread, got {processes} and {threads}")
+        raise ValueError(
+            f"launch needs at least one process and one thread, got {processes} and {threads}"
+        )
     package = str(Path(__file__).resolve().parent.parent.parent)
     paths = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
     environment = {k: v for k, v in os.environ.items() if k not in _announced}
     environment |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "pcdm_lib"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "pcdm_lib",
+    ]
     return Job([*command, *map(str, arguments)], environment)

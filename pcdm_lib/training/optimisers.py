@@ -1,12 +1,14 @@
 """AdamW, and Muon for the kernels of the hidden convolutions, stepped as one optimiser.
 
-Muon (K. Jordan and others, 2024) replaces a matrix's momentum by the orthogonal matrix nearest to it, so that all of its directions move
-alike. A kernel (out, in, h, w) is the matrix (out, in h w). Biases, norms, everything that embeds the noise level, and the convolutions at
-the network's entry and exit stay with AdamW.
+Muon (K. Jordan and others, 2024) replaces a matrix's momentum by the orthogonal matrix nearest to
+it, so that all of its directions move alike. A kernel (out, in, h, w) is the matrix (out, in h w).
+Biases, norms, everything that embeds the noise level, and the convolutions at the network's entry
+and exit stay with AdamW.
 
-`torch.optim.Muon` does the same for matrices, in bfloat16, one after the other. Here it is float32 and all kernels of a shape at once: on
-a CPU without bfloat16 units that takes a fraction of the time (`python -m benchmarks --parts variants`), and float32 keeps runs of one and
-of several processes alike. The tests hold the two against each other.
+`torch.optim.Muon` does the same for matrices, in bfloat16, one after the other. Here it is float32
+and all kernels of a shape at once: on a CPU without bfloat16 units that takes a fraction of the
+time (`python -m benchmarks --parts variants`), and float32 keeps runs of one and of several
+processes alike. The tests hold the two against each other.
 """
 
 from __future__ import annotations
@@ -23,24 +25,30 @@ _ENDS = ("entry", "exit")
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T for each U S V^T of (K, m, n): singular values between 0.7 and 1.2 where they were not far below the largest.
+    """About U V^T for each U S V^T of (K, m, n): singular values between 0.7 and 1.2 where they
+    were not far below the largest.
 
-    Newton and Schulz's iteration with Jordan's coefficients, which trade exactness for a steep start.
+    Newton and Schulz's iteration with Jordan's coefficients, which trade exactness for a steep
+    start.
     """
     x = matrices / matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        x = torch.baddbmm(
+            x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445
+        )
     return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum, for parameters of two dimensions or more, flattened to (first, the rest).
+    """Muon with Nesterov momentum, for parameters of two dimensions or more, flattened to (first,
+    the rest).
 
     Args:
-        lr: length of a step as the largest singular value of the change, times sqrt(rows / columns) where that is above 1.
+        lr: length of a step as the largest singular value of the change, times sqrt(rows / columns)
+            where that is above 1.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95):
@@ -48,7 +56,10 @@ class Muon(torch.optim.Optimizer):
             raise ValueError(f"Muon needs lr > 0 and momentum in [0, 1), got {lr} and {momentum}")
         super().__init__(params, {"lr": lr, "momentum": momentum})
         if any(p.ndim < 2 for group in self.param_groups for p in group["params"]):
-            raise ValueError("Muon takes matrices and kernels only: leave vectors and scalars to another optimiser")
+            raise ValueError(
+                "Muon takes matrices and kernels only: leave vectors and scalars to another "
+                "optimiser"
+            )
 
     @torch.no_grad()
     def step(self) -> None:
@@ -60,18 +71,25 @@ class Muon(torch.optim.Optimizer):
             for shape, same in shapes.items():
                 self._step(same, shape, group["lr"], group["momentum"])
 
-    def _step(self, same: list[nn.Parameter], shape: torch.Size, rate: float, momentum: float) -> None:
+    def _step(
+        self, same: list[nn.Parameter], shape: torch.Size, rate: float, momentum: float
+    ) -> None:
         gradients = [p.grad for p in same]
         buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)
-        updates = orthogonalise(torch.stack([u.flatten(1) for u in ahead])).unflatten(2, shape[1:]).unbind()
+        updates = (
+            orthogonalise(torch.stack([u.flatten(1) for u in ahead]))
+            .unflatten(2, shape[1:])
+            .unbind()
+        )
         rows, columns = shape[0], shape[1:].numel()
         torch._foreach_add_(same, updates, alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
 
 class CombinedOptimiser:
-    """Optimisers of disjoint parameters as one, with the part of torch's interface that a training loop needs."""
+    """Optimisers of disjoint parameters as one, with the part of torch's interface that a training
+    loop needs."""
 
     def __init__(self, parts: Mapping[str, torch.optim.Optimizer]):
         self.parts = dict(parts)
@@ -102,13 +120,24 @@ Optimiser = torch.optim.Optimizer | CombinedOptimiser
 def _kernels(module: nn.Module) -> Iterator[Tensor]:
     """The kernels of the convolutions between a network's entry and its exit."""
     for name, child in module.named_modules():
-        if isinstance(child, (nn.Conv2d, nn.ConvTranspose2d)) and name.rsplit(".", 1)[-1] not in _ENDS:
+        if (
+            isinstance(child, (nn.Conv2d, nn.ConvTranspose2d))
+            and name.rsplit(".", 1)[-1] not in _ENDS
+        ):
             yield child.weight
 
 
-def make_optimiser(module: nn.Module, kind: str, learning_rate: float, muon_rate: float, betas: tuple[float, float],
-                   weight_decay: float, fused: bool = True) -> Optimiser:
-    """The optimiser of a module's parameters; every group keeps its rate as `initial_lr`, for a schedule to multiply.
+def make_optimiser(
+    module: nn.Module,
+    kind: str,
+    learning_rate: float,
+    muon_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    fused: bool = True,
+) -> Optimiser:
+    """The optimiser of a module's parameters; every group keeps its rate as `initial_lr`, for a
+    schedule to multiply.
 
     Args:
         kind: one of OPTIMISERS. learning_rate, betas, weight_decay: AdamW's. muon_rate: Muon's.
@@ -123,7 +152,9 @@ def make_optimiser(module: nn.Module, kind: str, learning_rate: float, muon_rate
         raise ValueError("nothing to train: the module has no parameters")
     parts: dict[str, torch.optim.Optimizer] = {"muon": Muon(kernels, muon_rate)} if kernels else {}
     if rest:
-        parts["adamw"] = torch.optim.AdamW(rest, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
+        parts["adamw"] = torch.optim.AdamW(
+            rest, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused
+        )
     optimiser: Optimiser = CombinedOptimiser(parts) if kernels else parts["adamw"]
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]

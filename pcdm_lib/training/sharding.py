@@ -1,6 +1,8 @@
-"""FSDP2: parameters, averages and optimiser state divided among the processes of a group; whole again in checkpoints.
+"""FSDP2: parameters, averages and optimiser state divided among the processes of a group; whole
+again in checkpoints.
 
-Imported where sharding is asked for only: it takes torch longer to import this than the rest of the library.
+Imported where sharding is asked for only: it takes torch longer to import this than the rest of the
+library.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pcdm_lib.training.distributed import Group
 
 
-def shard(network: nn.Module, blocks: Iterable[nn.Module], group: Group, device: torch.device) -> None:
-    """Divide a network's parameters among the processes of a group, block by block, so that at most one block is whole at a time."""
+def shard(
+    network: nn.Module, blocks: Iterable[nn.Module], group: Group, device: torch.device
+) -> None:
+    """Divide a network's parameters among the processes of a group, block by block, so that at most
+    one block is whole at a time."""
     network.to(memory_format=torch.contiguous_format)  # shards are cut from plain rows
     mesh = DeviceMesh.from_group(group.handle, device.type)
     for block in blocks:
@@ -27,35 +32,56 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], group: Group, device:
 
 
 def own_group(optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimiser with what is not divided in a parameter group of its own, at the end: one kernel cannot take both kinds."""
+    """The optimiser with what is not divided in a parameter group of its own, at the end: one
+    kernel cannot take both kinds."""
     (group,) = optimiser.param_groups
     divided = [p for p in group["params"] if isinstance(p, DTensor)]
-    rest = group["params"][len(divided) :]  # the module's order: first its network, then its schedule
+    # the module's order: first its network, then its schedule
+    rest = group["params"][len(divided) :]
     group["params"] = divided
     if rest:
-        optimiser.add_param_group({k: v for k, v in group.items() if k != "params"} | {"params": rest})
+        optimiser.add_param_group(
+            {k: v for k, v in group.items() if k != "params"} | {"params": rest}
+        )
     return optimiser
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state with whole tensors and one parameter group, as it is without sharding. Every process of the group must call."""
+    """The state with whole tensors and one parameter group, as it is without sharding. Every
+    process of the group must call."""
     state = optimiser.state_dict()
     first, *rest = state["param_groups"]
-    return {"state": {i: {k: whole(v) for k, v in values.items()} for i, values in state["state"].items()},
-            "param_groups": [first | {"params": first["params"] + [i for group in rest for i in group["params"]]}]}
+    return {
+        "state": {
+            i: {k: whole(v) for k, v in values.items()} for i, values in state["state"].items()
+        },
+        "param_groups": [
+            first | {"params": first["params"] + [i for group in rest for i in group["params"]]}
+        ],
+    }
 
 
 def load_optimiser_state(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Divide and load what `optimiser_state`, or an optimiser that is not sharded, has given."""
     (saved,) = state["param_groups"]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    optimiser.load_state_dict({
-        "state": {i: {k: like(v, p) for k, v in state["state"].get(i, {}).items()} for i, p in enumerate(parameters)},
-        "param_groups": [saved | {"params": group["params"]} for group in optimiser.state_dict()["param_groups"]]})
+    optimiser.load_state_dict(
+        {
+            "state": {
+                i: {k: like(v, p) for k, v in state["state"].get(i, {}).items()}
+                for i, p in enumerate(parameters)
+            },
+            "param_groups": [
+                saved | {"params": group["params"]}
+                for group in optimiser.state_dict()["param_groups"]
+            ],
+        }
+    )
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, put together from its shards where it is divided (then every process of the group must call)."""
+    """The tensor on the CPU, put together from its shards where it is divided (then every process
+    of the group must call)."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
 
@@ -73,7 +99,8 @@ def local(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float, group: Group) -> Tensor:
-    """`clip_grad_norm_` for parameters of which some are divided among the group; returns the norm of the whole gradient."""
+    """`clip_grad_norm_` for parameters of which some are divided among the group; returns the norm
+    of the whole gradient."""
     with torch.no_grad():
         grads = [p.grad for p in parameters if p.grad is not None]
         parts = local(g for g in grads if isinstance(g, DTensor))
@@ -86,4 +113,8 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, group: Group) -> Tens
 
 
 def _square(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(list(tensors))).square().sum() if tensors else torch.zeros(())
+    return (
+        torch.stack(torch._foreach_norm(list(tensors))).square().sum()
+        if tensors
+        else torch.zeros(())
+    )

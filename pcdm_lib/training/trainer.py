@@ -1,16 +1,17 @@
 """The training loop: optimiser, warm-up, EMA, clipping, a NaN guard, checkpoints, resume, a log.
 
-Each scale has its own optimiser and its own random stream, so scales trained apart get the same weights as scales trained
-together. A run lives in a folder:
+Each scale has its own optimiser and its own random stream, so scales trained apart get the same
+weights as scales trained together. A run lives in a folder:
 
     config.json                          the configuration, the data, the seed
     log.jsonl                            one line every few steps
     checkpoints/step-00001234/           config.json, {raw,ema}.<scale>.safetensors, state.pt
 
-Under torchrun (distributed.py) the batch is that of all processes together. Each process draws order, flips, times and noise for the
-whole of it and computes its own part, so the number of processes changes the weights by float error alone (dropout's masks apart, which
-every process draws for its part), and a run may be resumed with another number, other groups, sharded or not. Process 0 keeps the lock,
-the log, the clock and the checkpoints; the others follow it step by step.
+Under torchrun (distributed.py) the batch is that of all processes together. Each process draws
+order, flips, times and noise for the whole of it and computes its own part, so the number of
+processes changes the weights by float error alone (dropout's masks apart, which every process draws
+for its part), and a run may be resumed with another number, other groups, sharded or not. Process 0
+keeps the lock, the log, the clock and the checkpoints; the others follow it step by step.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ from pcdm_lib.models.cascade import bits_per_dim
 from pcdm_lib.models.checkpoints import (
     FORMAT,
     CheckpointMismatch,
-    checkpoints,
+    list_checkpoints,
     load_weights,
     newest_checkpoint,
     read_log,
 )
-from pcdm_lib.models.config import Config, differences
+from pcdm_lib.models.config import Config, config_differences, modern_names
 from pcdm_lib.models.presets import build
 from pcdm_lib.models.unet import Attention, ResidualBlock
 from pcdm_lib.training import distributed
@@ -61,19 +62,23 @@ from pcdm_lib.training.batches import BatchSampler, random_flip
 from pcdm_lib.training.distributed import Group
 from pcdm_lib.training.optimisers import Optimiser, make_optimiser
 
-_IDENTIFYING = ("train_sha256", "train_count")  # what a resumed run must have learned from; the rest of `data` is a record
+# what a resumed run must have learned from; the rest of `data` is a record
+_IDENTIFYING = ("train_sha256", "train_count")
 
 
 class TrainingDiverged(FloatingPointError):
-    """Loss or gradient was not finite. On a CPU the weights before that step were saved; on a GPU, where this is seen some steps later,
-    the last checkpoint counts, which holds finite weights."""
+    """Loss or gradient was not finite. On a CPU the weights before that step were saved; on a GPU,
+    where this is seen some steps later, the last checkpoint counts, which holds finite weights."""
 
 
 class ScaleLoss(nn.Module):
-    """A scale's loss as the forward of a module that holds the scale's parameters: what DistributedDataParallel can wrap. It holds no
+    """A scale's loss as the forward of a module that holds the scale's parameters: what
+    DistributedDataParallel can wrap. It holds no
     buffers: they do not change in training, so nobody need send them round."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], loss: Callable[[Tensor, Tensor | None], Tensor]):
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], loss: Callable[[Tensor, Tensor | None], Tensor]
+    ):
         super().__init__()
         self.trained, self.loss = nn.ParameterList(parameters), loss
 
@@ -83,7 +88,8 @@ class ScaleLoss(nn.Module):
 
 @dataclass
 class ScaleTrainer:
-    """What one scale needs to train: a module that holds its network and schedule, optimiser, EMA, random streams."""
+    """What one scale needs to train: a module that holds its network and schedule, optimiser, EMA,
+    random streams."""
 
     index: int
     name: str
@@ -97,12 +103,17 @@ class ScaleTrainer:
     dropout_state: Tensor
     group: Group
     loss: nn.Module  # ScaleLoss, wrapped where the scale is trained in several processes
-    replicated: list[nn.Parameter]  # whose gradient nobody else averages over the group: a schedule beside a sharded network
+    # whose gradient nobody else averages over the group: a schedule beside a sharded network
+    replicated: list[nn.Parameter]
 
     def streams(self) -> dict[str, Any]:
         """Where the random streams stand; cheap enough for every step."""
-        return {"sampler": self.sampler.state_dict(), "generator": self.generator.get_state(), "flips": self.flips.get_state(),
-                "dropout": self.dropout_state}
+        return {
+            "sampler": self.sampler.state_dict(),
+            "generator": self.generator.get_state(),
+            "flips": self.flips.get_state(),
+            "dropout": self.dropout_state,
+        }
 
     def load_streams(self, state: Mapping[str, Any]) -> None:
         self.sampler.load_state_dict(state["sampler"])
@@ -113,7 +124,8 @@ class ScaleTrainer:
 
 @dataclass
 class SharedSchedule:
-    """A learned schedule that belongs to all scales: its average over training and its own optimiser."""
+    """A learned schedule that belongs to all scales: its average over training and its own
+    optimiser."""
 
     schedule: Schedule
     ema: nn.Module
@@ -134,43 +146,80 @@ class Trainer:
 
     Args:
         config: model and training. images: uint8 (N, C, H, W). run_dir: the run's folder.
-        data: JSON-able facts about the images, kept with the run; a resumed run must agree on the training images' checksum.
+        data: JSON-able facts about the images, kept with the run; a resumed run must agree on the
+            training images' checksum.
         scales: names of the scales to train, all by default. device: where.
-        resume: continue from the newest checkpoint of run_dir where there is one. Without it a folder that holds a run is
-            refused, so that nothing is overwritten.
-        groups: under torchrun, whether all processes train every scale ("together") or each trains one ("scales"; distributed.divide).
-        shard: under torchrun, divide parameters, their averages and the optimiser's state among the processes of a scale (FSDP2).
-        side_by_side: train the scales in threads at once, for one process on a CPU without dropout and with no schedule shared. Whether that
-            is faster than in turn with all threads depends on the processor (`python -m benchmarks --parts variants` measures it).
+        resume: continue from the newest checkpoint of run_dir where there is one. Without it a
+            folder that holds a run is refused, so that nothing is overwritten.
+        groups: under torchrun, whether all processes train every scale ("together") or each trains
+            one ("scales"; distributed.divide).
+        shard: under torchrun, divide parameters, their averages and the optimiser's state among the
+            processes of a scale (FSDP2).
+        side_by_side: train the scales in threads at once, for one process on a CPU without dropout
+            and with no schedule shared. Whether that is faster than in turn with all threads
+            depends on the processor (`python -m benchmarks --parts variants` measures it).
     """
 
-    def __init__(self, config: Config, images: Tensor, run_dir: Path | str, *, data: Mapping[str, Any] | None = None, seed: int = 0,
-                 scales: Sequence[str] | None = None, device: torch.device | str = "cpu", resume: bool = False,
-                 groups: str = "together", shard: bool = False, side_by_side: bool = False):
-        self.config, self.images, self.run_dir, self.seed, self.shard = config, images, Path(run_dir), seed, shard
+    def __init__(
+        self,
+        config: Config,
+        images: Tensor,
+        run_dir: Path | str,
+        *,
+        data: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        scales: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+        resume: bool = False,
+        groups: str = "together",
+        shard: bool = False,
+        side_by_side: bool = False,
+    ):
+        self.config, self.images, self.run_dir, self.seed, self.shard = (
+            config,
+            images,
+            Path(run_dir),
+            seed,
+            shard,
+        )
         self.device = torch.device(device)
-        self.waits = self.device.type != "cuda"  # whether each step's loss is looked at: on a GPU that would leave it idle
+        # whether each step's loss is looked at: on a GPU that would leave it idle
+        self.waits = self.device.type != "cuda"
         if shard and not torch.distributed.is_initialized():
             raise ValueError("sharding divides a network among processes: start them by torchrun")
         if shard and config.training.optimiser != "adamw":
-            raise ValueError(f"sharding takes AdamW, whose state divides; {config.training.optimiser} needs whole matrices: set optimiser=adamw")
-        self._sharding = importlib.import_module("pcdm_lib.training.sharding") if shard else None  # takes torch seconds to import
+            raise ValueError(
+                f"sharding takes AdamW, whose state divides; {config.training.optimiser} needs "
+                f"whole matrices: set optimiser=adamw"
+            )
+        # takes torch seconds to import
+        self._sharding = importlib.import_module("pcdm_lib.training.sharding") if shard else None
         self.cascade = build(config.model, seed, scales)
         self.cascade.check_images(images)
         self.weighted: dict[str, Loss | None] = {}  # by scale; None is the bound
         self.costs = self._costs()
         self.side_by_side, self._pool = self._check_side_by_side(side_by_side), None
-        self.header = {"format": FORMAT, "config": config.to_dict(), "data": dict(data or {}), "seed": seed,
-                       "scales": list(self.cascade.networks)}
+        self.header = {
+            "format": FORMAT,
+            "config": config.to_dict(),
+            "data": dict(data or {}),
+            "seed": seed,
+            "scales": list(self.cascade.networks),
+        }
         self.step, self.seconds, self.rate, self.budget, self.torn = 0, 0.0, 0.0, {}, False
-        self._clock, self._stop, self._save_due = 0.0, False, False  # what the processes agreed on in this step
+        # what the processes agreed on in this step
+        self._clock, self._stop, self._save_due = 0.0, False, False
         mine = self._groups(groups)
         self.cascade.to(self.device)
         self._fit(images)
         self.shared = self._shared_schedule()
         self._check_alike()
         newest = distributed.from_first(lambda: self._open(resume))
-        self.scales = [self._scale(i, s.name, mine[s.name], newest) for i, s in enumerate(self.cascade.specs) if s.name in mine]
+        self.scales = [
+            self._scale(i, s.name, mine[s.name], newest)
+            for i, s in enumerate(self.cascade.specs)
+            if s.name in mine
+        ]
         if newest is not None:
             self._load(newest)
 
@@ -200,21 +249,33 @@ class Trainer:
         return {name: group for name, group in made.items() if name in self.cascade.networks}
 
     def _check_side_by_side(self, wanted: bool) -> bool:
-        shared = self.config.model.shared_schedule and any(True for _ in self.cascade.schedules.parameters())
-        applies = (len(self.costs) > 1 and self.device.type == "cpu" and not self.config.model.dropout and not shared
-                   and not torch.distributed.is_initialized())
+        shared = self.config.model.shared_schedule and any(
+            True for _ in self.cascade.schedules.parameters()
+        )
+        applies = (
+            len(self.costs) > 1
+            and self.device.type == "cpu"
+            and not self.config.model.dropout
+            and not shared
+            and not torch.distributed.is_initialized()
+        )
         if wanted and not applies:
-            raise ValueError("side_by_side takes two scales or more in one process on a CPU, without dropout and without a learned schedule "
-                             "that they share: leave it out")
+            raise ValueError(
+                "side_by_side takes two scales or more in one process on a CPU, without dropout "
+                "and without a learned schedule "
+                "that they share: leave it out"
+            )
         return wanted
 
     def _check_alike(self) -> None:
         """Every process must have the settings and images of process 0."""
         own = json.loads(json.dumps(self._identity(self.header)))
-        lines = differences(distributed.from_first(lambda: own), own)
+        lines = config_differences(distributed.from_first(lambda: own), own)
         if distributed.total([float(bool(lines))])[0]:
-            raise CheckpointMismatch(f"the processes of this job differ; process {distributed.rank()} and process 0:\n  "
-                                     + "\n  ".join(lines or ["(no difference here: see the other processes' messages)"]))
+            raise CheckpointMismatch(
+                f"the processes of this job differ; process {distributed.rank()} and process 0:\n  "
+                + "\n  ".join(lines or ["(no difference here: see the other processes' messages)"])
+            )
 
     @torch.no_grad()
     def _fit(self, images: Tensor) -> None:
@@ -223,21 +284,36 @@ class Trainer:
             if spec.name in self.cascade.networks:
                 self.cascade.networks[spec.name].fit(z, coarse)
                 # a constant scale is as well known as its integers allow
-                std = max(float(spec.to_float(z, torch.float64).std(correction=0)), 0.25 * spec.gain)
-                self.weighted[spec.name] = EdmLoss(std) if self.config.training.weighting == "edm" else None
+                std = max(
+                    float(spec.to_float(z, torch.float64).std(correction=0)), 0.25 * spec.gain
+                )
+                self.weighted[spec.name] = (
+                    EdmLoss(std) if self.config.training.weighting == "edm" else None
+                )
 
     def _scale(self, index: int, name: str, group: Group, checkpoint: Path | None) -> ScaleTrainer:
         """A scale ready to train, with the weights of a checkpoint where there is one."""
         training = self.config.training
-        module = nn.ModuleDict({"network": self.cascade.networks[name], "schedule": self.cascade.schedules[index]})
+        module = nn.ModuleDict(
+            {"network": self.cascade.networks[name], "schedule": self.cascade.schedules[index]}
+        )
         own = module if self.shared is None else module["network"]
-        ema = nn.ModuleDict({"network": _average_of(module["network"]),
-                             "schedule": _average_of(module["schedule"]) if self.shared is None else self.shared.ema})
+        ema = nn.ModuleDict(
+            {
+                "network": _average_of(module["network"]),
+                "schedule": _average_of(module["schedule"])
+                if self.shared is None
+                else self.shared.ema,
+            }
+        )
         if checkpoint is not None:
             load_weights(module, checkpoint / f"raw.{name}.safetensors")
             load_weights(ema, checkpoint / f"ema.{name}.safetensors")
         order, noise, flips = (_seed(self.seed, index, purpose) for purpose in range(3))
-        sampler, generator = BatchSampler(len(self.images), training.batch_size, order), torch.Generator(self.device).manual_seed(noise)
+        sampler, generator = (
+            BatchSampler(len(self.images), training.batch_size, order),
+            torch.Generator(self.device).manual_seed(noise),
+        )
         replicated: list[nn.Parameter] = []
         if self.shard:
             for network in (module["network"], ema["network"]):
@@ -249,8 +325,12 @@ class Trainer:
         if training.compile:
             module["network"].net.compile()  # in place: names and weights stay as they are
         part = (group.place, group.size)
-        loss: nn.Module = ScaleLoss(own.parameters(), lambda z, coarse: self.cascade.loss(index, z, coarse, generator, torch.float32, part,
-                                                                                            self.weighted[name]))
+        loss: nn.Module = ScaleLoss(
+            own.parameters(),
+            lambda z, coarse: self.cascade.loss(
+                index, z, coarse, generator, torch.float32, part, self.weighted[name]
+            ),
+        )
         if group.size > 1 and not self.shard:
             loss = DistributedDataParallel(loss, process_group=group.handle)
         if group.size > 1:
@@ -258,22 +338,44 @@ class Trainer:
         optimiser = self._optimiser(own)
         if self.shard:
             optimiser = self._sharding.own_group(optimiser)
-        return ScaleTrainer(index, name, module, ema, optimiser, list(own.parameters()), sampler, generator,
-                            torch.Generator().manual_seed(flips), self._fresh_dropout(index, group.place), group, loss, replicated)
+        return ScaleTrainer(
+            index,
+            name,
+            module,
+            ema,
+            optimiser,
+            list(own.parameters()),
+            sampler,
+            generator,
+            torch.Generator().manual_seed(flips),
+            self._fresh_dropout(index, group.place),
+            group,
+            loss,
+            replicated,
+        )
 
     def _fresh_dropout(self, index: int, place: int) -> Tensor:
-        """Where the dropout stream of a scale starts: another place for every process of its group."""
+        """Where the dropout stream of a scale starts: another place for every process of its
+        group."""
         with torch.random.fork_rng(devices=self._cuda()):
             torch.manual_seed(_seed(self.seed, index, 3, *([place] if place else [])))
             return self._dropout_state()
 
     def _optimiser(self, module: nn.Module) -> Optimiser:
         training = self.config.training
-        return make_optimiser(module, training.optimiser, training.learning_rate, training.muon_rate, (training.beta1, training.beta2),
-                              training.weight_decay, fused=not self.shard)
+        return make_optimiser(
+            module,
+            training.optimiser,
+            training.learning_rate,
+            training.muon_rate,
+            (training.beta1, training.beta2),
+            training.weight_decay,
+            fused=not self.shard,
+        )
 
     def _shared_schedule(self) -> SharedSchedule | None:
-        """A learned schedule that all scales share has an optimiser of its own, which sees the sum of their gradients."""
+        """A learned schedule that all scales share has an optimiser of its own, which sees the sum
+        of their gradients."""
         schedule = self.cascade.schedules[0]
         if not self.config.model.shared_schedule or not list(schedule.parameters()):
             return None
@@ -283,10 +385,16 @@ class Trainer:
         return [self.device.index or 0] if self.device.type == "cuda" else []
 
     def _dropout_state(self) -> Tensor:
-        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+        return (
+            torch.cuda.get_rng_state(self.device)
+            if self.device.type == "cuda"
+            else torch.get_rng_state()
+        )
 
     def _set_dropout_state(self, state: Tensor) -> None:
-        torch.cuda.set_rng_state(state, self.device) if self.device.type == "cuda" else torch.set_rng_state(state)
+        torch.cuda.set_rng_state(
+            state, self.device
+        ) if self.device.type == "cuda" else torch.set_rng_state(state)
 
     def _open(self, resume: bool) -> Path | None:
         """The checkpoint to continue from, if any; a new run's folder gets its config.json."""
@@ -296,7 +404,9 @@ class Trainer:
             return newest
         if newest is not None or (self.run_dir / "config.json").exists():
             if not resume:
-                raise FileExistsError(f"{self.run_dir} holds a run already: resume it, or give another folder")
+                raise FileExistsError(
+                    f"{self.run_dir} holds a run already: resume it, or give another folder"
+                )
             self._check_identity(records.read_json(self.run_dir / "config.json"), self.run_dir)
         else:
             records.write_json(self.run_dir / "config.json", self.header | {"provenance": []})
@@ -304,28 +414,48 @@ class Trainer:
 
     # ---- the loop
 
-    def run(self, *, minutes: float | None = None, steps: int | None = None, progress: bool = True, log_every: int = 10,
-            checkpoint_minutes: float = 2.0, on_log: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Train until the run has had `minutes` of training or `steps` steps in all, earlier sessions counted in.
+    def run(
+        self,
+        *,
+        minutes: float | None = None,
+        steps: int | None = None,
+        progress: bool = True,
+        log_every: int = 10,
+        checkpoint_minutes: float = 2.0,
+        on_log: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        """Train until the run has had `minutes` of training or `steps` steps in all, earlier
+        sessions counted in.
 
-        Ends with a checkpoint, also when interrupted by the keyboard, unless that fell between the updates of two scales: then the last
-        checkpoint counts. A step trains every chosen scale once.
+        Ends with a checkpoint, also when interrupted by the keyboard, unless that fell between the
+        updates of two scales: then the last checkpoint counts. A step trains every chosen scale
+            once.
 
         Raises:
             BlockingIOError: where another process trains in this folder.
             RuntimeError: where this trainer was interrupted between the updates of two scales.
-            TrainingDiverged: where loss or gradient is not finite; the state before that step is saved.
+            TrainingDiverged: where loss or gradient is not finite; the state before that step is
+                saved.
         """
         if (minutes is None) == (steps is None):
             raise ValueError("give a budget: either minutes or steps")
         if not (minutes or steps) > 0:
             raise ValueError(f"the budget must be positive, got minutes={minutes}, steps={steps}")
         if self.torn:
-            raise RuntimeError(f"this trainer was interrupted in the middle of an update: make a new one with resume=True on {self.run_dir}")
+            raise RuntimeError(
+                f"this trainer was interrupted in the middle of an update: make a new one with "
+                f"resume=True on {self.run_dir}"
+            )
         self.budget = {"minutes": minutes} if steps is None else {"steps": steps}
         with contextlib.ExitStack() as stack:
-            described = distributed.everywhere({"rank": distributed.rank(), "host": platform.node(), "pid": os.getpid(),
-                                                "scales": [scale.name for scale in self.scales]})
+            described = distributed.everywhere(
+                {
+                    "rank": distributed.rank(),
+                    "host": platform.node(),
+                    "pid": os.getpid(),
+                    "scales": [scale.name for scale in self.scales],
+                }
+            )
 
             def begin() -> None:
                 stack.enter_context(records.lock(self.run_dir))
@@ -337,17 +467,27 @@ class Trainer:
             self._loop(progress and distributed.rank() == 0, log_every, checkpoint_minutes, on_log)
 
     def _begin_session(self, described: list[dict[str, Any]]) -> None:
-        for left in (self.run_dir / "checkpoints").glob(".step-*"):  # a kill while a checkpoint was being written
+        # a kill while a checkpoint was being written
+        for left in (self.run_dir / "checkpoints").glob(".step-*"):
             shutil.rmtree(left, ignore_errors=True)
         self._trim_log()
         header = records.read_json(self.run_dir / "config.json")
-        header["provenance"].append(records.provenance(self.device) | {
-            "from_step": self.step, "budget": self.budget, "processes": described, "shard": self.shard, "side_by_side": self.side_by_side})
+        header["provenance"].append(
+            records.provenance(self.device)
+            | {
+                "from_step": self.step,
+                "budget": self.budget,
+                "processes": described,
+                "shard": self.shard,
+                "side_by_side": self.side_by_side,
+            }
+        )
         records.write_json(self.run_dir / "config.json", header)
 
     @contextlib.contextmanager
     def _threads(self) -> Iterator[ThreadPoolExecutor]:
-        """A thread a scale, each with its share of torch's threads; that setting belongs to the thread that makes it."""
+        """A thread a scale, each with its share of torch's threads; that setting belongs to the
+        thread that makes it."""
         threads, count = torch.get_num_threads(), len(self.scales)
         started = Barrier(count)
 
@@ -363,31 +503,51 @@ class Trainer:
             finally:
                 self._pool = None
 
-    def _loop(self, progress: bool, log_every: int, checkpoint_minutes: float, on_log: Callable[[dict[str, Any]], None] | None) -> None:
+    def _loop(
+        self,
+        progress: bool,
+        log_every: int,
+        checkpoint_minutes: float,
+        on_log: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
         self.seconds = distributed.from_first(lambda: self.seconds)
         start, before, saved = time.monotonic(), self.seconds, time.monotonic()
         minutes, steps = self.budget.get("minutes"), self.budget.get("steps")
         total = max(1, round(60 * minutes)) if steps is None else steps
-        bar = tqdm(total=total, initial=min(round(self.seconds) if steps is None else self.step, total), disable=not progress,
-                   desc=f"training {self.cascade.map.name}", unit="s" if steps is None else "step")
+        bar = tqdm(
+            total=total,
+            initial=min(round(self.seconds) if steps is None else self.step, total),
+            disable=not progress,
+            desc=f"training {self.cascade.map.name}",
+            unit="s" if steps is None else "step",
+        )
         totals: dict[str, list[float | Tensor]] = {}
         self.cascade.train()
         try:
             while self._progress() < 1.0:
-                self._clock, self._save_due = before + time.monotonic() - start, time.monotonic() - saved > 60 * checkpoint_minutes
+                self._clock, self._save_due = (
+                    before + time.monotonic() - start,
+                    time.monotonic() - saved > 60 * checkpoint_minutes,
+                )
                 self._fit_schedules()
                 losses = self._gradients()
-                self.torn = True  # an interrupt from here on would leave some scales a step ahead of the others
+                # an interrupt from here on would leave some scales a step ahead of the others
+                self.torn = True
                 for name, figure in self._apply(losses).items():
                     totals.setdefault(name, []).append(figure)
                 self.torn = False
-                self.seconds = self._clock if distributed.size() > 1 else before + time.monotonic() - start
+                self.seconds = (
+                    self._clock if distributed.size() > 1 else before + time.monotonic() - start
+                )
                 done = min(round(self.seconds), total) if steps is None else self.step
                 bar.update(done - bar.n)
                 if self.step % log_every == 0 or self._progress() >= 1.0:
                     record = self._record(totals)
                     totals = {}
-                    bar.set_postfix_str(f"loss {record['bpd']:.3f} {'bpd' if self.config.training.weighting == 'likelihood' else '(weighted)'}")
+                    bar.set_postfix_str(
+                        f"loss {record['bpd']:.3f} "
+                        f"{'bpd' if self.config.training.weighting == 'likelihood' else '(weighted)'}"
+                    )
                     if on_log is not None and distributed.rank() == 0:
                         on_log(record)
                 if self._save_due:
@@ -398,7 +558,8 @@ class Trainer:
         except (KeyboardInterrupt, TrainingDiverged):
             raise  # with several processes: raised in all of them after the same step
         except BaseException:
-            self.torn = self.torn or distributed.size() > 1  # the others may be elsewhere: the last checkpoint counts
+            # the others may be elsewhere: the last checkpoint counts
+            self.torn = self.torn or distributed.size() > 1
             raise
         finally:
             bar.close()
@@ -415,52 +576,84 @@ class Trainer:
     def _rate(self) -> float:
         training = self.config.training
         warm = min(1.0, (self.step + 1) / max(training.warmup_steps, 1))
-        decay = 0.5 * (1 + math.cos(math.pi * min(self._progress(), 1.0))) if training.lr_decay == "cosine" else 1.0
+        decay = (
+            0.5 * (1 + math.cos(math.pi * min(self._progress(), 1.0)))
+            if training.lr_decay == "cosine"
+            else 1.0
+        )
         return training.learning_rate * warm * decay
 
     def _fit_schedules(self) -> None:
-        """Where schedules follow the loss: before steps 0, 16, 32, 64, 128 and so on, from draws that depend on seed and step alone."""
-        if self.config.model.schedule == "fitted" and (self.step == 0 or self.step >= 16 and self.step & (self.step - 1) == 0):
+        """Where schedules follow the loss: before steps 0, 16, 32, 64, 128 and so on, from draws
+        that depend on seed and step alone."""
+        if self.config.model.schedule == "fitted" and (
+            self.step == 0 or self.step >= 16 and self.step & (self.step - 1) == 0
+        ):
             self._each(self._fit_schedule, [(scale,) for scale in self.scales])
 
     @torch.no_grad()
     def _fit_schedule(self, scale: ScaleTrainer) -> None:
         schedule, network = scale.module["schedule"], scale.module["network"]
         choice = torch.Generator().manual_seed(_seed(self.seed, scale.index, 4, self.step))
-        noise = torch.Generator(self.device).manual_seed(_seed(self.seed, scale.index, 5, self.step))
+        noise = torch.Generator(self.device).manual_seed(
+            _seed(self.seed, scale.index, 5, self.step)
+        )
         network.eval()
         profiles = []
         for _ in range(4):
-            batch = self.images[torch.randint(len(self.images), (2 * schedule.bins,), generator=choice)]
-            z, coarse = (None if v is None else self._to_device(v) for v in self.cascade.decompose(batch)[scale.index])
-            profiles.append(self.cascade.noise_profile(scale.index, z, coarse, noise, schedule.bins))
+            batch = self.images[
+                torch.randint(len(self.images), (2 * schedule.bins,), generator=choice)
+            ]
+            z, coarse = (
+                None if v is None else self._to_device(v)
+                for v in self.cascade.decompose(batch)[scale.index]
+            )
+            profiles.append(
+                self.cascade.noise_profile(scale.index, z, coarse, noise, schedule.bins)
+            )
         network.train()
         profile = torch.stack(profiles).mean(dim=0)
-        if bool(torch.isfinite(profile).all()):  # if not, the gradient of this step says so, in all processes
+        # if not, the gradient of this step says so, in all processes
+        if bool(torch.isfinite(profile).all()):
             schedule.fit(profile)
             scale.ema["schedule"].load_state_dict(schedule.state_dict())
 
     def _gradients(self) -> list[float | Tensor]:
-        """Loss and gradient of every scale. Changes no weight; where it fails, the random streams are put back too, so that the state
-        is that of the step before. Here the processes agree on the clock, on a checkpoint, on stopping, and that nobody diverged."""
+        """Loss and gradient of every scale. Changes no weight; where it fails, the random streams
+        are put back too, so that the state is that of the step before. Here the processes agree on
+        the clock, on a checkpoint, on stopping, and that nobody diverged."""
         before = [scale.streams() for scale in self.scales]
         if self.shared is not None:
             self.shared.optimiser.zero_grad(set_to_none=True)
         dropout = self.config.model.dropout
         try:
-            with torch.random.fork_rng(devices=self._cuda()) if dropout else contextlib.nullcontext():
-                losses, norms = zip(*self._each(self._gradient, [(scale,) for scale in self.scales]))
+            with (
+                torch.random.fork_rng(devices=self._cuda()) if dropout else contextlib.nullcontext()
+            ):
+                losses, norms = zip(
+                    *self._each(self._gradient, [(scale,) for scale in self.scales])
+                )
                 where = [f"scale {scale.name}" for scale in self.scales]
                 if self.shared is not None:
                     norms, where = (*norms, self._shared_norm()), [*where, "the shared schedule"]
                 if not self.waits:  # a norm that is not finite shows as a loss when they are logged
-                    fine = torch.isfinite(torch.stack([n.to(self.device, torch.float32) for n in norms])).all()
+                    fine = torch.isfinite(
+                        torch.stack([n.to(self.device, torch.float32) for n in norms])
+                    ).all()
                     self._agree("")
                     return [torch.where(fine, loss, math.nan) for loss in losses]
                 losses, norms = [float(v) for v in losses], [float(v) for v in norms]
                 figures = zip(where, [*losses, 0.0], norms)
-                self._agree(next((f"{place}: loss {loss}, gradient norm {norm}" for place, loss, norm in figures
-                                  if not (math.isfinite(loss) and math.isfinite(norm))), ""))
+                self._agree(
+                    next(
+                        (
+                            f"{place}: loss {loss}, gradient norm {norm}"
+                            for place, loss, norm in figures
+                            if not (math.isfinite(loss) and math.isfinite(norm))
+                        ),
+                        "",
+                    )
+                )
                 return losses
         except BaseException:
             for scale, streams in zip(self.scales, before):
@@ -468,38 +661,56 @@ class Trainer:
             raise
 
     def _each(self, work: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """`work` of each item, in threads where the scales are trained side by side; returns or raises when all have ended."""
+        """`work` of each item, in threads where the scales are trained side by side; returns or
+        raises when all have ended."""
         if self._pool is None:
             return [work(*item) for item in items]
         jobs = [self._pool.submit(work, *item) for item in items]
         try:
             return [job.result() for job in jobs]
         except BaseException:
-            torn, self.torn = self.torn, True  # a second interrupt while a thread is still at work leaves a state that nobody knows
+            # a second interrupt while a thread is still at work leaves a state that nobody knows
+            torn, self.torn = self.torn, True
             wait(jobs)
             self.torn = torn
             raise
 
     def _agree(self, trouble: str) -> None:
-        """What process 0's clock says, whether it is time for a checkpoint, whether anyone wants to stop, whether anyone diverged."""
+        """What process 0's clock says, whether it is time for a checkpoint, whether anyone wants to
+        stop, whether anyone diverged."""
         first = distributed.rank() == 0
-        self._clock, due, stop, diverged = distributed.total([self._clock if first else 0.0, float(first and self._save_due),
-                                                              float(distributed.stopping()), float(bool(trouble))])
+        self._clock, due, stop, diverged = distributed.total(
+            [
+                self._clock if first else 0.0,
+                float(first and self._save_due),
+                float(distributed.stopping()),
+                float(bool(trouble)),
+            ]
+        )
         self._save_due, self._stop = due > 0, stop > 0
         if diverged:
-            raise self._diverged(f"step {self.step}, {trouble or 'another process'}", "The state before this step is kept in")
+            raise self._diverged(
+                f"step {self.step}, {trouble or 'another process'}",
+                "The state before this step is kept in",
+            )
 
     def _diverged(self, what: str, kept: str) -> TrainingDiverged:
-        return TrainingDiverged(f"{what}. {kept} {self.run_dir}; train anew with a lower learning_rate or clip")
+        return TrainingDiverged(
+            f"{what}. {kept} {self.run_dir}; train anew with a lower learning_rate or clip"
+        )
 
     def _gradient(self, scale: ScaleTrainer) -> tuple[Tensor, Tensor]:
-        """Loss of this process's part of a scale's batch, and norm of the gradient of the whole batch, which is clipped."""
+        """Loss of this process's part of a scale's batch, and norm of the gradient of the whole
+        batch, which is clipped."""
         training, group = self.config.training, scale.group
         batch = self.images[scale.sampler.next()]
         if training.flips:
             batch = random_flip(batch, scale.flips)
         part = batch.chunk(group.size)[group.place]
-        z, coarse = (None if v is None else self._to_device(v) for v in self.cascade.decompose(part)[scale.index])
+        z, coarse = (
+            None if v is None else self._to_device(v)
+            for v in self.cascade.decompose(part)[scale.index]
+        )
         if self.config.model.dropout:
             self._set_dropout_state(scale.dropout_state)
         loss = scale.loss(z, coarse)
@@ -513,8 +724,13 @@ class Trainer:
         return loss.detach(), nn.utils.clip_grad_norm_(scale.trained, training.clip)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        """The images' checks are made on the CPU, and the copy is queued: nothing here waits for a GPU."""
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
+        """The images' checks are made on the CPU, and the copy is queued: nothing here waits for a
+        GPU."""
+        return (
+            tensor.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else tensor.to(self.device)
+        )
 
     @torch.no_grad()
     def _average(self, gradients: list[Tensor], group: Group, count: int) -> None:
@@ -523,7 +739,8 @@ class Trainer:
             group.add(gradients)
 
     def _shared_norm(self) -> Tensor:
-        """The shared schedule's gradient, summed over the scales and averaged over each scale's processes; its norm, clipped."""
+        """The shared schedule's gradient, summed over the scales and averaged over each scale's
+        processes; its norm, clipped."""
         parameters = list(self.shared.schedule.parameters())
         everyone = Group(tuple(range(distributed.size())))
         # all scales of one process have groups of the same size
@@ -531,20 +748,31 @@ class Trainer:
         return nn.utils.clip_grad_norm_(parameters, self.config.training.clip)
 
     def _apply(self, losses: Sequence[float | Tensor]) -> dict[str, float | Tensor]:
-        """One optimiser and EMA step of every scale; the losses as shares of the image's bits per dimension."""
-        self.rate, decay = self._rate(), min(self.config.training.ema, (self.step + 1) / (self.step + 10))
+        """One optimiser and EMA step of every scale; the losses as shares of the image's bits per
+        dimension."""
+        self.rate, decay = (
+            self._rate(),
+            min(self.config.training.ema, (self.step + 1) / (self.step + 10)),
+        )
         averages = [(scale.optimiser, scale.ema, scale.module) for scale in self.scales]
         if self.shared is not None:
-            averages = [(optimiser, ema["network"], module["network"]) for optimiser, ema, module in averages]
+            averages = [
+                (optimiser, ema["network"], module["network"])
+                for optimiser, ema, module in averages
+            ]
         self._each(self._update, [(*parts, decay) for parts in averages])
         if self.shared is not None:
             self._update(self.shared.optimiser, self.shared.ema, self.shared.schedule, decay)
         self.step += 1
-        return {scale.name: bits_per_dim(loss * self.cascade.specs[scale.index].dims, self.cascade.dims)
-                for scale, loss in zip(self.scales, losses)}
+        return {
+            scale.name: bits_per_dim(loss * self.cascade.specs[scale.index].dims, self.cascade.dims)
+            for scale, loss in zip(self.scales, losses)
+        }
 
     @torch.no_grad()
-    def _update(self, optimiser: Optimiser, ema: nn.Module, module: nn.Module, decay: float) -> None:
+    def _update(
+        self, optimiser: Optimiser, ema: nn.Module, module: nn.Module, decay: float
+    ) -> None:
         for group in optimiser.param_groups:
             group["lr"] = self.rate / self.config.training.learning_rate * group["initial_lr"]
         optimiser.step()
@@ -556,23 +784,38 @@ class Trainer:
     def _record(self, totals: Mapping[str, list[float | Tensor]]) -> dict[str, Any]:
         names = self.header["scales"]
         groups = {scale.name: scale.group.size for scale in self.scales}
-        own = [float(sum(totals[name]) / len(totals[name])) / groups[name] if name in groups else 0.0 for name in names]
+        own = [
+            float(sum(totals[name]) / len(totals[name])) / groups[name] if name in groups else 0.0
+            for name in names
+        ]
         means = dict(zip(names, distributed.total(own)))
-        if not all(map(math.isfinite, means.values())):  # where steps are waited for they have said so themselves
+        # where steps are waited for they have said so themselves
+        if not all(map(math.isfinite, means.values())):
             self.torn = True
-            raise self._diverged(f"one of the last steps before {self.step}: loss or gradient is not finite, mean losses {means}",
-                                 "The last checkpoint is kept in")
-        record = {"step": self.step, "seconds": round(self.seconds, 3), "images": self.step * self.config.training.batch_size,
-                  "rate": self.rate, "bpd": sum(means.values()), "scales": means}
+            raise self._diverged(
+                f"one of the last steps before {self.step}: loss or gradient is not finite, mean "
+                f"losses {means}",
+                "The last checkpoint is kept in",
+            )
+        record = {
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "images": self.step * self.config.training.batch_size,
+            "rate": self.rate,
+            "bpd": sum(means.values()),
+            "scales": means,
+        }
         if self.config.training.weighting != "likelihood":
-            record["weighting"] = self.config.training.weighting  # then `bpd` and `scales` are no bits
+            # then `bpd` and `scales` are no bits
+            record["weighting"] = self.config.training.weighting
         if distributed.rank() == 0:
             with open(self.run_dir / "log.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
         return record
 
     def _trim_log(self) -> None:
-        """Drop lines after the checkpoint, and one that a kill cut short: the resumed run writes them again."""
+        """Drop lines after the checkpoint, and one that a kill cut short: the resumed run writes
+        them again."""
         path = self.run_dir / "log.jsonl"
         if path.exists():
             kept = [r for r in read_log(self.run_dir) if r["step"] <= self.step]
@@ -581,7 +824,8 @@ class Trainer:
     # ---- checkpoints
 
     def save(self) -> Path:
-        """Write a checkpoint of this step; it appears whole or not at all. The newest two are kept. All processes call this together.
+        """Write a checkpoint of this step; it appears whole or not at all. The newest two are kept.
+        All processes call this together.
 
         Raises:
             TrainingDiverged: where weights are not finite.
@@ -594,53 +838,83 @@ class Trainer:
                 self._write_scale(scale, folder)
             distributed.total([0.0])  # all scales are written
             if distributed.rank() == 0:
-                (folder / "config.json").write_text(json.dumps(self.header | {"step": self.step, "seconds": self.seconds}, indent=2))
+                (folder / "config.json").write_text(
+                    json.dumps(self.header | {"step": self.step, "seconds": self.seconds}, indent=2)
+                )
                 parts = {name: folder / f"state.{name}.pt" for name in self.header["scales"]}
-                state = {name: torch.load(part, map_location="cpu", weights_only=True) for name, part in parts.items()}
+                state = {
+                    name: torch.load(part, map_location="cpu", weights_only=True)
+                    for name, part in parts.items()
+                }
                 if self.shared is not None:
                     state["shared schedule"] = self.shared.optimiser.state_dict()
                 torch.save(state, folder / "state.pt")
                 for part in parts.values():
                     part.unlink()
         if distributed.rank() == 0:
-            for old in checkpoints(self.run_dir)[:-2]:
+            for old in list_checkpoints(self.run_dir)[:-2]:
                 shutil.rmtree(old, ignore_errors=True)
         return path
 
     @contextlib.contextmanager
     def _checkpoint_folder(self, path: Path) -> Iterator[Path]:
-        """The folder that process 0 makes and names; the leaders of other groups write into it too, on the same or a shared disk."""
+        """The folder that process 0 makes and names; the leaders of other groups write into it too,
+        on the same or a shared disk."""
         with contextlib.ExitStack() as stack:
-            folder = Path(distributed.from_first(lambda: str(stack.enter_context(records.new_folder(path)))))
+            folder = Path(
+                distributed.from_first(lambda: str(stack.enter_context(records.new_folder(path))))
+            )
             yield folder
 
     def _write_scale(self, scale: ScaleTrainer, folder: Path) -> None:
-        """One scale's files, by its group's leader; the others of the group hand over their shards and dropout streams."""
+        """One scale's files, by its group's leader; the others of the group hand over their shards
+        and dropout streams."""
         for kind, module in (("raw", scale.module), ("ema", scale.ema)):
-            tensors = {k: self._sharding.whole(v) if self.shard else v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+            tensors = {
+                k: self._sharding.whole(v) if self.shard else v.detach().cpu().contiguous()
+                for k, v in module.state_dict().items()
+            }
             broken = [k for k, v in tensors.items() if not bool(torch.isfinite(v).all())]
             if broken:
                 self.torn = True
-                raise self._diverged(f"step {self.step}, scale {scale.name}: the weights are not finite, in {broken[0]}",
-                                     "The last checkpoint is kept in")
+                raise self._diverged(
+                    f"step {self.step}, scale {scale.name}: the weights are not finite, in "
+                    f"{broken[0]}",
+                    "The last checkpoint is kept in",
+                )
             if scale.group.leads:
                 safetensors.torch.save_file(tensors, folder / f"{kind}.{scale.name}.safetensors")
-        optimiser = self._sharding.optimiser_state(scale.optimiser) if self.shard else scale.optimiser.state_dict()
+        optimiser = (
+            self._sharding.optimiser_state(scale.optimiser)
+            if self.shard
+            else scale.optimiser.state_dict()
+        )
         dropout = torch.stack(scale.group.everywhere(scale.dropout_state))
         if scale.group.leads:
-            torch.save({"optimiser": optimiser, "streams": scale.streams() | {"dropout": dropout}}, folder / f"state.{scale.name}.pt")
+            torch.save(
+                {"optimiser": optimiser, "streams": scale.streams() | {"dropout": dropout}},
+                folder / f"state.{scale.name}.pt",
+            )
 
     @staticmethod
     def _identity(header: Mapping[str, Any]) -> dict[str, Any]:
         """What two sessions of a run must have in common."""
         data = header.get("data") or {}
         known = ("format", "config", "seed", "scales", "shown")
-        return {k: header.get(k) for k in known} | {"data": {k: data.get(k) for k in _IDENTIFYING}}
+        found = {k: header.get(k) for k in known} | {"data": {k: data.get(k) for k in _IDENTIFYING}}
+        if found["config"] is not None:
+            found["config"] = modern_names(found["config"])
+        return found
 
     def _check_identity(self, found: Mapping[str, Any], where: Path) -> None:
-        lines = differences(self._identity(json.loads(json.dumps(self.header))), self._identity(found))
+        lines = config_differences(
+            self._identity(json.loads(json.dumps(self.header))), self._identity(found)
+        )
         if lines:
-            raise CheckpointMismatch(f"{where} belongs to another run; give its settings or another folder:\n  " + "\n  ".join(lines))
+            raise CheckpointMismatch(
+                f"{where} belongs to another run; give its settings or another folder:\n  "
+                + "\n  ".join(lines)
+            )
 
     def _load(self, path: Path) -> None:
         """Optimisers, random streams and place of a checkpoint whose weights are loaded."""
@@ -648,8 +922,11 @@ class Trainer:
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path / 'state.pt'} cannot be read ({str(error).splitlines()[0] if str(error) else 'empty'}): it was cut short. "
-                             f"Remove {path} to continue from the checkpoint before it") from error
+            raise ValueError(
+                f"{path / 'state.pt'} cannot be read "
+                f"({str(error).splitlines()[0] if str(error) else 'empty'}): it was cut short. "
+                f"Remove {path} to continue from the checkpoint before it"
+            ) from error
         self.step, self.seconds = int(header["step"]), float(header["seconds"])
         for scale in self.scales:
             if self.shard:
@@ -657,9 +934,14 @@ class Trainer:
             else:
                 scale.optimiser.load_state_dict(state[scale.name]["optimiser"])
             streams = state[scale.name]["streams"]
-            dropout = streams["dropout"].reshape(-1, streams["dropout"].shape[-1])  # one row a process, or the vector of one
+            # one row a process, or the vector of one
+            dropout = streams["dropout"].reshape(-1, streams["dropout"].shape[-1])
             place = scale.group.place
-            own = dropout[place].clone() if place < len(dropout) else self._fresh_dropout(scale.index, place)
+            own = (
+                dropout[place].clone()
+                if place < len(dropout)
+                else self._fresh_dropout(scale.index, place)
+            )
             scale.load_streams(streams | {"dropout": own})
         if self.shared is not None:
             self.shared.optimiser.load_state_dict(state["shared schedule"])

@@ -1,10 +1,13 @@
-"""Score matching and the earth mover's distance: what holds of Theorem 5.1 (paper, Sect. 5.2, Eqs. 26-28), with constants.
+"""Score matching and the earth mover's distance: what holds of Theorem 5.1 (paper, Sect. 5.2, Eqs.
+26-28), with constants.
 
-Training minimises squared errors in orthonormal coordinates, scale by scale: sum_s w_s |f_s|_2^2, f the error of the score, f_s its scale s. The theorem
-bounds by that the earth mover's distance W(f) of the error (`pcdm_lib.transport.exact`). **As printed** the sum of squares stands against W itself. For no constant does
-that hold (unless errors are kept away from zero): replace f by eps f, and the left-hand side falls with eps^2, the right-hand side with eps. **What holds**
-is the same with the distance squared, or with a root over the squares. By Jensen it also holds in the mean over images and noise levels, E W <= C sqrt(E
-sum_s ...):
+Training minimises squared errors in orthonormal coordinates, scale by scale: sum_s w_s |f_s|_2^2, f
+the error of the score, f_s its scale s. The theorem bounds by that the earth mover's distance W(f)
+of the error (`pcdm_lib.transport.exact`). **As printed** the sum of squares stands against W
+itself. For no constant does that hold (unless errors are kept away from zero): replace f by eps f,
+and the left-hand side falls with eps^2, the right-hand side with eps. **What holds** is the same
+with the distance squared, or with a root over the squares. By Jensen it also holds in the mean over
+images and noise levels, E W <= C sqrt(E sum_s ...):
 
     W(f) <= sum_s C_s |f_s|_2                                                                                                       (1)
     W(f)^2 <= C^2 sum_s w_s |f_s|_2^2,     C^2 = sum_s C_s^2 / w_s     (Cauchy-Schwarz on 1)                                        (2)
@@ -15,26 +18,35 @@ on images of H x W pixels, with Haar's scales at any number L of levels, `scale_
     base (level L, zero mean):      C_0^2 = H W (H^2 + W^2 - 2 * 4^L) / 12                                                          (4)
     all, for equal weights w_s = 1: C^2   = H W (H^2 + W^2 - 2) / 12, whatever L                                                    (5)
 
-for the Euclidean ground distance and equal mass. Derivation. W(f) = max <f, u> over functions u with |u(x) - u(y)| <= |x - y| (Kantorovich duality).
-Haar's scales are orthogonal, so <f, u> = sum_s <f_s, P_s u> <= sum_s |f_s|_2 |P_s u|_2, P_s the projection on scale s, and C_s has to bound |P_s u|_2.
+for the Euclidean ground distance and equal mass. Derivation. W(f) = max <f, u> over functions u
+with |u(x) - u(y)| <= |x - y| (Kantorovich duality). Haar's scales are orthogonal, so <f, u> = sum_s
+<f_s, P_s u> <= sum_s |f_s|_2 |P_s u|_2, P_s the projection on scale s, and C_s has to bound |P_s
+u|_2.
 
-* Details of level j: a block has side 2h, h = 2^(j-1). Let m_1..m_4 be the means of u over its quadrants and m their mean. Its three coefficients of
-  u are h/2 times sums of the m_i with signs, so their squares sum to h^2 sum_i (m_i - m)^2 = h^2/8 sum_(i,k) (m_i - m_k)^2. A quadrant moved by h (or
-  by h sqrt(2) on the diagonal) is its neighbour, so |m_i - m_k| <= h for 8 of the ordered pairs, h sqrt(2) for 4: at most h^2/8 * 16 h^2 = 2 h^4 a
-  block. There are H W / 4^j blocks, hence (3).
-* Base: K = H W / 4^L blocks, at positions r_i on the coarse grid; their means satisfy |m_i - m_k| <= 2^L |r_i - r_k| by the same shift. So
+* Details of level j: a block has side 2h, h = 2^(j-1). Let m_1..m_4 be the means of u over its
+  quadrants and m their mean. Its three coefficients of u are h/2 times sums of the m_i with signs,
+  so their squares sum to h^2 sum_i (m_i - m)^2 = h^2/8 sum_(i,k) (m_i - m_k)^2. A quadrant moved by
+  h (or by h sqrt(2) on the diagonal) is its neighbour, so |m_i - m_k| <= h for 8 of the ordered
+  pairs, h sqrt(2) for 4: at most h^2/8 * 16 h^2 = 2 h^4 a block. There are H W / 4^j blocks, hence
+      (3).
+* Base: K = H W / 4^L blocks, at positions r_i on the coarse grid; their means satisfy |m_i - m_k|
+  <= 2^L |r_i - r_k| by the same shift. So
   |P_0 u - mean|^2 = 4^L sum_i (m_i - m)^2 = 4^L / (2K) sum_(i,k) (m_i - m_k)^2 <= 16^L / (2K) sum_(i,k) |r_i - r_k|^2 = 16^L sum_i |r_i - r|^2, and a grid
   of h x w points has sum_i |r_i - r|^2 = K (h^2 + w^2 - 2) / 12: (4).
-* (5) is the sum of (3) over j = 1..L and (4). It is what the argument gives without scales, L = 0: splitting the error costs nothing.
+* (5) is the sum of (3) over j = 1..L and (4). It is what the argument gives without scales, L = 0:
+  splitting the error costs nothing.
 
-How sharp: a ramp f(x) = x_1 - mean has W = |f|_2^2 (u = f in the duality), so in one row of pixels (5) is an equality, and on a square it is within
-sqrt(2). So is (3), for a level whose row coefficients are all alike (u the row again).
+How sharp: a ramp f(x) = x_1 - mean has W = |f|_2^2 (u = f in the duality), so in one row of pixels
+(5) is an equality, and on a square it is within sqrt(2). So is (3), for a level whose row
+coefficients are all alike (u the row again).
 
-Other cases. With the "l1" ground distance the three coefficients of a block have the sum of squares of their own bounds (`haar_cost`, which is
+Other cases. With the "l1" ground distance the three coefficients of a block have the sum of squares
+of their own bounds (`haar_cost`, which is
 |<psi, u>| by duality), and (h^2 + w^2 - 2) / 6, the mean of |r_i - r_k|^2, becomes that of |r_i - r_k|_1^2, by 2 (h^2 - 1) (w^2 - 1) / (9 h w) more.
-With `create_cost` lambda the duality adds |u| <= lambda, so |P_s u|_2 <= lambda sqrt(H W) and C_s becomes the smaller of the two; and the mean of f,
-which now may differ from zero, adds lambda times the mass, which is C_mean |f_mean|_2 with C_mean = lambda sqrt(H W). In (2) C^2 gains
-C_mean^2 / w_0, and min(C^2, lambda^2 H W / min_s w_s) does as well.
+With `create_cost` lambda the duality adds |u| <= lambda, so |P_s u|_2 <= lambda sqrt(H W) and C_s
+becomes the smaller of the two; and the mean of f, which now may differ from zero, adds lambda times
+the mass, which is C_mean |f_mean|_2 with C_mean = lambda sqrt(H W). In (2) C^2 gains C_mean^2 /
+w_0, and min(C^2, lambda^2 H W / min_s w_s) does as well.
 """
 
 from __future__ import annotations
@@ -56,38 +68,58 @@ from pcdm_lib.transport.wavelets import _check_shapes, wavelet_emd_of_scales
 
 
 def haar_cost(level: int, band: str) -> float:
-    """Exact cost, in pixels times the coefficient, of the image of one orthonormal Haar coefficient of band "p", "q" or "r" at a level >= 1.
+    """Exact cost, in pixels times the coefficient, of the image of one orthonormal Haar coefficient
+    of band "p", "q" or "r" at a level >= 1.
 
-    The block has side 2h, h = 2^(level-1), and values of size v / 2h. For p (rows) and q (columns) each pixel of one half, in all a mass of v h, goes
-    h pixels on, and u = that coordinate shows that nothing is cheaper: h^2. For r (diagonal) a pixel at i and k pixels from the middle lines goes to its
-    mirror image over the nearer one, by 2 min(i, k) + 1; the function of that size over two, with the sign of the quadrant, shows that nothing is
-    cheaper: v / 2h * 2 sum_(i,k < h) (2 min(i, k) + 1) = (2 h^2 + 1) / 3. Both hold for "euclidean" and "l1", all moves being along the axes.
+    The block has side 2h, h = 2^(level-1), and values of size v / 2h. For p (rows) and q (columns)
+    each pixel of one half, in all a mass of v h, goes h pixels on, and u = that coordinate shows
+    that nothing is cheaper: h^2. For r (diagonal) a pixel at i and k pixels from the middle lines
+        goes to its mirror image over the nearer one, by 2 min(i, k) + 1; the function of that size
+        over two, with the sign of the quadrant, shows that nothing is
+    cheaper: v / 2h * 2 sum_(i,k < h) (2 min(i, k) + 1) = (2 h^2 + 1) / 3. Both hold for "euclidean"
+        and "l1", all moves being along the axes.
     """
     if level < 1 or band not in ("p", "q", "r"):
-        raise ValueError(f"a Haar detail has a level from 1 and a band p, q or r, got {level} and {band!r}")
+        raise ValueError(
+            f"a Haar detail has a level from 1 and a band p, q or r, got {level} and {band!r}"
+        )
     half = 2.0 ** (level - 1)
     return (2 * half**2 + 1) / 3 if band == "r" else half**2
 
 
 class ScaleConstants(NamedTuple):
-    """C_s of the bound (1), in pixels: of the mean (0 without `create_cost`, where the mass must be equal), and of all scales, coarsest first."""
+    """C_s of the bound (1), in pixels: of the mean (0 without `create_cost`, where the mass must be
+    equal), and of all scales, coarsest first."""
 
     mean: float
     scales: np.ndarray
 
 
-def scale_constants(shape: tuple[int, int], levels: int, *, metric: str = "euclidean", create_cost: float | None = None) -> ScaleConstants:
-    """The proven constants C_s of W(f) <= C_mean |f_mean|_2 + sum_s C_s |f_s|_2 on images of shape (H, W); derivation: this module's docstring.
+def scale_constants(
+    shape: tuple[int, int],
+    levels: int,
+    *,
+    metric: str = "euclidean",
+    create_cost: float | None = None,
+) -> ScaleConstants:
+    """The proven constants C_s of W(f) <= C_mean |f_mean|_2 + sum_s C_s |f_s|_2 on images of shape
+    (H, W); derivation: this module's docstring.
 
     The base is without its mean. ValueError where the sides do not fit the levels.
     """
     _check_options(metric, create_cost, "auto")
     HaarWavelet(levels).specs((1, *shape))
     pixels, h, w = math.prod(shape), *(side >> levels for side in shape)
-    spread = (h**2 + w**2 - 2) / 6 + (0 if metric == "euclidean" else 2 * (h**2 - 1) * (w**2 - 1) / (9 * h * w))
+    spread = (h**2 + w**2 - 2) / 6 + (
+        0 if metric == "euclidean" else 2 * (h**2 - 1) * (w**2 - 1) / (9 * h * w)
+    )
     squares = [pixels * 4.0**levels * spread / 2]
     for level in range(levels, 0, -1):
-        block = 2 * 16.0 ** (level - 1) if metric == "euclidean" else sum(haar_cost(level, band) ** 2 for band in "pqr")
+        block = (
+            2 * 16.0 ** (level - 1)
+            if metric == "euclidean"
+            else sum(haar_cost(level, band) ** 2 for band in "pqr")
+        )
         squares.append(pixels / 4**level * block)
     if create_cost is None:
         return ScaleConstants(0.0, np.sqrt(squares))
@@ -96,13 +128,16 @@ def scale_constants(shape: tuple[int, int], levels: int, *, metric: str = "eucli
 
 
 class TransportBound(NamedTuple):
-    """Both sides of Theorem 5.1 for the errors of N images with C channels each; distances in mass times pixels.
+    """Both sides of Theorem 5.1 for the errors of N images with C channels each; distances in mass
+    times pixels.
 
     Attributes:
-        norms: |f_s|_2, (S, N, C), coarsest first, the base with its mean: the roots of what training minimises.
+        norms: |f_s|_2, (S, N, C), coarsest first, the base with its mean: the roots of what
+            training minimises.
         squares: sum_s w_s |f_s|_2^2, (N, C): the left-hand side of the theorem.
         exact: W(f), (N, C): `exact_emd` of the error.
-        wavelet: Haar's wavelet distance of the error, (N, C), C1 = 1, full depth, and C0 such that a quarter of it is at least W.
+        wavelet: Haar's wavelet distance of the error, (N, C), C1 = 1, full depth, and C0 such that
+            a quarter of it is at least W.
         by_scales: sum_s C_s |f_s|_2, (N, C): the right-hand side of (1).
         constant: C of (2).
     """
@@ -116,12 +151,14 @@ class TransportBound(NamedTuple):
 
     @property
     def bound(self) -> np.ndarray:
-        """C sqrt(sum_s w_s |f_s|^2), (N, C): at least `exact`; the form that holds, with the root on the side of the squares."""
+        """C sqrt(sum_s w_s |f_s|^2), (N, C): at least `exact`; the form that holds, with the root
+        on the side of the squares."""
         return self.constant * np.sqrt(self.squares)
 
     @property
     def printed_constant(self) -> np.ndarray:
-        """W / sum_s w_s |f_s|^2, (N, C): what the printed form would need as its constant. Grows as 1/eps with eps f; nan for f = 0."""
+        """W / sum_s w_s |f_s|^2, (N, C): what the printed form would need as its constant. Grows as
+        1/eps with eps f; nan for f = 0."""
         with np.errstate(invalid="ignore"):
             return self.exact / self.squares
 
@@ -132,35 +169,55 @@ class TransportBound(NamedTuple):
             return self.exact / self.bound
 
 
-def transport_bound(scales: Scales | Sequence[Tensor], *, weights: Sequence[float] | None = None, metric: str = "euclidean",
-                    create_cost: float | None = None, solver: str = "auto", exact: np.ndarray | None = None) -> TransportBound:
+def transport_bound(
+    scales: Scales | Sequence[Tensor],
+    *,
+    weights: Sequence[float] | None = None,
+    metric: str = "euclidean",
+    create_cost: float | None = None,
+    solver: str = "auto",
+    exact: np.ndarray | None = None,
+) -> TransportBound:
     """Theorem 5.1 for an error given by its scales, every image and channel by itself.
 
     For channels together add their distances: sum_c W_c <= sqrt(channels) C sqrt(sum_c squares_c).
 
     Args:
-        scales: the error in orthonormal coordinates of `HaarWavelet`, coarsest first: (N, C, h, w), then (N, 3C, h, w), (N, 3C, 2h, 2w), ...; for the
-            pyramid too (its `from_view` leads there).
+        scales: the error in orthonormal coordinates of `HaarWavelet`, coarsest first: (N, C, h, w),
+            then (N, 3C, h, w), (N, 3C, 2h, 2w), ...; for the pyramid too (its `from_view` leads
+            there).
         weights: w_s > 0, one a scale; by default 1, the plain squared error.
         create_cost: lambda in pixels; needed unless the error has no mass.
-        exact: W(f), (N, C), where it is known from an earlier call (other weights, or the same error split into other scales).
+        exact: W(f), (N, C), where it is known from an earlier call (other weights, or the same
+            error split into other scales).
 
-    Raises ValueError for other shapes, for weights that are not positive, and what `exact_emd` raises.
+    Raises ValueError for other shapes, for weights that are not positive, and what `exact_emd`
+        raises.
     """
     given = [v.detach().cpu() for v in scales]
     _check_shapes(given[0], given[1:])
     values, rounding = [v.double() for v in given], max(rounding_unit(v.dtype) for v in given)
     w = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     if w.shape != (len(values),) or not bool((w > 0).all() and np.isfinite(w).all()):
-        raise ValueError(f"weights must be {len(values)} positive numbers, one a scale, got {weights}")
+        raise ValueError(
+            f"weights must be {len(values)} positive numbers, one a scale, got {weights}"
+        )
     levels = len(values) - 1
     haar = HaarWavelet(levels)
     error = haar.synthesise(Scales(haar.names(), values))
     if exact is None:
-        options = {"metric": metric, "create_cost": create_cost, "solver": solver, "rounding": rounding}
+        options = {
+            "metric": metric,
+            "create_cost": create_cost,
+            "solver": solver,
+            "rounding": rounding,
+        }
         exact = np.asarray(exact_emd(error, torch.zeros_like(error), **options))
     elif np.shape(exact) != tuple(error.shape[:2]):
-        raise ValueError(f"exact must hold one distance an image and channel, {tuple(error.shape[:2])}, got {np.shape(exact)}")
+        raise ValueError(
+            f"exact must hold one distance an image and channel, {tuple(error.shape[:2])}, got "
+            f"{np.shape(exact)}"
+        )
     shape = tuple(error.shape[2:])
     constants = scale_constants(shape, levels, metric=metric, create_cost=create_cost)
     mean = values[0].mean(dim=(2, 3), keepdim=True)
@@ -171,9 +228,17 @@ def transport_bound(scales: Scales | Sequence[Tensor], *, weights: Sequence[floa
     if create_cost is not None:
         squared = min(squared, constants.mean**2 / w.min())
     side = 2 ** math.ceil(math.log2(max(shape)))
-    wavelet = wavelet_emd_of_scales(values, c0=0.0 if create_cost is None else 4 * create_cost / side).numpy()
-    return TransportBound(norms, np.einsum("s,snc->nc", w, norms**2), exact, wavelet,
-                          np.einsum("s,snc->nc", constants.scales, parts) + constants.mean * mean_norm, math.sqrt(squared))
+    wavelet = wavelet_emd_of_scales(
+        values, c0=0.0 if create_cost is None else 4 * create_cost / side
+    ).numpy()
+    return TransportBound(
+        norms,
+        np.einsum("s,snc->nc", w, norms**2),
+        exact,
+        wavelet,
+        np.einsum("s,snc->nc", constants.scales, parts) + constants.mean * mean_norm,
+        math.sqrt(squared),
+    )
 
 
 def _norm(v: Tensor) -> np.ndarray:
@@ -185,28 +250,52 @@ def _norm_of_bands(v: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def score_errors(cascade: Cascade, x: Tensor, gammas: Sequence[float], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> list[Scales]:
-    """What training squares: eps - eps_hat of every scale at each noise level, in orthonormal coordinates; `transport_bound` takes it as it is.
+def score_errors(
+    cascade: Cascade,
+    x: Tensor,
+    gammas: Sequence[float],
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> list[Scales]:
+    """What training squares: eps - eps_hat of every scale at each noise level, in orthonormal
+    coordinates; `transport_bound` takes it as it is.
 
-    The error of the score is -1 / sigma times this, in units of the image scaled to [-1, 1]; sigma^2 = sigmoid(gamma). It is the error against the
-    score of q(z_t | x), as in the loss, and not against that of q(z_t), which nobody knows for photographs: that error is the mean of this one given
-    z_t, and since W is convex its mean distance is at most the mean distance here (Jensen). Every scale is shown the exact coarser one.
+    The error of the score is -1 / sigma times this, in units of the image scaled to [-1, 1];
+    sigma^2 = sigmoid(gamma). It is the error against the score of q(z_t | x), as in the loss, and
+    not against that of q(z_t), which nobody knows for photographs: that error is the mean of this
+    one given z_t, and since W is convex its mean distance is at most the mean distance here
+    (Jensen). Every scale is shown the exact coarser one.
 
     Args:
         x: integer images (N, *image_shape).
-        gammas: log noise-to-signal ratios common to all scales, as Theorem 5.1 has it, within every schedule's range.
+        gammas: log noise-to-signal ratios common to all scales, as Theorem 5.1 has it, within every
+            schedule's range.
         generator: each scale draws its noise once, for all levels.
 
-    Returns one `Scales` a level, named as the map's. ValueError for a gamma that some schedule does not reach.
+    Returns one `Scales` a level, named as the map's. ValueError for a gamma that some schedule does
+        not reach.
     """
-    low, high = (pick(float(end(s)) for s in cascade.schedules) for pick, end in ((max, lambda s: s.gamma_min), (min, lambda s: s.gamma_max)))
+    low, high = (
+        pick(float(end(s)) for s in cascade.schedules)
+        for pick, end in ((max, lambda s: s.gamma_min), (min, lambda s: s.gamma_max))
+    )
     outside = [gamma for gamma in gammas if not low <= gamma <= high]
     if outside:
-        raise ValueError(f"gamma must lie in [{low:.4g}, {high:.4g}], where all scales were trained, got {', '.join(f'{g:g}' for g in outside)}")
+        raise ValueError(
+            f"gamma must lie in [{low:.4g}, {high:.4g}], where all scales were trained, got "
+            f"{', '.join(f'{g:g}' for g in outside)}"
+        )
     rows = []
     for index, (spec, (z, coarse)) in enumerate(zip(cascade.specs, cascade.decompose(x))):
         y = spec.to_float(z, dtype)
         eps = torch.randn(y.shape, generator=generator, device=y.device, dtype=dtype)
-        levels = (torch.full((len(y),), float(gamma), device=y.device, dtype=dtype) for gamma in gammas)
-        rows.append([eps - cascade.denoiser(index)(add_noise(y, gamma, eps), gamma, coarse) for gamma in levels])
+        levels = (
+            torch.full((len(y),), float(gamma), device=y.device, dtype=dtype) for gamma in gammas
+        )
+        rows.append(
+            [
+                eps - cascade.denoiser(index)(add_noise(y, gamma, eps), gamma, coarse)
+                for gamma in levels
+            ]
+        )
     return [Scales(tuple(spec.name for spec in cascade.specs), errors) for errors in zip(*rows)]

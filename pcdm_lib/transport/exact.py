@@ -1,15 +1,19 @@
-"""Earth mover's distances between images: exact ones, and the wavelet form in linear time (paper, Sect. 5.2, Eq. 26).
+"""Earth mover's distances between images: exact ones, and the wavelet form in linear time (paper,
+Sect. 5.2, Eq. 26).
 
-The cost of turning one image into another by moving mass over the pixel grid. Images are signed arrays here (scores are), so what is moved is the
-positive part of the difference f = a - b onto its negative part. All costs are in **mass times pixels**: moving one grey level by one pixel costs 1.
+The cost of turning one image into another by moving mass over the pixel grid. Images are signed
+arrays here (scores are), so what is moved is the positive part of the difference f = a - b onto its
+negative part. All costs are in **mass times pixels**: moving one grey level by one pixel costs 1.
 
-`exact_emd` solves the linear program. Its value W(f) is a norm of f: zero for f = 0 alone, homogeneous, below the sum over parts of f. With unequal
-mass it is the Kantorovich-Rubinstein norm, where a unit of mass can be created or destroyed for `create_cost` (lambda):
+`exact_emd` solves the linear program. Its value W(f) is a norm of f: zero for f = 0 alone,
+homogeneous, below the sum over parts of f. With unequal mass it is the Kantorovich-Rubinstein norm,
+where a unit of mass can be created or destroyed for `create_cost` (lambda):
 
     W(f) = max { <f, u> : |u(x) - u(y)| <= |x - y| },     with lambda also |u(x)| <= lambda.
 
-`wavelet_emd` is the weighted sum of absolute wavelet coefficients of Shirdhonkar and Jacobs (CVPR 2008), whose equivalence with W arXiv 2411.12153
-corrects. What is true of it here is said at `wavelet_emd` and measured in `RATIOS`.
+`wavelet_emd` is the weighted sum of absolute wavelet coefficients of Shirdhonkar and Jacobs (CVPR
+2008), whose equivalence with W arXiv 2411.12153 corrects. What is true of it here is said at
+`wavelet_emd` and measured in `RATIOS`.
 """
 
 from __future__ import annotations
@@ -25,55 +29,79 @@ from torch import Tensor
 
 METRICS = ("euclidean", "l1")
 SOLVERS = ("auto", "pot", "grid", "lp")
-ROUNDING = 8  # units of rounding of the whole mass by which masses of floats may differ: what dividing by a sum leaves
-GRID_PAYS = 1600  # pixels with mass above which `auto` takes the grid for "l1": one side of 40, between the measured 32 and 48
+# units of rounding of the whole mass by which masses of floats may differ: what dividing by a sum
+# leaves
+ROUNDING = 8
+# pixels with mass above which `auto` takes the grid for "l1": one side of 40, between the measured
+# 32 and 48
+GRID_PAYS = 1600
 
 
 Array = np.ndarray | Tensor
 
 
 # ---------------------------------------------------------------- exact
-def exact_emd(a: Array, b: Array, *, metric: str = "euclidean", create_cost: float | None = None, solver: str = "auto", rounding: float | None = None
-              ) -> float | np.ndarray:
+def exact_emd(
+    a: Array,
+    b: Array,
+    *,
+    metric: str = "euclidean",
+    create_cost: float | None = None,
+    solver: str = "auto",
+    rounding: float | None = None,
+) -> float | np.ndarray:
     """Exact earth mover's distance between images (..., H, W) in mass times pixels.
 
     Args:
-        a, b: arrays or tensors of one shape, of either sign; channels and batches are handled one by one.
+        a, b: arrays or tensors of one shape, of either sign; channels and batches are handled one
+            by one.
         metric: ground distance between pixels, "euclidean" or "l1".
-        create_cost: what creating or destroying a unit of mass costs, in pixels (lambda > 0). Moving further than 2 lambda never pays, so at
-            lambda = 1/2 the distance is lambda |a - b|_1. None: masses must be equal, those of integers exactly, those of floats within
-            `ROUNDING` units of rounding (of float32, for shorter types) of the whole mass |a|_1 + |b|_1; they are scaled to their mean then.
+        create_cost: what creating or destroying a unit of mass costs, in pixels (lambda > 0).
+            Moving further than 2 lambda never pays, so at lambda = 1/2 the distance is lambda |a -
+            b|_1. None: masses must be equal, those of integers exactly, those of floats within
+            `ROUNDING` units of rounding (of float32, for shorter types) of the whole mass |a|_1 +
+            |b|_1; they are scaled to their mean then.
         solver: all are exact and give the same number.
-            "pot": network simplex of POT (`ot.emd`, the extra `emd`), memory of the square of the pixels with mass;
-            "grid": "l1" only; a flow along the edges of the grid by SciPy's HiGHS, memory linear in the pixels;
-            "lp": the whole transport problem by HiGHS, slow: for checking the others, or for small images without POT;
-            "auto": "pot"; for "l1" with more than 1600 pixels with mass "grid". It does not depend on what is installed.
-        rounding: the unit of rounding that masses may differ by, where the numbers were made in other types than they have now (`rounding_unit`).
+            "pot": network simplex of POT (`ot.emd`, the extra `emd`), memory of the square of the
+            pixels with mass; "grid": "l1" only; a flow along the edges of the grid by SciPy's
+            HiGHS, memory linear in the pixels; "lp": the whole transport problem by HiGHS, slow:
+            for checking the others, or for small images without POT; "auto": "pot"; for "l1" with
+            more than 1600 pixels with mass "grid". It does not depend on what is installed.
+        rounding: the unit of rounding that masses may differ by, where the numbers were made in
+            other types than they have now (`rounding_unit`).
 
-    The grid is exact for "l1" because that distance is the shortest path over the grid's edges. Measured on two cores (one thread), noise and blobs:
-    at 32x32 POT takes 26 and 19 ms where the grid takes 33 and 52; at 48x48 283 and 135 against 131 and 112; at 96x96 16 s and 1.8 s against 1.4 and 1.6.
+    The grid is exact for "l1" because that distance is the shortest path over the grid's edges.
+    Measured on two cores (one thread), noise and blobs: at 32x32 POT takes 26 and 19 ms where the
+    grid takes 33 and 52; at 48x48 283 and 135 against 131 and 112; at 96x96 16 s and 1.8 s against
+    1.4 and 1.6.
 
     Returns:
         A float for one image, else an array (...).
 
     Raises:
-        ValueError: shapes that differ, values that are not finite, unequal mass without `create_cost`, unknown names.
+        ValueError: shapes that differ, values that are not finite, unequal mass without
+            `create_cost`, unknown names.
         ImportError: the solver is POT's and it is not installed.
         RuntimeError: the solver gave up.
     """
     f, allowed = _differences(a, b, rounding)
     _check_options(metric, create_cost, solver)
-    values = [_emd(part, mass, metric, create_cost, solver) for part, mass in zip(f.reshape(-1, *f.shape[-2:]), allowed.ravel())]
+    values = [
+        _emd(part, mass, metric, create_cost, solver)
+        for part, mass in zip(f.reshape(-1, *f.shape[-2:]), allowed.ravel())
+    ]
     return values[0] if f.ndim == 2 else np.array(values).reshape(f.shape[:-2])
 
 
 class Plan(NamedTuple):
-    """Who moves where. The first five are arrays of equal length, an entry an arrow; the last two are images (H, W).
+    """Who moves where. The first five are arrays of equal length, an entry an arrow; the last two
+    are images (H, W).
 
     Attributes:
         from_row, from_col, to_row, to_col: pixels.
         mass: moved along the arrow, positive.
-        destroyed, created: mass that vanishes from a, or appears in it, at every pixel; zero without `create_cost`.
+        destroyed, created: mass that vanishes from a, or appears in it, at every pixel; zero
+            without `create_cost`.
     """
 
     from_row: np.ndarray
@@ -85,17 +113,30 @@ class Plan(NamedTuple):
     created: np.ndarray
 
 
-def transport_plan(a: Array, b: Array, *, metric: str = "euclidean", create_cost: float | None = None, solver: str = "auto") -> Plan:
-    """A cheapest plan that turns image a (H, W) into b, mass common to both at rest: one of several, where there are several.
+def transport_plan(
+    a: Array,
+    b: Array,
+    *,
+    metric: str = "euclidean",
+    create_cost: float | None = None,
+    solver: str = "auto",
+) -> Plan:
+    """A cheapest plan that turns image a (H, W) into b, mass common to both at rest: one of
+    several, where there are several.
 
-    Arguments and errors are those of `exact_emd`, but for `solver`: "auto" is "pot", and "grid" has no arrows.
+    Arguments and errors are those of `exact_emd`, but for `solver`: "auto" is "pot", and "grid" has
+    no arrows.
     """
     f, rounding = _differences(a, b)
     _check_options(metric, create_cost, solver)
     if f.ndim != 2:
-        raise ValueError(f"transport_plan wants one image (H, W), got {f.shape}: give one channel of one image")
+        raise ValueError(
+            f"transport_plan wants one image (H, W), got {f.shape}: give one channel of one image"
+        )
     if solver == "grid":
-        raise ValueError('the solver "grid" knows flows along edges and no arrows: use "pot" or "lp"')
+        raise ValueError(
+            'the solver "grid" knows flows along edges and no arrows: use "pot" or "lp"'
+        )
     destroyed, created = np.zeros_like(f), np.zeros_like(f)
     problem = _problem(f, float(rounding), metric, create_cost)
     if problem is None:
@@ -114,16 +155,22 @@ def transport_plan(a: Array, b: Array, *, metric: str = "euclidean", create_cost
     return Plan(start[:, 0], start[:, 1], end[:, 0], end[:, 1], mass[arrows], destroyed, created)
 
 
-def potential(a: Array, b: Array, *, metric: str = "euclidean", create_cost: float | None = None) -> np.ndarray:
-    """A best potential u (H, W) of the dual problem for one pair of images: <a - b, u> = W(a - b), and u is the gradient of W there.
+def potential(
+    a: Array, b: Array, *, metric: str = "euclidean", create_cost: float | None = None
+) -> np.ndarray:
+    """A best potential u (H, W) of the dual problem for one pair of images: <a - b, u> = W(a - b),
+    and u is the gradient of W there.
 
     |u(x) - u(y)| <= |x - y| and, with `create_cost`, |u| <= create_cost; without, u has mean zero. It is unique, but for that constant, where W has a
-    gradient, that is for nearly all differences; else it is one of several. By POT. Errors are those of `exact_emd`, but for `solver`.
+    gradient, that is for nearly all differences; else it is one of several. By POT. Errors are
+    those of `exact_emd`, but for `solver`.
     """
     f, rounding = _differences(a, b)
     _check_options(metric, create_cost, "pot")
     if f.ndim != 2:
-        raise ValueError(f"potential wants one image (H, W), got {f.shape}: give one channel of one image")
+        raise ValueError(
+            f"potential wants one image (H, W), got {f.shape}: give one channel of one image"
+        )
     problem = _problem(f, float(rounding), metric, create_cost)
     if problem is None:
         return np.zeros_like(f)
@@ -136,8 +183,16 @@ def potential(a: Array, b: Array, *, metric: str = "euclidean", create_cost: flo
         values = values - (values.max() + values.min()) / 2
     pixels = np.concatenate([problem.sources, problem.sinks])
     everywhere = np.argwhere(np.ones_like(f))
-    rows, cols = (np.abs(np.subtract.outer(everywhere[:, axis], pixels[:, axis])).astype(np.float64) for axis in (0, 1))
-    found = (values - (np.hypot(rows, cols) if metric == "euclidean" else rows + cols)).max(axis=1).reshape(f.shape)  # where there is no mass: the least
+    rows, cols = (
+        np.abs(np.subtract.outer(everywhere[:, axis], pixels[:, axis])).astype(np.float64)
+        for axis in (0, 1)
+    )
+    # where there is no mass: the least
+    found = (
+        (values - (np.hypot(rows, cols) if metric == "euclidean" else rows + cols))
+        .max(axis=1)
+        .reshape(f.shape)
+    )
     found[tuple(pixels.T)] = values
     return found - found.mean() if create_cost is None else found.clip(-create_cost, create_cost)
 
@@ -151,23 +206,39 @@ def _numbers(x: Array, what: str) -> np.ndarray:
     if array.ndim < 2:
         raise ValueError(f"{what} must be images (..., H, W), got the shape {array.shape}")
     if array.size == 0:
-        raise ValueError(f"{what} is empty, of shape {array.shape}: give at least one image of at least one pixel")
+        raise ValueError(
+            f"{what} is empty, of shape {array.shape}: give at least one image of at least one "
+            f"pixel"
+        )
     if not np.isfinite(array).all():
         raise ValueError(f"{what} holds values that are not finite")
-    if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and max(int(array.max()), -int(array.min())) > 2**53:
-        raise ValueError(f"{what} holds integers beyond 2^53, which double precision does not: subtract what both have in common")
+    if (
+        array.dtype.kind in "iu"
+        and array.dtype.itemsize == 8
+        and max(int(array.max()), -int(array.min())) > 2**53
+    ):
+        raise ValueError(
+            f"{what} holds integers beyond 2^53, which double precision does not: subtract what "
+            f"both have in common"
+        )
     return array
 
 
 def rounding_unit(dtype: np.dtype | torch.dtype) -> float:
-    """The unit of rounding in which masses may differ: none for integers, float32's for shorter floats, whose own would hide whole pixels."""
+    """The unit of rounding in which masses may differ: none for integers, float32's for shorter
+    floats, whose own would hide whole pixels."""
     if isinstance(dtype, torch.dtype):
-        return min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) if dtype.is_floating_point else 0.0
+        return (
+            min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+            if dtype.is_floating_point
+            else 0.0
+        )
     return float(min(np.finfo(dtype).eps, np.finfo(np.float32).eps)) if dtype.kind == "f" else 0.0
 
 
 def _differences(a: Array, b: Array, unit: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """a - b in double precision, and for every image the mass below which a sum is rounding, `unit` by default that of the types."""
+    """a - b in double precision, and for every image the mass below which a sum is rounding, `unit`
+    by default that of the types."""
     first, second = _numbers(a, "the first image"), _numbers(b, "the second image")
     if first.shape != second.shape:
         raise ValueError(f"the images must have one shape, got {first.shape} and {second.shape}")
@@ -184,11 +255,15 @@ def _check_options(metric: str, create_cost: float | None, solver: str) -> None:
     if solver == "grid" and metric != "l1":
         raise ValueError('the solver "grid" is exact for the metric "l1" alone: use "pot" or "lp"')
     if create_cost is not None and not 0 < create_cost < math.inf:
-        raise ValueError(f"create_cost must be a positive number of pixels, got {create_cost}: None if mass cannot be created")
+        raise ValueError(
+            f"create_cost must be a positive number of pixels, got {create_cost}: None if mass "
+            f"cannot be created"
+        )
 
 
 class _Problem(NamedTuple):
-    """A balanced transport problem: pixels (n, 2) with a surplus and with a deficit, their masses, costs in pixels.
+    """A balanced transport problem: pixels (n, 2) with a surplus and with a deficit, their masses,
+    costs in pixels.
 
     With unequal mass the last source or sink is a dustbin for the rest, and has no pixel.
     """
@@ -204,15 +279,20 @@ def _balanced(f: np.ndarray, rounding: float) -> np.ndarray | None:
     """f with exactly equal positive and negative mass; None where nothing is to be moved."""
     plus, minus = f.clip(min=0).sum(), -f.clip(max=0).sum()
     if abs(plus - minus) > rounding:
-        raise ValueError(f"the images differ by {plus - minus:.6g} in mass: give create_cost, or make the masses equal "
-                         "(where small numbers came of larger ones, subtract the mean once more)")
+        raise ValueError(
+            f"the images differ by {plus - minus:.6g} in mass: give create_cost, or make the "
+            f"masses equal "
+            "(where small numbers came of larger ones, subtract the mean once more)"
+        )
     if min(plus, minus) == 0:
         return None
     mean = (plus + minus) / 2
     return np.where(f > 0, f * (mean / plus), f * (mean / minus))
 
 
-def _problem(f: np.ndarray, rounding: float, metric: str, create_cost: float | None) -> _Problem | None:
+def _problem(
+    f: np.ndarray, rounding: float, metric: str, create_cost: float | None
+) -> _Problem | None:
     """The transport problem of a difference, None where nothing is to be moved."""
     if create_cost is None:
         f = _balanced(f, rounding)
@@ -220,19 +300,30 @@ def _problem(f: np.ndarray, rounding: float, metric: str, create_cost: float | N
         return None
     sources, sinks = np.argwhere(f > 0), np.argwhere(f < 0)
     supply, demand = f[f > 0], -f[f < 0]
-    rows, cols = (np.abs(np.subtract.outer(sources[:, axis], sinks[:, axis])).astype(np.float64) for axis in (0, 1))
+    rows, cols = (
+        np.abs(np.subtract.outer(sources[:, axis], sinks[:, axis])).astype(np.float64)
+        for axis in (0, 1)
+    )
     cost = np.hypot(rows, cols) if metric == "euclidean" else rows + cols
     if create_cost is not None:
         cost = np.minimum(cost, 2 * create_cost)
         rest = supply.sum() - demand.sum()
         if rest > 0:
-            demand, cost = np.append(demand, rest), np.hstack([cost, np.full((len(supply), 1), create_cost)])
+            demand, cost = (
+                np.append(demand, rest),
+                np.hstack([cost, np.full((len(supply), 1), create_cost)]),
+            )
         elif rest < 0:
-            supply, cost = np.append(supply, -rest), np.vstack([cost, np.full((1, len(demand)), create_cost)])
+            supply, cost = (
+                np.append(supply, -rest),
+                np.vstack([cost, np.full((1, len(demand)), create_cost)]),
+            )
     return _Problem(sources, sinks, supply, demand * (supply.sum() / demand.sum()), cost)
 
 
-def _emd(f: np.ndarray, rounding: float, metric: str, create_cost: float | None, solver: str) -> float:
+def _emd(
+    f: np.ndarray, rounding: float, metric: str, create_cost: float | None, solver: str
+) -> float:
     if solver == "auto":
         solver = "grid" if metric == "l1" and np.count_nonzero(f) > GRID_PAYS else "pot"
     if solver == "grid":
@@ -243,28 +334,45 @@ def _emd(f: np.ndarray, rounding: float, metric: str, create_cost: float | None,
 
 
 def _dense(problem: _Problem, solver: str) -> tuple[float, np.ndarray]:
-    """Cheapest cost and flow (sources, sinks). Solvers see masses of 1 on average, so that their tolerances mean the same for any image."""
+    """Cheapest cost and flow (sources, sinks). Solvers see masses of 1 on average, so that their
+    tolerances mean the same for any image."""
     unit = problem.supply.sum() / max(problem.cost.shape)
     supply, demand = problem.supply / unit, problem.demand / unit
     if solver == "pot":
         flow = _network_simplex(supply, demand, problem.cost)[0]
     else:
         n, m = problem.cost.shape
-        ones = sparse.vstack([sparse.kron(sparse.eye(n), np.ones((1, m))), sparse.kron(np.ones((1, n)), sparse.eye(m))], format="csr")
-        flow = _linprog(problem.cost.ravel(), ones[:-1], np.concatenate([supply, demand])[:-1]).reshape(n, m)  # the last row follows from the others
+        ones = sparse.vstack(
+            [
+                sparse.kron(sparse.eye(n), np.ones((1, m))),
+                sparse.kron(np.ones((1, n)), sparse.eye(m)),
+            ],
+            format="csr",
+        )
+        # the last row follows from the others
+        flow = _linprog(
+            problem.cost.ravel(), ones[:-1], np.concatenate([supply, demand])[:-1]
+        ).reshape(n, m)
     return float((flow * problem.cost).sum() * unit), flow * unit
 
 
-def _network_simplex(supply: np.ndarray, demand: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _network_simplex(
+    supply: np.ndarray, demand: np.ndarray, cost: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The flow, and the potentials of sources and sinks."""
     try:
         import ot
     except ImportError:
-        raise ImportError('exact distances need POT: pip install -e ".[emd]" (or solver="lp", or "grid" with the metric "l1")') from None
+        raise ImportError(
+            'exact distances need POT: pip install -e ".[emd]" (or solver="lp", or "grid" with '
+            'the metric "l1")'
+        ) from None
     # `log` keeps the solver from warning: its verdict stands in there
     flow, log = ot.emd(supply, demand, cost, numItermax=10**9, log=True, center_dual=False)
     if log["warning"] is not None:
-        raise RuntimeError(f"POT found no optimum for {len(supply)} by {len(demand)} pixels: {log['warning']}")
+        raise RuntimeError(
+            f"POT found no optimum for {len(supply)} by {len(demand)} pixels: {log['warning']}"
+        )
     return flow, log["u"], log["v"]
 
 
@@ -279,16 +387,30 @@ def _linprog(cost: np.ndarray, balance: sparse.csr_matrix, mass: np.ndarray) -> 
 
 
 def _grid(f: np.ndarray, create_cost: float | None) -> float:
-    """Cheapest flow along the grid's edges, both ways, and between every pixel and nowhere at `create_cost`."""
+    """Cheapest flow along the grid's edges, both ways, and between every pixel and nowhere at
+    `create_cost`."""
     pixels = np.arange(f.size).reshape(f.shape)
     one = np.concatenate([pixels[:, :-1].ravel(), pixels[:-1].ravel()])
     other = np.concatenate([pixels[:, 1:].ravel(), pixels[1:].ravel()])
     edges, n = len(one), f.size
-    flows = sparse.csr_matrix((np.repeat([1.0, -1.0], edges), (np.concatenate([one, other]), np.tile(np.arange(edges), 2))), shape=(n, edges))
+    flows = sparse.csr_matrix(
+        (
+            np.repeat([1.0, -1.0], edges),
+            (np.concatenate([one, other]), np.tile(np.arange(edges), 2)),
+        ),
+        shape=(n, edges),
+    )
     balance, cost, unit = sparse.hstack([flows, -flows]), np.ones(2 * edges), np.abs(f).sum() / n
     if create_cost is None:
         balance, mass = balance.tocsr()[:-1], f.ravel()[:-1]  # the last row follows from the others
     else:
-        balance, mass = sparse.hstack([balance, sparse.eye(n), -sparse.eye(n)], format="csr"), f.ravel()
+        balance, mass = (
+            sparse.hstack([balance, sparse.eye(n), -sparse.eye(n)], format="csr"),
+            f.ravel(),
+        )
         cost = np.concatenate([cost, np.full(2 * n, create_cost)])
-    return 0.0 if n == 1 and create_cost is None else float(cost @ _linprog(cost, balance, mass / unit) * unit)
+    return (
+        0.0
+        if n == 1 and create_cost is None
+        else float(cost @ _linprog(cost, balance, mass / unit) * unit)
+    )

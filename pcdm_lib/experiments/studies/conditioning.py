@@ -1,7 +1,9 @@
-"""What a finer scale makes of the coarser image: the same cascade with another image shown to its networks, or none.
+"""What a finer scale makes of the coarser image: the same cascade with another image shown to its
+networks, or none.
 
-Only the image that a network is *shown* changes (`condition_image`, Eqs. 43-44). Which integers a scale can hold, and so the decoder and the
-preconditioning, still follows from the true coarser integers, which a receiver has by then. So every figure stays the length of a message that can
+Only the image that a network is *shown* changes (`condition_image`, Eqs. 43-44). Which integers a
+scale can hold, and so the decoder and the preconditioning, still follows from the true coarser
+integers, which a receiver has by then. So every figure stays the length of a message that can
 be decoded: of images sent together, all coarser scales first.
 """
 
@@ -28,8 +30,9 @@ def nothing(coarse: Tensor) -> Tensor:
 
 
 def another(coarse: Tensor) -> Tensor:
-    """For every image of the batch that of the one before it, and the last one's for the first: so figures depend on the batches that images are
-    scored in. Raises ValueError for a batch of one."""
+    """For every image of the batch that of the one before it, and the last one's for the first: so
+    figures depend on the batches that images are scored in. Raises ValueError for a batch of
+    one."""
     if len(coarse) < 2:
         raise ValueError("one image has no other beside it: score two or more in a batch")
     return coarse.roll(1, dims=0)
@@ -43,19 +46,23 @@ def showing(hierarchy: HierarchicalMap, change: Change) -> HierarchicalMap:
 
 
 def shown(cascade: Cascade, change: Change) -> Cascade:
-    """A cascade of the same weights and schedules whose networks are shown `change` of the coarser image."""
+    """A cascade of the same weights and schedules whose networks are shown `change` of the coarser
+    image."""
     networks: list[nn.Module | None] = []
     for spec in cascade.specs:
         network = copy.copy(cascade.networks[spec.name]) if spec.name in cascade.networks else None
         if network is not None:
             network.map = showing(network.map, change)
         networks.append(network)
-    return Cascade(cascade.map, cascade.image_shape, networks, list(cascade.schedules), cascade.max_value)
+    return Cascade(
+        cascade.map, cascade.image_shape, networks, list(cascade.schedules), cascade.max_value
+    )
 
 
 def train_shown(trainer: Trainer, change: Change) -> Trainer:
-    """The same trainer, whose networks are shown `change` of the coarser image from now on. Its checkpoints say so by the function's name: only
-    `load_shown` loads them, and they cannot be resumed."""
+    """The same trainer, whose networks are shown `change` of the coarser image from now on. Its
+    checkpoints say so by the function's name: only `load_shown` loads them, and they cannot be
+    resumed."""
     for scale in trainer.scales:
         for module in (scale.module, scale.ema):
             module["network"].map = showing(module["network"].map, change)
@@ -64,6 +71,7 @@ def train_shown(trainer: Trainer, change: Change) -> Trainer:
 
 
 def load_shown(change: Change, *run_dirs: Path | str) -> Cascade:
-    """The cascade of runs of which some were trained by `train_shown` with this change; its networks are shown it again, all of them. Errors are those
-    of `checkpoints.load_cascade`, also where a run was shown something else."""
+    """The cascade of runs of which some were trained by `train_shown` with this change; its
+    networks are shown it again, all of them. Errors are those of `checkpoints.load_cascade`, also
+    where a run was shown something else."""
     return shown(checkpoints.load_cascade(*run_dirs, shown=change.__name__)[0], change)

@@ -1,4 +1,5 @@
-"""Random differences of images on which earth mover's distances are compared: blobs, white noise, shifted images."""
+"""Random differences of images on which earth mover's distances are compared: blobs, white noise,
+shifted images."""
 
 from __future__ import annotations
 
@@ -8,18 +9,23 @@ FAMILIES = ("blobs", "noise", "shifts")
 
 
 def difference(family: str, side: int, random: np.random.Generator) -> np.ndarray:
-    """A random difference of equal masses, (side, side): of two images of Gaussian blobs, white noise, or a blob (a quarter of a side wide at
-    most) on noise a tenth as high and the same moved by up to a quarter of the side."""
+    """A random difference of equal masses, (side, side): of two images of Gaussian blobs, white
+    noise, or a blob (a quarter of a side wide at most) on noise a tenth as high and the same moved
+    by up to a quarter of the side."""
     if family == "noise":
         f = random.normal(size=(side, side))
     elif family == "blobs":
-        first, second = (sum(_blob(side, random) for _ in range(random.integers(1, 4))) for _ in range(2))
+        first, second = (
+            sum(_blob(side, random) for _ in range(random.integers(1, 4))) for _ in range(2)
+        )
         f = first / first.sum() - second / second.sum()
     elif family == "shifts":
         room = side // 4
         big = np.zeros((side, side))
         inner = slice(room, side - room)
-        image = _blob(side, random)[inner, inner] + 0.1 * random.uniform(size=(side - 2 * room,) * 2)
+        image = _blob(side, random)[inner, inner] + 0.1 * random.uniform(
+            size=(side - 2 * room,) * 2
+        )
         big[inner, inner] = image
         step = random.integers(-room, room + 1, size=2)
         f = big - np.roll(big, step if step.any() else (0, 1), axis=(0, 1))

@@ -47,5 +47,7 @@ def test_bars_end_at_the_sum_of_their_terms_without_the_totals():
 
 def test_the_drawing_of_the_idea_wants_no_more_than_an_image():
     figure = bound.idea(torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8))
-    assert len(figure.axes) == 1 + 1 + 2 * 4  # the canvas, the image, two scales with three noisy copies
+    assert (
+        len(figure.axes) == 1 + 1 + 2 * 4
+    )  # the canvas, the image, two scales with three noisy copies
     plt.close(figure)

@@ -172,7 +172,7 @@ def forward_process(
         noisy: z_t at every gamma, (G, 3, H, W). y: the image without noise, (3, H, W) in [-1, 1].
         block: side of the blocks of the second row.
     """
-    figure, axes = plt.subplots(2, len(gammas), figsize=(1.75 * len(gammas), 4.7))
+    figure, axes = plt.subplots(2, len(gammas), figsize=(1.75 * len(gammas), 4.7), squeeze=False)
     for column, z, gamma in zip(axes.T, noisy, gammas):
         alpha, sigma = math.sqrt(1 / (1 + math.exp(gamma))), math.sqrt(1 / (1 + math.exp(-gamma)))
         bare(column[0], f"$\\gamma = {gamma:g}$\n$\\alpha$ = {alpha:.2f},  $\\sigma$ = {sigma:.2f}")

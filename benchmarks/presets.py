@@ -60,7 +60,7 @@ def run_scale(name: str, system: str, scale: str, batch: int, device: str) -> di
         "system": system,
         "scale": scale,
         "seen as": "x".join(map(str, spec.view_shape)),
-        "parameters": sum(p.numel() for p in trainer.scales[0].module["network"].parameters()),
+        "parameters": sum(p.numel() for p in trainer.scales[0].module.network.parameters()),
         "GFLOP an image": trainer.costs[scale] / 1e9,
         "loss, bpd": losses[0],
         f"bound after it, bpd, {DRAWS} draws": bits,

@@ -185,7 +185,7 @@ class LibraryStep:
         self._mark("data")
         z, coarse = self.cascade.decompose(batch)[index]
         self._mark("transform")
-        loss = self.cascade.loss(index, z, coarse, noise)
+        loss = self.cascade.scales[index](z, coarse, noise)
         self._mark("bound without network")
         return loss
 

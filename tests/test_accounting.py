@@ -615,8 +615,8 @@ def test_starting_where_the_networks_were_trained_from(ratio: float) -> None:
             [2 * math.log(ratio * 2 / 255)] * 2, abs=1e-6
         )
         assert [float(s.gamma_max) for s in found.schedules] == pytest.approx([5, 6], abs=1e-5)
-        assert [found.denoiser(i) for i in range(2)] == [
-            model.denoiser(i) for i in range(2)
+        assert [found.scales[i].denoiser for i in range(2)] == [
+            model.scales[i].denoiser for i in range(2)
         ] and found.map is model.map
     with pytest.raises(ValueError, match=r"^sigma_0 of [^\n]*trained from [^\n]* on$"):
         started_at(model, ratio * math.exp(-5e-6 / 2))

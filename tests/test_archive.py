@@ -331,7 +331,7 @@ SCRIPT = """
 import sys, numpy as np, torch
 sys.path.insert(0, {tests!r})
 from test_archive import small_cascade
-from pcdm_lib.archive import Archive
+from pcdm_lib.coding import Archive
 torch.set_num_threads(int(sys.argv[2]))
 with Archive(sys.argv[1]) as file:
     file.prepare(small_cascade(), network_batch=int(sys.argv[3]))

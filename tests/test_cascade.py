@@ -67,13 +67,13 @@ def test_energy_identity(hierarchy: HierarchicalMap, denoiser) -> None:
     x, t = images(3), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     eps = torch.randn(3, 2, 8, 16, dtype=torch.float64, generator=seeded())
     cascade, whole = cascade_of(hierarchy, denoiser), cascade_of(Identity(), denoiser)
-    expected = whole.scale_terms(0, *whole.decompose(x)[0], t, eps)
+    expected = whole.scales[0].terms(*whole.decompose(x)[0], t, eps)
     coordinates = [
         hierarchy.from_view(spec, view) for spec, view in zip(cascade.specs, hierarchy.analyse(eps))
     ]
     assert torch.allclose(sum((c**2).sum((1, 2, 3)) for c in coordinates), (eps**2).sum((1, 2, 3)))
     terms = [
-        cascade.scale_terms(i, z, coarse, t, c)
+        cascade.scales[i].terms(z, coarse, t, c)
         for i, ((z, coarse), c) in enumerate(zip(cascade.decompose(x), coordinates))
     ]
     assert torch.allclose(sum(term.diffusion for term in terms), expected.diffusion, rtol=1e-9)
@@ -92,8 +92,8 @@ def test_standard_cascade_pays_twice() -> None:
 
 
 @pytest.mark.parametrize("steps", [None, 1, 10])
-def test_bound_is_its_scale_terms(steps: int | None) -> None:
-    """`bound` is `scale_terms` at its times and noise; subsets of the scales give their columns;
+def test_bound_is_its_scales_terms(steps: int | None) -> None:
+    """`bound` is `Scale.terms` at its times and noise; subsets of the scales give their columns;
     totals are sums."""
     cascade, x = tiny(levels=2), images(6, (1, 4, 4))
     times = torch.rand(3, 6, generator=seeded(1))
@@ -101,8 +101,8 @@ def test_bound_is_its_scale_terms(steps: int | None) -> None:
     assert bound.names == ("base", "details2", "details1") and bound.prior.shape == (6, 3)
     generator = seeded()
     for index, (z, coarse) in enumerate(cascade.decompose(x)):
-        terms = cascade.scale_terms(
-            index, z, coarse, times[index], torch.randn(z.shape, generator=generator), steps
+        terms = cascade.scales[index].terms(
+            z, coarse, times[index], torch.randn(z.shape, generator=generator), steps
         )
         assert torch.equal(terms.total, bound.per_scale[:, index])
     assert torch.allclose(
@@ -117,12 +117,14 @@ def test_step_is_the_one_that_holds_the_time() -> None:
     cascade, x = tiny(), images(1, (1, 4, 4))
     (z, coarse), eps = cascade.decompose(x)[1], torch.randn(1, 3, 2, 2, generator=seeded())
     middle = [
-        cascade.scale_terms(1, z, coarse, torch.tensor([(k - 0.5) / 5]), eps, 5).diffusion
+        cascade.scales[1].terms(z, coarse, torch.tensor([(k - 0.5) / 5]), eps, 5).diffusion
         for k in range(1, 6)
     ]
     y = cascade.specs[1].to_float(z)
     terms = [
-        step_term(cascade.denoiser(1), cascade.schedules[1], y, coarse, torch.tensor([k]), 5, eps)
+        step_term(
+            cascade.scales[1].denoiser, cascade.schedules[1], y, coarse, (torch.tensor([k]), 5), eps
+        )
         for k in range(1, 6)
     ]
     assert torch.allclose(sum(middle) / 5, sum(terms))
@@ -134,14 +136,16 @@ def test_a_scale_stands_alone(hierarchy: str) -> None:
     numbers."""
     whole, x = tiny(hierarchy), images(5, (1, 4, 4))
     z, coarse = whole.decompose(x)[1]
-    alone = Cascade(whole.map, whole.image_shape, [None, whole.denoiser(1)], list(whole.schedules))
+    alone = Cascade(
+        whole.map, whole.image_shape, [None, whole.scales[1].denoiser], list(whole.schedules)
+    )
     name = whole.specs[1].name
     assert list(alone.networks) == [name]
     for cascade in (whole, alone):
         cascade.zero_grad()
-        cascade.loss(1, z, coarse, seeded()).backward()
+        cascade.scales[1](z, coarse, seeded()).backward()
         assert all(p.grad is not None for p in cascade.networks[name].parameters())
-    assert torch.equal(whole.loss(1, z, coarse, seeded()), alone.loss(1, z, coarse, seeded()))
+    assert torch.equal(whole.scales[1](z, coarse, seeded()), alone.scales[1](z, coarse, seeded()))
     assert torch.equal(
         whole.bound(x, seeded(), scales=[1]).total, alone.bound(x, seeded(), scales=[1]).total
     )
@@ -157,7 +161,7 @@ def test_loss_is_the_bound_a_dimension() -> None:
         z, coarse = cascade.decompose(x)[1]
         bound = cascade.bound(x, seeded(), scales=[1])
         expected = bound.diffusion if schedule == "linear" else bound.per_scale
-        assert torch.allclose(cascade.loss(1, z, coarse, seeded()), expected.mean() / 12)
+        assert torch.allclose(cascade.scales[1](z, coarse, seeded()), expected.mean() / 12)
 
 
 # ---------------------------------------------------------------- gradients of schedules
@@ -171,7 +175,7 @@ def test_endpoints_learn_from_the_bound(index: int) -> None:
     schedule = cascade.schedules[index]
 
     def loss() -> Tensor:
-        return cascade.loss(index, z, coarse, seeded(), torch.float64)
+        return cascade.scales[index](z, coarse, seeded(), dtype=torch.float64)
 
     loss().backward()
     for parameter in (schedule.start, schedule.log_span):
@@ -193,8 +197,8 @@ def test_gradients_are_finite(schedule: str, preconditioning: str) -> None:
     float32."""
     cascade = tiny(schedule=schedule, preconditioning=preconditioning, sigma_ratio=0.03)
     for index, (z, coarse) in enumerate(cascade.decompose(images(64, (1, 4, 4)))):
-        cascade.denoiser(index).fit(z)
-        cascade.loss(index, z, coarse, seeded()).backward()
+        cascade.scales[index].denoiser.fit(z)
+        cascade.scales[index](z, coarse, seeded()).backward()
     broken = [
         name
         for name, p in cascade.named_parameters()

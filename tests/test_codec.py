@@ -291,20 +291,14 @@ def net_and_bound(
     x, schedule = gaussian_images(count), LinearSchedule()
     scales = TileScales(Identity(), (3, 32, 32))
     variance = (30 / 127.5) ** 2
-    books = {}
-
-    def watch(index, k, drawn_by, value, coded_by):
-        books[k] = books.get(k, 0.0) + float(coded_by.bits(value).sum())
-
     m = message(count * 3072 // 2)
     before = m.bits
-    TileCodec(
+    spent = TileCodec(
         scales,
         [Predictor(linear_denoiser(variance), batch=count)],
         [TimeGrid.of(schedule, steps, fineness)],
         count,
-        watch=watch,
-    ).push(m, x)
+    ).push(m, x)["base"]
     y = scales.specs[0].to_float(x, torch.float64)
     gamma = schedule.double()(torch.arange(steps + 1, dtype=torch.float64) / steps)
     alpha, sigma = alpha_sigma(gamma)
@@ -315,7 +309,7 @@ def net_and_bound(
     diffusion = float((torch.expm1(gamma[1:] - gamma[:-1]) * error[1:]).sum()) / 2
     last = float(alpha[-1] ** 2)
     prior = last * power / 2 - (last + math.log1p(-last)) / 2
-    data = books[0] / (count * 3072)
+    data = float(spent.bits[0].sum()) / (count * 3072)
     return (m.bits - before) / (count * 3072), (diffusion + prior) / math.log(2) + data
 
 

@@ -338,7 +338,9 @@ def test_archive_with_wrong_checksum_or_size(
         ValueError, match=f"has {len(content)} bytes, expected 170052171: delete it"
     ):
         load_data("auto", root=tmp_path)
-    monkeypatch.setattr(cifar_module, "CIFAR10", dataclasses.replace(CIFAR10, bytes=len(content)))
+    monkeypatch.setattr(
+        cifar_module, "CIFAR10", dataclasses.replace(cifar_module.CIFAR10, bytes=len(content))
+    )
     with pytest.raises(
         ValueError, match="has md5 .*, expected c32a1d4ab5d03f1284b67883e8d87530: delete it"
     ):
@@ -371,7 +373,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_fails_soon(url: str, root: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    monkeypatch.setattr(cifar_module, "CIFAR10", dataclasses.replace(CIFAR10, url=url))
+    monkeypatch.setattr(cifar_module, "CIFAR10", dataclasses.replace(cifar_module.CIFAR10, url=url))
     begin = time.monotonic()
     with pytest.raises(ConnectionError, match=why) as caught:
         load_data("cifar10", root=root)
@@ -389,7 +391,9 @@ def test_download_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatie
     trust(monkeypatch, content)
     root = tmp_path / "new" / "data"
     with server(content) as url:
-        monkeypatch.setattr(cifar_module, "CIFAR10", dataclasses.replace(CIFAR10, url=url))
+        monkeypatch.setattr(
+            cifar_module, "CIFAR10", dataclasses.replace(cifar_module.CIFAR10, url=url)
+        )
         images = load_data("cifar10", root=root)
     assert len(images.train) == 20
     assert (root / CIFAR_ARCHIVE).read_bytes() == content

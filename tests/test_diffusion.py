@@ -20,11 +20,11 @@ from pcdm_lib.diffusion import (
     prior_term,
     reconstruction_term,
     reverse_step,
-    sample_scale,
     step_term,
 )
 from pcdm_lib.maps import HaarWavelet, Identity
 from pcdm_lib.maps.lattice import scale_log_prob
+from pcdm_lib.models import Scale
 
 SCHEDULES = [LinearSchedule(-6.0, 3.0).double(), MonotoneSchedule(-6.0, 3.0, hidden=8).double()]
 
@@ -81,7 +81,7 @@ def test_step_terms_are_kls(schedule: Schedule) -> None:
         )
         std = math.sqrt(variance)
         expected = kl_divergence(Normal(q_mean, std), Normal(p_mean, std)).sum((1, 2, 3))
-        found = step_term(bent, schedule, y, None, torch.full((4,), k), steps, eps)
+        found = step_term(bent, schedule, y, None, (torch.full((4,), k), steps), eps)
         assert torch.allclose(found, expected, rtol=1e-8)
 
 
@@ -107,7 +107,7 @@ def test_steps_approach_continuous_time() -> None:
     """T times one step's term tends to 1/2 gamma' |eps - eps_hat|^2 at the same time and noise."""
     schedule, y, eps = SCHEDULES[1], noise(4, 1, 2, 2), noise(4, 1, 2, 2, seed=1)
     k = torch.tensor([10, 100_000, 300_000, 999_999])
-    coarse = step_term(bent, schedule, y, None, k, 1_000_000, eps) * 1_000_000
+    coarse = step_term(bent, schedule, y, None, (k, 1_000_000), eps) * 1_000_000
     fine = diffusion_term(bent, schedule, y, None, k / 1_000_000, eps)
     assert torch.allclose(coarse, fine, rtol=1e-3)
 
@@ -171,14 +171,12 @@ def test_gradient_of_a_learned_shape(scale: float) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 10])
-def test_sample_scale(steps: int) -> None:
+def test_sample_of_a_scale(steps: int) -> None:
     """Integers of some image, the same for the same seed, one call of `on_step` a step."""
     spec, calls = HaarWavelet(1).specs((3, 4, 4), 255)[0], []
+    scale = Scale(spec, bent, LinearSchedule(-9.0, 3.0))
     samples = [
-        sample_scale(
-            spec,
-            bent,
-            LinearSchedule(-9.0, 3.0),
+        scale.sample(
             None,
             5,
             steps,
@@ -199,8 +197,9 @@ def test_sample_scale(steps: int) -> None:
 def test_errors() -> None:
     spec, schedule = Identity().specs((1, 2, 2), 3)[0], LinearSchedule(-4.0, 3.0)
     with pytest.raises(ValueError, match="at least one step, got 0"):
-        sample_scale(spec, bent, schedule, None, 1, 0, torch.Generator())
+        Scale(spec, bent, schedule).sample(None, 1, 0, torch.Generator())
+    broken = Scale(spec, lambda z, *_: z * math.nan, schedule)
     with pytest.raises(FloatingPointError, match="sampling of base"):
-        sample_scale(spec, lambda z, *_: z * math.nan, schedule, None, 1, 2, torch.Generator())
+        broken.sample(None, 1, 2, torch.Generator())
     with pytest.raises(ValueError, match="must be positive"):
         gamma_for_spacing(spec, 0.0)

@@ -130,15 +130,14 @@ def diverge(run_dir, **options):
     """One process's loss is infinite at step 2 and its gradient is not: nobody else can see it in
     the numbers."""
     trainer = Trainer(config(), images(), run_dir, **options)
-    loss = trainer.cascade.loss
+    scale = trainer.cascade.scales[1]
+    loss = scale.forward
 
-    def broken(index, *rest):
-        value = loss(index, *rest)
-        return value + (
-            float("inf") if trainer.step == 2 and distributed.rank() == 1 and index == 1 else 0.0
-        )
+    def broken(*rest):
+        apart = trainer.step == 2 and distributed.rank() == 1
+        return loss(*rest) + (float("inf") if apart else 0.0)
 
-    trainer.cascade.loss = broken
+    scale.forward = broken
     try:
         trainer.run(steps=STEPS, progress=False)
     except TrainingDiverged as error:
@@ -454,7 +453,7 @@ def test_a_process_of_torchrun_ends_without_taking_python_down(announced):
     """With its status and its last words; alone it ends as any other. (Threads that outlive the
     work would abort it while Python is taken down.)"""
     code = (
-        "import atexit, sys; from pcdm_lib import distributed; atexit.register(print, 'taken "
+        "import atexit, sys; from pcdm_lib.training import distributed; atexit.register(print, 'taken "
         "down'); sys.stdout.write('last words'); "
         "sys.stderr.write('and errors'); distributed.end(3)"
     )
@@ -505,10 +504,9 @@ def test_parts_of_a_batch_make_the_loss_of_the_whole(schedule):
     """Law: times and noise do not depend on the number of parts; parts differ from one another."""
     cascade, x = presets.build(config(**schedule).model), images()[:8]
     for index, (z, coarse) in enumerate(cascade.decompose(x)):
-        whole = cascade.loss(index, z, coarse, torch.Generator().manual_seed(1))
+        whole = cascade.scales[index](z, coarse, torch.Generator().manual_seed(1))
         parts = [
-            cascade.loss(
-                index,
+            cascade.scales[index](
                 z[rows],
                 None if coarse is None else coarse[rows],
                 torch.Generator().manual_seed(1),

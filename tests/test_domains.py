@@ -307,7 +307,7 @@ def test_trained_without_the_coarser_image(noise, tmp_path):
     _, (z, coarse) = trainer.cascade.decompose(torch.from_numpy(noise.images[:4]))
     y, gamma = trainer.cascade.specs[1].to_float(z), torch.full((4,), -2.0)
     for module in (trainer.scales[0].module, trainer.scales[0].ema):
-        network = module["network"].eval()
+        network = module.network.eval()
         with torch.no_grad():
             # the same residues: the lattice and its phase are the same
             a, b = network(y, gamma, coarse), network(y, gamma, coarse + 16)
@@ -327,7 +327,7 @@ def test_trained_without_the_coarser_image(noise, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(
             loaded.networks["details1"](y, gamma, coarse),
-            trainer.scales[0].ema["network"].eval()(y, gamma, coarse),
+            trainer.scales[0].ema.network.eval()(y, gamma, coarse),
         )
     with pytest.raises(checkpoints.CheckpointMismatch, match="shown"):
         Trainer(

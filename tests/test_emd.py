@@ -1038,7 +1038,7 @@ def test_score_errors_are_what_training_squares(name):
         for gamma, errors in zip(gammas, found):
             schedule = LinearSchedule(gamma - 0.5, gamma + 0.5)
             term = diffusion_term(
-                cascade.denoiser(index), schedule, y, coarse, torch.full((2,), 0.5), eps
+                cascade.scales[index].denoiser, schedule, y, coarse, torch.full((2,), 0.5), eps
             )
             assert (errors[index] ** 2).flatten(1).sum(1) / 2 == pytest.approx(
                 term.detach().numpy(), rel=1e-4

@@ -242,7 +242,7 @@ def test_trace_against_finite_differences(hierarchy: str, model: str) -> None:
     for index, (spec, (z, coarse)) in enumerate(
         zip(cascade.specs, cascade.decompose(SOURCE.images[[3, 77, 150, 201]]))
     ):
-        denoiser, step = cascade.denoiser(index), 1e-5
+        denoiser, step = cascade.scales[index].denoiser, 1e-5
         for gamma in (-3.5, -1.0, 2.0):
             alpha, sigma = alpha_sigma(torch.tensor(gamma, dtype=torch.float64))
             z_t = alpha * spec.to_float(z, torch.float64) + sigma * torch.randn(
@@ -320,7 +320,7 @@ def test_flow_density_is_the_mixture_of_the_source(hierarchy: str) -> None:
         alpha, sigma = alpha_sigma(torch.tensor(gammas[0], dtype=torch.float64))
         z_0 = alpha * spec.to_float(z, torch.float64) + sigma * noises[index].eps_0
         found = flow_log_density(
-            cascade.denoiser(index),
+            cascade.scales[index].denoiser,
             gammas,
             z_0,
             coarse,
@@ -589,9 +589,7 @@ def test_one_scale_is_a_part_of_the_cascade() -> None:
     noises = draw_noise(model.specs, 3, FlowSettings(), torch.Generator().manual_seed(1))
     for index, (pair, noise) in enumerate(zip(model.decompose(x), noises)):
         terms = scale_flow(
-            model.specs[index],
-            model.denoiser(index),
-            model.schedules[index],
+            model.scales[index],
             *pair,
             noise,
             dtype=torch.float32,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pcdm_lib.diffusion import LinearSchedule
+from pcdm_lib.diffusion import LinearSchedule, per_coefficient
 from pcdm_lib.likelihood import evaluate, information_map
 from pcdm_lib.likelihood.information import paid_twice
 from pcdm_lib.maps import HaarWavelet
@@ -69,8 +69,8 @@ def test_the_steps_of_a_finite_model_are_split_too() -> None:
     for index, (z, coarse) in enumerate(cascade.decompose(x)):
         eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
         t = torch.tensor([0.2, 0.9])
-        whole = cascade.scale_terms(index, z, coarse, t, eps, steps=7)
-        parts = cascade.scale_terms(index, z, coarse, t, eps, steps=7, per_coefficient=True)
+        whole = cascade.scales[index].terms(z, coarse, t, eps, steps=7)
+        parts = cascade.scales[index].terms(z, coarse, t, eps, steps=7, share=per_coefficient)
         for total, split in zip(whole, parts):
             assert split.shape == z.shape
             torch.testing.assert_close(split.flatten(1).sum(dim=1), total, rtol=2e-5, atol=1e-3)

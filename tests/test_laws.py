@@ -94,12 +94,14 @@ def train(
     """Adam with a learning rate that falls to zero, on images drawn from a list."""
     generator = torch.Generator().manual_seed(seed)
     for index, (spec, (z, coarse)) in enumerate(zip(cascade.specs, cascade.decompose(images))):
-        cascade.denoiser(index).fit(z)
-        optimiser = torch.optim.Adam(cascade.denoiser(index).parameters(), lr=rate)
+        cascade.scales[index].denoiser.fit(z)
+        optimiser = torch.optim.Adam(cascade.scales[index].denoiser.parameters(), lr=rate)
         for step in range(steps):
             optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
             rows = torch.randint(len(z), (batch,), generator=generator)
-            loss = cascade.loss(index, z[rows], None if coarse is None else coarse[rows], generator)
+            loss = cascade.scales[index](
+                z[rows], None if coarse is None else coarse[rows], generator
+            )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -331,7 +333,7 @@ def test_interior_of_the_schedule_does_not_matter(model: str) -> None:
         )
         if make is not None:
             ends = [(float(s.gamma_min), float(s.gamma_max)) for s in cascade.schedules]
-            cascade.schedules = torch.nn.ModuleList(make(*e) for e in ends).double()
+            cascade = cascade.with_schedules([make(*e).double() for e in ends])
         results.append(measure(cascade, *((32_768, 16) if model == "exact" else (1024, 32))))
     # (2, repeats, scales)
     means = torch.stack([torch.from_numpy(r.parts).sum(-1).mean(0) for r in results])

@@ -268,7 +268,7 @@ def test_shared_schedules() -> None:
     assert cascade.schedules[0] is cascade.schedules[1] and cascade.schedules[
         0
     ].gamma_max.item() == pytest.approx(5.0)
-    assert cascade.denoiser(1).gamma_range == cascade.denoiser(0).gamma_range
+    assert cascade.scales[1].denoiser.gamma_range == cascade.scales[0].denoiser.gamma_range
     with pytest.raises(ValueError, match="set shared_schedule=false"):
         build(config, scales=["details1"])
     build(
@@ -282,7 +282,7 @@ def test_shared_schedules() -> None:
 def test_base_of_its_own_size() -> None:
     """`base_channels` and `base_blocks` change the coarsest scale's network alone."""
     config = preset("tiny").override({"base_channels": "16,8", "base_blocks": "2"}).model
-    nets = [build(config).denoiser(i).net for i in (0, 1)]
+    nets = [build(config).scales[i].network.net for i in (0, 1)]
     assert (
         [n.entry.out_channels for n in nets] == [16, 8]
         and len(nets[0].down) == 5
@@ -300,7 +300,9 @@ def test_paper_preset_scores_and_takes_a_gradient_step() -> None:
         torch.isfinite(cascade.eval().bound(x, torch.Generator().manual_seed(1)).total).all()
     )
     for index, (z, coarse) in enumerate(cascade.train().decompose(x)):
-        cascade.loss(index, z, coarse, torch.Generator().manual_seed(2)).backward()
-        gradients = [p.grad for p in cascade.denoiser(index).parameters() if p.grad is not None]
+        cascade.scales[index](z, coarse, torch.Generator().manual_seed(2)).backward()
+        gradients = [
+            p.grad for p in cascade.scales[index].denoiser.parameters() if p.grad is not None
+        ]
         assert gradients and all(bool(torch.isfinite(g).all()) for g in gradients)
         assert cascade.schedules[index].start.grad is not None  # Appendix B learns the endpoints

@@ -1,6 +1,7 @@
 """Training: resume bit for bit (also after kill -9), the NaN guard, checkpoints that are whole or
 refused."""
 
+import functools
 import json
 import os
 import signal
@@ -57,6 +58,12 @@ def train(run_dir, images, steps, conf=None, **options):
     return trainer
 
 
+def change_losses(monkeypatch, trainer, change):
+    """Each scale's loss becomes change(index, loss, *arguments)."""
+    for index, scale in enumerate(trainer.cascade.scales):
+        monkeypatch.setattr(scale, "forward", functools.partial(change, index, scale.forward))
+
+
 def test_learns(tmp_path, images):
     """One grey level an image: the preconditioning knows the spread of the levels, only training
     can know that they agree."""
@@ -84,14 +91,13 @@ def test_interrupted_run_continues_bit_for_bit(tmp_path, images, monkeypatch):
     without it."""
     train(tmp_path / "whole", images, 20)
     first = Trainer(config(), images, tmp_path / "cut")
-    loss = first.cascade.loss
 
-    def interrupted(index, *rest):
+    def interrupted(index, loss, *rest):
         if first.step == 11 and index == 1:
             raise KeyboardInterrupt
-        return loss(index, *rest)
+        return loss(*rest)
 
-    monkeypatch.setattr(first.cascade, "loss", interrupted)
+    change_losses(monkeypatch, first, interrupted)
     with pytest.raises(KeyboardInterrupt):
         first.run(steps=20, progress=False)
     assert checkpoints.newest_checkpoint(tmp_path / "cut").name == "step-00000011"
@@ -119,13 +125,14 @@ def test_scales_trained_apart_make_a_cascade(tmp_path, images):
 
 CHILD = """
 import sys, torch
-from pcdm_lib import presets
+from pcdm_lib.models import preset
 from pcdm_lib.training import Trainer
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 images = (torch.randn(40, 3, 8, 8, generator=generator).cumsum(2).cumsum(3) * 12 + 128).clamp(0, 255).to(torch.uint8)
-config = presets.preset("tiny", "wavelet", (3, 8, 8)).override({"batch_size": 8, "dropout": 0.1})
-Trainer(config, images, sys.argv[1], resume=True).run(steps=int(sys.argv[2]), progress=False, checkpoint_minutes=float(sys.argv[3]))
+config = preset("tiny", "wavelet", (3, 8, 8)).override({"batch_size": 8, "dropout": 0.1})
+trainer = Trainer(config, images, sys.argv[1], resume=True)
+trainer.run(steps=int(sys.argv[2]), progress=False, checkpoint_minutes=float(sys.argv[3]))
 """
 
 
@@ -168,11 +175,12 @@ def test_nan_guard_keeps_the_last_good_state(tmp_path, images, monkeypatch, inde
     moved."""
     train(tmp_path / "good", images, 7)
     trainer = Trainer(config(), images, tmp_path / "bad")
-    loss = trainer.cascade.loss
-    monkeypatch.setattr(
-        trainer.cascade,
-        "loss",
-        lambda i, *rest: loss(i, *rest) * (float("nan") if trainer.step == 7 and i == index else 1),
+    change_losses(
+        monkeypatch,
+        trainer,
+        lambda i, loss, *rest: (
+            loss(*rest) * (float("nan") if trainer.step == 7 and i == index else 1)
+        ),
     )
     with pytest.raises(
         TrainingDiverged, match=f"step 7, scale {trainer.cascade.specs[index].name}"
@@ -469,18 +477,17 @@ def test_side_by_side_puts_the_streams_back(tmp_path, images, monkeypatch, troub
     too."""
     train(tmp_path / "whole", images, 8, config(dropout=0.0))
     trainer = Trainer(config(dropout=0.0), images, tmp_path / "cut", side_by_side=True)
-    loss = trainer.cascade.loss
 
-    def broken(i, *rest):
+    def broken(i, loss, *rest):
         if trainer.step == 4 and i == index:
             if trouble is TrainingDiverged:
-                return loss(i, *rest) * float("nan")
+                return loss(*rest) * float("nan")
             raise trouble
         # the other scale is still at work when this one fails
         time.sleep(0.05 if trainer.step == 4 else 0)
-        return loss(i, *rest)
+        return loss(*rest)
 
-    monkeypatch.setattr(trainer.cascade, "loss", broken)
+    change_losses(monkeypatch, trainer, broken)
     with pytest.raises(trouble):
         trainer.run(steps=8, progress=False)
     monkeypatch.undo()
@@ -492,9 +499,7 @@ def test_side_by_side_puts_the_streams_back(tmp_path, images, monkeypatch, troub
 def test_second_interrupt_while_threads_end_is_torn(tmp_path, images, monkeypatch):
     """Nobody knows then how far the other scale's streams have come: its state is not saved."""
     trainer = train(tmp_path / "run", images, 3, config(dropout=0.0), side_by_side=True)
-    monkeypatch.setattr(
-        trainer.cascade, "loss", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    change_losses(monkeypatch, trainer, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr(
         "pcdm_lib.training.trainer.wait",
         lambda jobs: (_ for _ in ()).throw(KeyboardInterrupt) if trainer._pool else wait(jobs),
@@ -548,11 +553,10 @@ def test_without_waiting_for_each_step(tmp_path, images, monkeypatch):
     trainer.waits = False
     trainer.run(steps=10, progress=False, log_every=5)
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
-    loss = trainer.cascade.loss
-    monkeypatch.setattr(
-        trainer.cascade,
-        "loss",
-        lambda i, *rest: loss(i, *rest) * (float("nan") if trainer.step == 12 and i == 1 else 1),
+    change_losses(
+        monkeypatch,
+        trainer,
+        lambda i, loss, *rest: loss(*rest) * (float("nan") if trainer.step == 12 and i == 1 else 1),
     )
     with pytest.raises(
         TrainingDiverged, match="last steps before 15.*'details1': nan.*last checkpoint is kept"
@@ -588,7 +592,7 @@ def test_bf16_is_for_training_alone(tmp_path, images):
             images,
             tmp_path / precision,
         )
-        net = trainer.scales[0].module["network"].net
+        net = trainer.scales[0].module.network.net
         net.exit.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
         trainer.run(steps=10, progress=False, log_every=5)
         rows[precision] = [r["bpd"] for r in checkpoints.read_log(tmp_path / precision)]
@@ -626,7 +630,7 @@ def test_a_broken_network_is_reported_by_its_gradient(tmp_path, images):
     train(tmp_path / "run", images, 16, config(lr_decay="none"))
     trainer = Trainer(config(lr_decay="none"), images, tmp_path / "run", resume=True)
     with torch.no_grad():
-        trainer.scales[0].module["network"].net.exit.bias.fill_(float("nan"))
+        trainer.scales[0].module.network.net.exit.bias.fill_(float("nan"))
     with pytest.raises(TrainingDiverged, match="step 16"):
         trainer.run(steps=20, progress=False)
     assert checkpoints.newest_checkpoint(tmp_path / "run").name == "step-00000016"

@@ -68,11 +68,11 @@ def digest(cascade: Cascade) -> str:
         FRACTION,
         PREDICTION,
     ]
-    for index, spec in enumerate(cascade.specs):
-        denoiser, schedule = cascade.denoiser(index), cascade.schedules[index]
+    for scale in cascade.scales:
+        denoiser, schedule = scale.denoiser, scale.schedule
         if not isinstance(denoiser, nn.Module):
             raise ValueError(
-                f"the denoiser of {spec.name!r} is no network with weights, so no file can say "
+                f"the denoiser of {scale.name!r} is no network with weights, so no file can say "
                 f"which it was: use pcdm_lib.coding.chain.TileCodec"
             )
         facts.append(

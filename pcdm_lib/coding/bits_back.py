@@ -29,9 +29,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -342,41 +342,72 @@ def _decoder_table(ratio: float, reach: float) -> tuple[int, NDArray[np.float64]
 # ---------------------------------------------------------------- bits back
 
 
+class Pushed(NamedTuple):
+    """One push of a chain: `value` was drawn by `drawn_by`, whose bits came back, and pushed with
+    `coded_by`.
+
+    `step` is 0 for x, which was drawn by nothing (None), k for z_{k-1}, T + 1 for z_T."""
+
+    step: int
+    drawn_by: Counted | None
+    value: Any
+    coded_by: Counted
+
+    @property
+    def bits(self) -> NDArray[np.float64]:
+        """What each element cost, less what its draw gave back."""
+        spent = self.coded_by.bits(self.value)
+        return spent if self.drawn_by is None else spent - self.drawn_by.bits(self.value)
+
+    @property
+    def ideal(self) -> NDArray[np.float64]:
+        """The same by the densities that the codecs stand for."""
+        spent = self.coded_by.ideal(self.value)
+        return spent if self.drawn_by is None else spent - self.drawn_by.ideal(self.value)
+
+
 @dataclass(frozen=True)
 class BitsBack:
     """x with a Markov chain of latents z_0, ..., z_T: bits back, one latent ahead.
 
+    `push` and `pop` mirror each other line by line.
+
     Args:
-        steps: T. first: q(z_0 | x). data: P(x | z_0). forward(k, z_{k-1}): q(z_k | z_{k-1}).
-            reverse(k, z_k): p(z_{k-1} | z_k). prior: p(z_T).
-        watch: called after each push of `push`, with k, the codec that the value was drawn by, the
-            value and the codec that it was pushed
-            with: k = 0 for x, which was drawn by nothing (None), k for z_{k-1}, T + 1 for z_T.
+        steps: T.
+        first: q(z_0 | x).
+        data: P(x | z_0).
+        forward: (k, z_{k-1}) -> q(z_k | z_{k-1}).
+        reverse: (k, z_k) -> p(z_{k-1} | z_k).
+        prior: p(z_T).
     """
 
     steps: int
-    first: Callable[[Any], Codec]
-    data: Callable[[Any], Codec]
-    forward: Callable[[int, Any], Codec]
-    reverse: Callable[[int, Any], Codec]
-    prior: Codec
-    watch: Callable[[int, Counted | None, Any, Counted], None] | None = None
+    first: Callable[[Any], Counted]
+    data: Callable[[Any], Counted]
+    forward: Callable[[int, Any], Counted]
+    reverse: Callable[[int, Any], Counted]
+    prior: Counted
 
     def push(self, message: Message, x: Any) -> None:
+        for _ in self.pushes(message, x):
+            pass
+
+    def pushes(self, message: Message, x: Any) -> Iterator[Pushed]:
+        """Push x; after each single push what was pushed, and by what."""
         drawn_by = self.first(x)
         z = drawn_by.pop(message)
         coded_by = self.data(z)
         coded_by.push(message, x)
-        self._tell(0, None, x, coded_by)
+        yield Pushed(0, None, x, coded_by)
         for k in range(1, self.steps + 1):
             next_by = self.forward(k, z)
             next_z = next_by.pop(message)
             coded_by = self.reverse(k, next_z)
             coded_by.push(message, z)
-            self._tell(k, drawn_by, z, coded_by)
+            yield Pushed(k, drawn_by, z, coded_by)
             z, drawn_by = next_z, next_by
         self.prior.push(message, z)
-        self._tell(self.steps + 1, drawn_by, z, self.prior)
+        yield Pushed(self.steps + 1, drawn_by, z, self.prior)
 
     def pop(self, message: Message) -> Any:
         z = self.prior.pop(message)
@@ -387,7 +418,3 @@ class BitsBack:
         x = self.data(z).pop(message)
         self.first(x).push(message, z)
         return x
-
-    def _tell(self, k: int, drawn_by: Codec | None, value: Any, coded_by: Codec) -> None:
-        if self.watch is not None:
-            self.watch(k, drawn_by, value, coded_by)

@@ -7,13 +7,12 @@ The stack and the distributions on it stand in bits_back.py.
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from pcdm_lib.coding.bits_back import (
     Message,
     Noise,
     Progressions,
+    Pushed,
 )
 from pcdm_lib.coding.tiles import TileScales
 from pcdm_lib.diffusion.schedule import Schedule
@@ -203,6 +203,21 @@ class Predictor:
         )
 
 
+class Spent(NamedTuple):
+    """Bits that N tiles of one scale took, (T + 2, N): row 0 the integers, row k the push of z_{k-1}
+    less its own draw, so that single entries may be negative, row T + 1 the same of z_T.
+
+    `bits` are those of the entropy coder, `ideal` those of the densities themselves: a draw of the
+    T-step bound, on the very latents of the file."""
+
+    bits: NDArray[np.float64]
+    ideal: NDArray[np.float64]
+
+    @classmethod
+    def none(cls, steps: int, count: int) -> Spent:
+        return cls(np.zeros((steps + 2, count)), np.zeros((steps + 2, count)))
+
+
 class ScaleCodec:
     """The integers of one scale, for a batch of tiles of one shape, given the coarser ones.
 
@@ -212,7 +227,6 @@ class ScaleCodec:
         coded: (bands*C, h, w), which coordinates are coded; the others are known to be 0
             (tiles.py). All of them where it is None.
         number: of the batch on its stack, which keeps the pseudo-random streams apart.
-        watch: as `BitsBack.watch`, for the books.
     """
 
     def __init__(
@@ -224,7 +238,6 @@ class ScaleCodec:
         count: int,
         coded: NDArray[np.bool_] | None = None,
         number: int = 0,
-        watch: Callable[[int, Counted | None, Any, Counted], None] | None = None,
     ):
         self.number = number
         self.spec, self.predict, self.grid, self.coarse, self.count = (
@@ -246,13 +259,21 @@ class ScaleCodec:
             )
         prior = Gaussian(np.zeros((count, entries), np.int64), grid.reverse_std[grid.steps])
         self._chain = BitsBack(
-            grid.steps, self._first, self._data, self._forward, self._reverse, prior, watch
+            grid.steps, self._first, self._data, self._forward, self._reverse, prior
         )
 
-    def push(self, message: Message, z: Ints) -> None:
-        """z (N, bands*C, h, w)."""
+    def push(self, message: Message, z: Ints) -> Spent:
+        """Push z (N, bands*C, h, w); what it took."""
+        spent = Spent.none(self.grid.steps, self.count)
+        for pushed in self.pushes(message, z):
+            spent.bits[pushed.step] = pushed.bits.sum(axis=1)
+            spent.ideal[pushed.step] = pushed.ideal.sum(axis=1)
+        return spent
+
+    def pushes(self, message: Message, z: Ints) -> Iterator[Pushed]:
+        """Push z (N, bands*C, h, w); every single push of its chain."""
         if self.coded.any():  # the details of a single pixel are all known
-            self._chain.push(message, z[:, self.coded])
+            yield from self._chain.pushes(message, z[:, self.coded])
 
     def pop(self, message: Message) -> Ints:
         """(N, bands*C, h, w)."""
@@ -364,7 +385,6 @@ class TileCodec:
     Args:
         scales: their scales. predictors, grids: one a scale, coarsest first. count: N. number: of
             the batch.
-        watch: called as `BitsBack.watch` with the scale's index before its arguments.
     """
 
     def __init__(
@@ -374,19 +394,11 @@ class TileCodec:
         grids: Sequence[TimeGrid],
         count: int,
         number: int = 0,
-        watch: Callable[[int, int, Counted | None, Any, Counted], None] | None = None,
     ):
-        self.scales, self.predictors, self.grids, self.count, self.number, self.watch = (
-            scales,
-            predictors,
-            grids,
-            count,
-            number,
-            watch,
-        )
+        self.scales, self.predictors, self.grids = scales, predictors, grids
+        self.count, self.number = count, number
 
     def _scale(self, index: int, coarse: Tensor | None) -> ScaleCodec:
-        watch = None if self.watch is None else functools.partial(self.watch, index)
         return ScaleCodec(
             self.scales.specs[index],
             self.predictors[index],
@@ -395,14 +407,23 @@ class TileCodec:
             self.count,
             self.scales.coded[index],
             self.number,
-            watch,
         )
 
-    def push(self, message: Message, x: Tensor) -> None:
+    def push(self, message: Message, x: Tensor) -> dict[str, Spent]:
+        """Push tiles; what each scale took, by its name, finest first."""
+        return {codec.spec.name: codec.push(message, z) for codec, z in self._scales_to_push(x)}
+
+    def pushes(self, message: Message, x: Tensor) -> Iterator[tuple[str, Pushed]]:
+        """Push tiles; every single push with the name of its scale."""
+        for codec, z in self._scales_to_push(x):
+            for pushed in codec.pushes(message, z):
+                yield codec.spec.name, pushed
+
+    def _scales_to_push(self, x: Tensor) -> Iterator[tuple[ScaleCodec, Ints]]:
         pairs = self.scales.decompose(x)
         for index in reversed(range(len(pairs))):
             z, coarse = pairs[index]
-            self._scale(index, coarse).push(message, z.to(torch.int64).numpy())
+            yield self._scale(index, coarse), z.to(torch.int64).numpy()
 
     def pop(self, message: Message) -> Tensor:
         coarse = None

@@ -13,14 +13,14 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pcdm_lib.coding.bits_back import FINENESS, Counted, Message
-from pcdm_lib.coding.chain import Predictor, TileCodec, TimeGrid, probe
+from pcdm_lib.coding.bits_back import FINENESS, Message
+from pcdm_lib.coding.chain import Predictor, Spent, TileCodec, TimeGrid, probe
 from pcdm_lib.coding.container import MAX_CHUNK_IMAGES, varints
 from pcdm_lib.coding.plain import decode_image, encode_image
 from pcdm_lib.coding.tiles import Box, TileScales, plan
@@ -105,16 +105,14 @@ class Books:
     plain_images: int = 0
     start_tiles: int = 0
     model_bits: float = 0.0  # net growth of the stacks
-    # the same by the densities themselves: a draw of the T-step bound, on the very latents of the
-    #     file
+    # the same by the densities themselves, see `Spent`
     ideal_bits: float = 0.0
     start_bits: float = 0.0  # pseudo-random bits at the bottom of the stacks
     plain_bits: float = 0.0
     container_bits: float = 0.0
     chunks: int = 0
-    # by scale, (T + 2,): 0 the integers, k the push of z_{k-1} less its own draw, so
+    # by scale, (T + 2,), the rows of `Spent`
     steps: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    # that single entries may be negative, T + 1 the same of z_T
     # by place in the file, of the images that the model coded whole
     image_bits: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0  # of encoding, network and coder
@@ -182,7 +180,7 @@ class ImageCodec:
             )
         dtype = PRECISIONS[settings.precision]
         ready = copy.deepcopy(cascade).to(device, dtype).eval()
-        denoisers = [ready.denoiser(index) for index in range(len(ready.specs))]
+        denoisers = [scale.denoiser for scale in ready.scales]
         self.predictors = [
             Predictor(
                 d,
@@ -281,10 +279,9 @@ class ImageCodec:
         """Bits that have to lie on the stack before a tile of that shape can be pushed."""
         return self.scales(shape).coded[-1].sum() * self.grids[-1].start_bits
 
-    def _codec(self, batch: _Batch, number: int, watch: Any = None) -> TileCodec:
-        return TileCodec(
-            self.scales(batch.shape), self.predictors, self.grids, len(batch.tiles), number, watch
-        )
+    def _codec(self, batch: _Batch, number: int) -> TileCodec:
+        scales = self.scales(batch.shape)
+        return TileCodec(scales, self.predictors, self.grids, len(batch.tiles), number)
 
     # ---- stacks
 
@@ -293,27 +290,21 @@ class ImageCodec:
         batches: Sequence[_Batch],
         values: Callable[[int], Image],
         start: bytes,
-        watch: Callable[[int, _Batch, int, Counted | None, Any, Counted], None] | None = None,
-    ) -> tuple[Message, int]:
-        """All batches on a stack that begins with `start` above enough pseudo-random words; the
-        stack, and the bits it began with."""
+    ) -> tuple[Message, int, list[dict[str, Spent]]]:
+        """All batches on a stack that begins with `start` above enough pseudo-random words: the
+        stack, the bits it began with, and what each batch took, by scale."""
         most = max((self.scales(b.shape).dims * len(b.tiles) for b in batches), default=0)
         spare = math.ceil(most * max(grid.start_bits for grid in self.grids) / 32) + _MARGIN
         bottom = np.random.Philox(key=_CODING << 96).random_raw(spare).astype(np.uint32)
         filled = np.frombuffer(start + bytes(-len(start) % 4), "<u4").astype(np.uint32)
         message = Message(np.concatenate([bottom, filled]), needed=len(filled))
-        begun = message.bits
+        begun, spent = message.bits, []
         for number, batch in enumerate(batches):
             x = torch.from_numpy(
                 np.stack([values(place) for place in batch.tiles]).astype(np.int32)
             )
-            spy = (
-                None
-                if watch is None
-                else (lambda index, *rest, batch=batch: watch(index, batch, *rest))
-            )
-            self._codec(batch, number, spy).push(message, x)
-        return message, begun
+            spent.append(self._codec(batch, number).push(message, x))
+        return message, begun, spent
 
     def pop(self, batches: Sequence[_Batch], message: Message) -> Iterator[tuple[int, NDArray]]:
         """Places and values (C, h, w) of the tiles on a stack, the last batch first; what is left
@@ -455,25 +446,16 @@ def _code(
         varints([len(blob)]) + blob for blob in [*(files[i] for i in sorted(plain)), *starters]
     )
     batches = codec.batches(tiles, range(len(starters), len(tiles)))
-    spent, steps, ideal = np.zeros(len(images)), {}, 0.0
-
-    def watch(
-        index: int, batch: _Batch, k: int, drawn_by: Counted | None, value: Any, coded_by: Counted
-    ) -> None:
-        nonlocal ideal
-        bits = coded_by.bits(value) - (0.0 if drawn_by is None else drawn_by.bits(value))
-        ideal += float(
-            (coded_by.ideal(value) - (0.0 if drawn_by is None else drawn_by.ideal(value))).sum()
-        )
-        row = steps.setdefault(
-            codec.scales(batch.shape).specs[index].name, np.zeros(codec.settings.steps + 2)
-        )
-        row[k] += bits.sum()
-        np.add.at(spent, [tiles[place].image for place in batch.tiles], bits.sum(axis=1))
-
-    message, begun = codec.push(
-        batches, lambda place: codec.cut(images[tiles[place].image], tiles[place]), start, watch
+    message, begun, took = codec.push(
+        batches, lambda place: codec.cut(images[tiles[place].image], tiles[place]), start
     )
+    spent, ideal = np.zeros(len(images)), 0.0
+    steps: dict[str, NDArray[np.float64]] = {}
+    for batch, scales in zip(batches, took):
+        for name, part in scales.items():
+            np.add.at(spent, [tiles[place].image for place in batch.tiles], part.bits.sum(axis=0))
+            steps[name] = steps.get(name, 0.0) + part.bits.sum(axis=1)
+            ideal += float(part.ideal.sum())
     for tile, blob in zip(tiles, starters):
         spent[tile.image] += 8 * len(blob)
     return _Coded(plain, tiles, batches, len(starters), start, message, begun, spent, ideal, steps)

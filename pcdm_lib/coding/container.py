@@ -257,7 +257,8 @@ def _checked(entry: Entry) -> tuple[Entry, bytes]:
 
 def _pack_entries(entries: Sequence[Entry], texts: Sequence[bytes]) -> bytes:
     """The columns of a chunk header: names and shapes deflated, then checksums."""
-    names, runs = [], []
+    names: list[bytes] = []
+    runs: list[tuple[int, ...]] = []
     expected = None
     for entry, text in zip(entries, texts, strict=True):
         names.append(b"" if entry.name == expected else text)
@@ -569,7 +570,7 @@ class Reader:
                 self._use(self._index_before(self._size), self._size)
             except _Unsound as problem:
                 self._walk(str(problem))
-            self._by_number = {info.number: info for info in self.chunks}
+            self._by_number: dict[int, ChunkInfo] = {i.number: i for i in self.chunks}
         except BaseException:
             self._file.close()
             raise

@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def fetch(published: PublishedFile, final: Path) -> None:
             os.unlink(partial)
 
 
-def _stream(url: str) -> Iterator[bytes]:
+def _stream(url: str) -> Generator[bytes, None, None]:
     """Yield b"" once connected, then the body in pieces of CHUNK bytes; ConnectionError on any
     failure or stall.
 

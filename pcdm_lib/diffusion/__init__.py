@@ -16,10 +16,11 @@ from pcdm_lib.diffusion.terms import (
     add_noise,
     diffusion_term,
     gamma_for_spacing,
+    per_coefficient,
+    per_image,
     prior_term,
     reconstruction_term,
     reverse_step,
-    sample_scale,
     step_term,
 )
 from pcdm_lib.diffusion.weighting import EdmLoss
@@ -40,7 +41,8 @@ __all__ = [
     "step_term",
     "reconstruction_term",
     "reverse_step",
-    "sample_scale",
+    "per_coefficient",
+    "per_image",
     "gamma_for_spacing",
     "EdmLoss",
 ]

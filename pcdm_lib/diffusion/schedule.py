@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +27,46 @@ def alpha_sigma(gamma: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sqrt(torch.sigmoid(-gamma)), torch.sqrt(torch.sigmoid(gamma))
 
 
+class NoiseLevel(NamedTuple):
+    """gamma (N,), d gamma / dt (N,), and a function that every diffusion term passes through: it
+    changes no value; a schedule whose shape is learned takes its gradient there."""
+
+    gamma: Tensor
+    slope: Tensor
+    hand_on: Callable[[Tensor], Tensor]
+
+
+def _as_it_is(term: Tensor) -> Tensor:
+    return term
+
+
+class _GradientOfVariance(torch.autograd.Function):
+    """(progress, slope) as they are; the gradient that comes back is that of the squared term over
+    its batch mean instead of the term's. The mean of the term does not depend on a schedule's
+    shape; its variance does, and is least where the mean square is.
+
+    `seen` is filled before the backward pass with the term of every image and its batch mean."""
+
+    @staticmethod
+    def forward(ctx, progress: Tensor, slope: Tensor, seen: list[Tensor]):
+        ctx.seen = seen
+        return progress.clone(), slope.clone()
+
+    @staticmethod
+    def backward(ctx, progress: Tensor, slope: Tensor):
+        term, mean = ctx.seen
+        weight = mean.clamp(min=1e-12)
+        return progress * 2 * term / weight, slope * 2 * term / weight, None
+
+
 class Schedule(nn.Module, ABC):
-    """Base: endpoints, value, derivative and inverse over the `progress` that subclasses give.
+    """Base: endpoints, value and derivative over the `progress` that subclasses give.
 
     Args:
         gamma_min, gamma_max: gamma at t = 0 and t = 1; gamma_min < gamma_max.
         learn_endpoints: make both endpoints parameters, trained by the bound.
     """
 
-    learned_shape = False
     # of a figure an image; training in several processes puts the mean over all of them here
     batch_mean: Callable[[Tensor], Tensor] = staticmethod(torch.mean)
 
@@ -77,20 +109,14 @@ class Schedule(nn.Module, ABC):
         """gamma(t), of the shape of t."""
         return self.start + self.span * self.progress(t)[0]
 
+    def level(self, t: Tensor) -> NoiseLevel:
+        """gamma(t), its derivative, and what the diffusion term is handed on by."""
+        progress, slope = self.progress(t)
+        return NoiseLevel(self.start + self.span * progress, self.span * slope, _as_it_is)
+
     def derivative(self, t: Tensor) -> Tensor:
         """d gamma / dt, of the shape of t; positive."""
         return self.span * self.progress(t)[1]
-
-    @torch.no_grad()
-    def inverse(self, gamma: Tensor) -> Tensor:
-        """The t in [0, 1] with gamma(t) = gamma, by bisection to float precision; values outside
-        the range clip to the ends."""
-        low, high = torch.zeros_like(gamma), torch.ones_like(gamma)
-        for _ in range(60 if gamma.dtype == torch.float64 else 30):
-            middle = (low + high) / 2
-            below = self(middle) < gamma
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
 
 
 class LinearSchedule(Schedule):
@@ -104,8 +130,6 @@ class MonotoneSchedule(Schedule):
     """gamma by VDM's monotone network (its appendix on the noise schedule): l1(t) +
     l3(sigmoid(l2(l1(t)))) with positive weights, scaled to run from 0 to 1. Starts close to
     linear."""
-
-    learned_shape = True
 
     def __init__(
         self,
@@ -136,6 +160,20 @@ class MonotoneSchedule(Schedule):
         )
         span = ends[1] - ends[0]
         return (value - ends[0]) / span, slope / span
+
+    def level(self, t: Tensor) -> NoiseLevel:
+        """As every schedule's, with the gradient of the term's variance for the shape."""
+        if not torch.is_grad_enabled():
+            return super().level(t)
+        progress, slope = self.progress(t)
+        seen: list[Tensor] = []
+        progress, slope = _GradientOfVariance.apply(progress, slope, seen)
+
+        def hand_on(term: Tensor) -> Tensor:
+            seen[:] = [term.detach(), self.batch_mean(term.detach())]
+            return term
+
+        return NoiseLevel(self.start + self.span * progress, self.span * slope, hand_on)
 
 
 class FittedSchedule(Schedule):

@@ -48,7 +48,8 @@ def check_parameters(
             if value not in rule or not isinstance(value, type(rule[0])):
                 raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, rule))}")
             continue
-        kind, optional = (rule[0], True) if isinstance(rule, list) else (rule, False)
+        optional = isinstance(rule, list)
+        kind: type = rule[0] if isinstance(rule, list) else rule
         if optional and value is None:
             continue
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(

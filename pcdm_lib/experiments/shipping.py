@@ -102,13 +102,10 @@ def ship(
         )
     heldout = images.heldout[:count]
     with records.new_folder(Path(root) / name) as folder:
-        for index, spec in enumerate(cascade.specs):
-            module = nn.ModuleDict(
-                {"network": cascade.networks[spec.name], "schedule": cascade.schedules[index]}
-            )
-            safetensors.torch.save_file(_rounded(module), folder / f"{spec.name}.safetensors")
+        for scale in cascade.scales:
+            safetensors.torch.save_file(_rounded(scale), folder / f"{scale.name}.safetensors")
             # from here on it is scored as it is stored
-            checkpoints.load_weights(module, folder / f"{spec.name}.safetensors")
+            checkpoints.load_weights(scale, folder / f"{scale.name}.safetensors")
         records.write_json(
             folder / "config.json", {"format": checkpoints.FORMAT, "config": headers[0]["config"]}
         )

@@ -36,11 +36,12 @@ from torch import Tensor
 from torchdiffeq import odeint
 from tqdm.auto import tqdm
 
-from pcdm_lib.diffusion.schedule import Schedule, alpha_sigma
+from pcdm_lib.diffusion.schedule import alpha_sigma
 from pcdm_lib.diffusion.terms import Denoiser, add_noise, reconstruction_term
 from pcdm_lib.likelihood.evaluation import Evaluation
 from pcdm_lib.maps.scales import ScaleSpec
 from pcdm_lib.models.cascade import Cascade, bits_per_dim
+from pcdm_lib.models.scale import Scale
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun3", "rk4")
@@ -345,9 +346,7 @@ def draw_noise(
 
 @torch.no_grad()
 def scale_flow(
-    spec: ScaleSpec,
-    denoiser: Denoiser,
-    schedule: Schedule,
+    scale: Scale,
     z: Tensor,
     coarse: Tensor | None,
     noise: FlowNoise,
@@ -358,6 +357,7 @@ def scale_flow(
     own.
 
     Args:
+        scale: spec, denoiser and schedule.
         z, coarse: integers of the scale and of the coarser ones, as `Cascade.decompose` gives them.
         noise: what `draw_noise` gives for the scale.
         dtype: of the flow, the one that the denoiser's weights have; z_0 and the decoder are
@@ -365,6 +365,7 @@ def scale_flow(
     Raises:
         ValueError, FloatingPointError: as `flow_log_density`.
     """
+    spec, schedule = scale.spec, scale.schedule
     y, gamma_0 = spec.to_float(z, torch.float64), schedule.gamma_min.detach().double()
     eps_0 = noise.eps_0.double()
     decoder = reconstruction_term(spec, schedule, y, z, coarse, eps_0)
@@ -374,7 +375,7 @@ def scale_flow(
         math.log(2 * math.pi) / 2 + torch.log(alpha_sigma(gamma_0)[1])
     )
     density = flow_log_density(
-        denoiser,
+        scale.denoiser,
         (float(gamma_0), float(schedule.gamma_max)),
         z_0.to(dtype),
         coarse,
@@ -420,13 +421,10 @@ def cascade_flow(
     pairs, dtype = cascade.decompose(x), _weights_dtype(cascade, dtype)
     chosen = range(len(cascade.specs)) if scales is None else scales
     specs = [cascade.specs[i] for i in chosen]
+    noises = draw_noise(specs, len(x), settings, generator, x.device)
     rows = [
-        scale_flow(
-            spec, cascade.denoiser(i), cascade.schedules[i], *pairs[i], noise, settings, dtype
-        )
-        for i, spec, noise in zip(
-            chosen, specs, draw_noise(specs, len(x), settings, generator, x.device)
-        )
+        scale_flow(cascade.scales[i], *pairs[i], noise, settings, dtype)
+        for i, noise in zip(chosen, noises)
     ]
     *terms, evaluations = zip(*rows)
     return FlowBound(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pcdm_lib.diffusion.terms import per_coefficient
 from pcdm_lib.likelihood.evaluation import draw_times
 from pcdm_lib.maps.scales import ScaleSpec
 from pcdm_lib.models.cascade import Cascade
@@ -98,8 +99,8 @@ def information_map(
         for k in range(times):
             for index, (z, coarse) in enumerate(pairs):
                 eps = torch.randn(z.shape, generator=generator, device=device, dtype=dtype)
-                terms = cascade.scale_terms(
-                    index, z, coarse, t[k, index], eps, per_coefficient=True
+                terms = cascade.scales[index].terms(
+                    z, coarse, t[k, index], eps, share=per_coefficient
                 )
                 nats[index] += terms.total.double().cpu() / times
     finally:

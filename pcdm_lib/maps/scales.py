@@ -41,6 +41,17 @@ class ScaleSpec:
         """Integer coordinates -> orthonormal coordinates of the image scaled to [-1, 1]."""
         return z.to(dtype) * self.gain + self.shift
 
+    def to_axis(self, z_t: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy orthonormal coordinates z_t = alpha y + sigma eps -> (centre, tau) on the axis of
+        the integers, with centre = z + tau eps.
+
+        Args:
+            z_t: (N, *shape).
+            gamma: log sigma^2 / alpha^2, broadcastable to z_t.
+        """
+        ratio = torch.exp(gamma / 2)  # sigma / alpha
+        return (z_t * torch.sqrt(1 + ratio**2) - self.shift) / self.gain, ratio / self.gain
+
     def split(self, z: Tensor) -> dict[str, Tensor]:
         """(N, bands*C, h, w) -> one (N, C, h, w) array a band, by name."""
         return dict(zip(self.bands, z.chunk(len(self.bands), dim=1)))

@@ -7,10 +7,12 @@ from pcdm_lib.models.config import Config, ModelConfig, TrainingConfig
 from pcdm_lib.models.preconditioning import PreconditionedDenoiser
 from pcdm_lib.models.presets import build, preset
 from pcdm_lib.models.pretrained import load_pretrained
+from pcdm_lib.models.scale import Scale
 from pcdm_lib.models.unet import UNet
 
 __all__ = [
     "Cascade",
+    "Scale",
     "Bound",
     "Samples",
     "bits_per_dim",

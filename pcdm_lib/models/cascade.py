@@ -11,26 +11,17 @@ trained elsewhere, and the others do not need it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pcdm_lib.diffusion.schedule import Schedule, stratified_times
-from pcdm_lib.diffusion.terms import (
-    Denoiser,
-    Terms,
-    add_noise,
-    diffusion_term,
-    prior_term,
-    reconstruction_term,
-    sample_scale,
-    step_term,
-)
-from pcdm_lib.diffusion.weighting import Loss
+from pcdm_lib.diffusion.terms import Denoiser
 from pcdm_lib.maps.hierarchical import HierarchicalMap
 from pcdm_lib.maps.scales import Scales
+from pcdm_lib.models.scale import Scale
 
 
 class Bound(NamedTuple):
@@ -72,10 +63,22 @@ class Cascade(nn.Module):
     """A map, and for each scale a denoiser and a schedule.
 
     Args:
-        hierarchy: the map. image_shape: (C, H, W). max_value: largest grey level.
-        denoisers: one a scale, coarsest first; nn.Modules are registered and so trained and saved;
-            None for a scale that is not at hand.
+        hierarchy: the map.
+        image_shape: (C, H, W).
+        denoisers: one a scale, coarsest first. An nn.Module is registered, and so trained and
+            saved; None for a scale that is not there.
         schedules: one for all scales (Theorem 5.1 assumes that) or one a scale.
+        max_value: largest grey level.
+
+    Attributes:
+        scales: a `Scale` for each scale, coarsest first.
+        networks, schedules: their networks by name and their schedules, as modules: these are the
+            names under which files keep the weights.
+
+    Example:
+        >>> model = load_pretrained("photos32-wavelet")
+        >>> bound = model.bound(images, torch.Generator().manual_seed(0))
+        >>> bits_per_dim(bound.total, model.dims)
     """
 
     def __init__(
@@ -99,32 +102,31 @@ class Cascade(nn.Module):
                 f"{hierarchy!r} has {count} scales, got {len(denoisers)} denoisers and "
                 f"{len(schedules)} schedules"
             )
+        self.scales = tuple(map(Scale, self.specs, denoisers, schedules))
         self.networks = nn.ModuleDict(
-            {s.name: d for s, d in zip(self.specs, denoisers) if isinstance(d, nn.Module)}
+            {s.name: s.network for s in self.scales if s.network is not None}
         )
-        self.schedules = nn.ModuleList(schedules)
-        self._callables = {
-            s.name: d
-            for s, d in zip(self.specs, denoisers)
-            if d is not None and not isinstance(d, nn.Module)
-        }
+        self.schedules = nn.ModuleList(s.schedule for s in self.scales)
+
+    def with_schedules(self, schedules: Sequence[Schedule]) -> Cascade:
+        """The same map and denoisers with other noise levels."""
+        denoisers = [s.denoiser if s.known else None for s in self.scales]
+        return Cascade(self.map, self.image_shape, denoisers, schedules, self.max_value)
+
+    def forget(self, name: str) -> None:
+        """Drop the network of a scale, which another process trains."""
+        self.scales[self.names.index(name)].network = None
+        del self.networks[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scales' names, coarsest first."""
+        return tuple(spec.name for spec in self.specs)
 
     @property
     def dims(self) -> int:
         """Pixels times channels: the D of bits per dimension."""
         return self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
-
-    def denoiser(self, index: int) -> Denoiser:
-        """The denoiser of a scale; KeyError naming the scale where there is none."""
-        name = self.specs[index].name
-        if name in self.networks:
-            return self.networks[name]
-        if name in self._callables:
-            return self._callables[name]
-        raise KeyError(
-            f"no denoiser for scale {name!r}: this cascade holds "
-            f"{[*self.networks, *self._callables]}"
-        )
 
     def check_images(self, x: Tensor) -> None:
         """Raises unless x is an integer batch (N, *image_shape) in range (the range is the map's
@@ -135,51 +137,17 @@ class Cascade(nn.Module):
                 f"got {tuple(getattr(x, 'shape', ()))}: crop, pad or use another preset"
             )
 
+    def check_known(self, indices: Iterable[int]) -> None:
+        """Raises KeyError naming the first of these scales that has no denoiser."""
+        for scale in (self.scales[i] for i in indices):
+            if not scale.known:
+                held = [s.name for s in self.scales if s.known]
+                raise KeyError(f"no denoiser for scale {scale.name!r}: this cascade holds {held}")
+
     def decompose(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """(integer coordinates, coarser integers) of every scale of x, after the checks."""
         self.check_images(x)
         return self.map.decompose(x, self.max_value)
-
-    def scale_terms(
-        self,
-        index: int,
-        z: Tensor,
-        coarse: Tensor | None,
-        t: Tensor,
-        eps: Tensor,
-        steps: int | None = None,
-        eps_0: Tensor | None = None,
-        per_coefficient: bool = False,
-    ) -> Terms:
-        """The three terms of one scale in nats, (N,) each, at given times and noise: no randomness
-        of its own.
-
-        Args:
-            z, coarse: what `decompose` gives for the scale.
-            t: times (N,) in [0, 1); with `steps`, the step that holds t is scored, times the number
-                of steps.
-            eps: noise of the diffusion term. eps_0: noise of the reconstruction term; `eps` again
-                where it is None, which keeps every term unbiased and makes them share a draw.
-            per_coefficient: give the share of every coordinate, (N, *spec.shape), instead of their
-                sum over the image.
-        """
-        if steps is not None and steps < 1:
-            raise ValueError(
-                f"a model has at least one step, got steps={steps}; None is continuous time"
-            )
-        spec, schedule, denoiser = self.specs[index], self.schedules[index], self.denoiser(index)
-        y = spec.to_float(z, eps.dtype)
-        if steps is None:
-            diffusion = diffusion_term(denoiser, schedule, y, coarse, t, eps, per_coefficient)
-        else:
-            step = (t * steps).long().clamp(max=steps - 1) + 1
-            diffusion = steps * step_term(
-                denoiser, schedule, y, coarse, step, steps, eps, per_coefficient
-            )
-        reconstruction = reconstruction_term(
-            spec, schedule, y, z, coarse, eps if eps_0 is None else eps_0, per_coefficient
-        )
-        return Terms(prior_term(y, schedule, per_coefficient), diffusion, reconstruction)
 
     def bound(
         self,
@@ -194,14 +162,16 @@ class Cascade(nn.Module):
         scale.
 
         Args:
-            x: integer images (N, *image_shape). steps: None for continuous time, T for the T-step
-                model.
+            x: integer images (N, *image_shape).
+            generator: of times and noise.
+            steps: None for continuous time, T for the T-step model.
             scales: indices of the scales to score, all by default.
             times: (S, N) in [0, 1); stratified over the batch, a fresh order for every scale, where
                 it is None.
         """
         pairs = self.decompose(x)
         chosen = range(len(self.specs)) if scales is None else scales
+        self.check_known(chosen)
         rows = []
         for index in chosen:
             z, coarse = pairs[index]
@@ -211,94 +181,9 @@ class Cascade(nn.Module):
             else:
                 t = times[index]
             eps = torch.randn(z.shape, generator=generator, device=x.device, dtype=dtype)
-            rows.append(self.scale_terms(index, z, coarse, t, eps, steps))
+            rows.append(self.scales[index].terms(z, coarse, t, eps, steps))
         columns = (torch.stack(column, dim=1) for column in zip(*rows))
         return Bound(tuple(self.specs[i].name for i in chosen), *columns)
-
-    def loss(
-        self,
-        index: int,
-        z: Tensor,
-        coarse: Tensor | None,
-        generator: torch.Generator,
-        dtype: torch.dtype = torch.float32,
-        part: tuple[int, int] = (0, 1),
-        weighted: Loss | None = None,
-    ) -> Tensor:
-        """Training loss of one scale: its part of the bound in nats a dimension of the scale,
-        averaged over the batch.
-
-        Terms that no parameter of this scale can change (prior and reconstruction while the
-        endpoints are fixed) are left out.
-
-        Args:
-            part: (k, n) where z is the k-th of n equal parts of a batch that is trained in n
-                processes: times and noise are drawn for the whole batch, so the mean of the n
-                    losses is the loss of the whole.
-            weighted: another loss than the bound (weighting.py), at the same times taken as
-                quantiles.
-        """
-        spec, schedule = self.specs[index], self.schedules[index]
-        place, parts = part
-        rows, count = slice(place * len(z), (place + 1) * len(z)), parts * len(z)
-        order = torch.randperm(count, generator=generator, device=z.device)
-        t = stratified_times(count, generator, z.device, dtype)[order][rows]
-        eps = torch.randn((count, *z.shape[1:]), generator=generator, device=z.device, dtype=dtype)[
-            rows
-        ]
-        if weighted is not None:
-            return (
-                weighted(
-                    self.denoiser(index), schedule, spec.to_float(z, dtype), coarse, t, eps
-                ).mean()
-                / spec.dims
-            )
-        if schedule.learned_endpoints:
-            return self.scale_terms(index, z, coarse, t, eps).total.mean() / spec.dims
-        return (
-            diffusion_term(
-                self.denoiser(index), schedule, spec.to_float(z, dtype), coarse, t, eps
-            ).mean()
-            / spec.dims
-        )
-
-    @torch.no_grad()
-    def noise_profile(
-        self,
-        index: int,
-        z: Tensor,
-        coarse: Tensor | None,
-        generator: torch.Generator,
-        bins: int,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """Mean squared error of eps_hat in each of `bins` equal intervals of gamma, (bins,): what
-        `FittedSchedule.fit` takes.
-
-        One forward pass: the images (N, ...) are dealt over the intervals in turn, so N must be at
-            least `bins`.
-        """
-        if len(z) < bins:
-            raise ValueError(f"{bins} intervals need at least as many images, got {len(z)}")
-        spec, schedule = self.specs[index], self.schedules[index]
-        interval = torch.arange(len(z), device=z.device) % bins
-        within = torch.rand(len(z), generator=generator, device=z.device, dtype=dtype)
-        gamma = schedule.start + schedule.span * (interval + within) / bins
-        eps = torch.randn(z.shape, generator=generator, device=z.device, dtype=dtype)
-        error = (
-            (
-                eps
-                - self.denoiser(index)(
-                    add_noise(spec.to_float(z, dtype), gamma, eps), gamma, coarse
-                )
-            )
-            .square()
-            .flatten(1)
-            .mean(dim=1)
-        )
-        return torch.zeros(bins, device=z.device, dtype=dtype).index_add_(
-            0, interval, error
-        ) / torch.bincount(interval, minlength=bins)
 
     @torch.no_grad()
     def sample(
@@ -317,24 +202,14 @@ class Cascade(nn.Module):
         """
         if n < 1:
             raise ValueError(f"sample needs n >= 1, got {n}")
+        self.check_known(range(len(self.scales)))
         coarse, values, growth = None, [], []
-        for index, spec in enumerate(self.specs):
-            z = sample_scale(
-                spec,
-                self.denoiser(index),
-                self.schedules[index],
-                coarse,
-                n,
-                steps,
-                generator,
-                device,
-                dtype,
-                on_step,
-            )
+        for index, scale in enumerate(self.scales):
+            z = scale.sample(coarse, n, steps, generator, device, dtype, on_step)
             coarse = self.map.refine(index, coarse, z)
             values.append(z)
             growth.append(coarse)
-        return Samples(coarse, Scales(tuple(s.name for s in self.specs), values), growth)
+        return Samples(coarse, Scales(self.names, values), growth)
 
 
 def bits_per_dim(nats: Tensor | float, dims: int) -> Any:

@@ -149,10 +149,7 @@ def load_cascade(
                     f"scale {name} was trained by two of these runs: name only one of them"
                 )
             index = cascade.map.names().index(name)
-            module = nn.ModuleDict(
-                {"network": cascade.networks[name], "schedule": cascade.schedules[index]}
-            )
-            load_weights(module, folder / f"{weights}.{name}.safetensors")
+            load_weights(cascade.scales[index], folder / f"{weights}.{name}.safetensors")
             loaded.add(name)
     missing = [n for n in cascade.map.names() if n not in loaded]
     if missing:

@@ -180,9 +180,7 @@ class PreconditionedDenoiser(nn.Module):
 
     def forward(self, z_t: Tensor, gamma: Tensor, coarse: Tensor | None) -> Tensor:
         spec, g = self.spec, gamma.reshape(-1, 1, 1, 1)
-        ratio = torch.exp(g / 2)  # sigma / alpha
-        # on the axis of the integers: centre = z + tau * eps
-        centre, tau = (z_t * torch.sqrt(1 + ratio**2) - spec.shift) / spec.gain, ratio / spec.gain
+        centre, tau = spec.to_axis(z_t, g)
         inputs = self._inputs(z_t, centre, tau, coarse) + self._waves(z_t, centre, tau, coarse)
         low, high = self.gamma_range
         with (

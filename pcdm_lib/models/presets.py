@@ -23,7 +23,7 @@ from pcdm_lib.models.preconditioning import PreconditionedDenoiser
 
 # The systems by the key that the shell, presets and files use, with the paper's name for each. The map
 # of a system has the same key (maps.MAPS).
-SYSTEMS = {"wavelet": "W-PCDM", "laplacian": "LP-PCDM", "vdm": "VDM", "standard": "C-VDM"}
+SYSTEMS = {"wavelet": "W-PCDM", "laplacian": "LP-PCDM", "standard": "C-VDM", "vdm": "VDM"}
 
 
 # The small networks by system; the figures behind their widths and depths stand in README, what

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pcdm_lib import records
 from pcdm_lib.advice import did_you_mean
@@ -69,11 +68,8 @@ def load_pretrained(
     for file, facts in files.items():
         _check(folder / file, facts["sha256"])
     cascade = build(Config.from_dict(records.read_json(folder / "config.json")["config"]).model)
-    for index, spec in enumerate(cascade.specs):
-        module = nn.ModuleDict(
-            {"network": cascade.networks[spec.name], "schedule": cascade.schedules[index]}
-        )
-        checkpoints.load_weights(module, folder / f"{spec.name}.safetensors")
+    for scale in cascade.scales:
+        checkpoints.load_weights(scale, folder / f"{scale.name}.safetensors")
     return cascade.to(device).eval()
 
 

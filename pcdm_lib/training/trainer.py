@@ -26,7 +26,7 @@ import pickle
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ from tqdm.auto import tqdm
 
 from pcdm_lib import records
 from pcdm_lib.diffusion.schedule import Schedule
-from pcdm_lib.diffusion.weighting import EdmLoss, Loss
+from pcdm_lib.diffusion.weighting import EdmLoss
 from pcdm_lib.models.cascade import bits_per_dim
 from pcdm_lib.models.checkpoints import (
     FORMAT,
@@ -56,6 +56,7 @@ from pcdm_lib.models.checkpoints import (
 )
 from pcdm_lib.models.config import Config, config_differences, modern_names
 from pcdm_lib.models.presets import build
+from pcdm_lib.models.scale import Scale
 from pcdm_lib.models.unet import Attention, ResidualBlock
 from pcdm_lib.training import distributed
 from pcdm_lib.training.batches import BatchSampler, random_flip
@@ -71,21 +72,6 @@ class TrainingDiverged(FloatingPointError):
     where this is seen some steps later, the last checkpoint counts, which holds finite weights."""
 
 
-class ScaleLoss(nn.Module):
-    """A scale's loss as the forward of a module that holds the scale's parameters: what
-    DistributedDataParallel can wrap. It holds no
-    buffers: they do not change in training, so nobody need send them round."""
-
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], loss: Callable[[Tensor, Tensor | None], Tensor]
-    ):
-        super().__init__()
-        self.trained, self.loss = nn.ParameterList(parameters), loss
-
-    def forward(self, z: Tensor, coarse: Tensor | None) -> Tensor:
-        return self.loss(z, coarse)
-
-
 @dataclass
 class ScaleTrainer:
     """What one scale needs to train: a module that holds its network and schedule, optimiser, EMA,
@@ -93,8 +79,8 @@ class ScaleTrainer:
 
     index: int
     name: str
-    module: nn.ModuleDict
-    ema: nn.ModuleDict
+    module: Scale
+    ema: Scale
     optimiser: Optimiser
     trained: list[nn.Parameter]  # what the optimiser changes
     sampler: BatchSampler
@@ -102,7 +88,7 @@ class ScaleTrainer:
     flips: torch.Generator
     dropout_state: Tensor
     group: Group
-    loss: nn.Module  # ScaleLoss, wrapped where the scale is trained in several processes
+    loss: nn.Module  # the module, wrapped where the scale is trained in several processes
     # whose gradient nobody else averages over the group: a schedule beside a sharded network
     replicated: list[nn.Parameter]
 
@@ -196,7 +182,6 @@ class Trainer:
         self._sharding = importlib.import_module("pcdm_lib.training.sharding") if shard else None
         self.cascade = build(config.model, seed, scales)
         self.cascade.check_images(images)
-        self.weighted: dict[str, Loss | None] = {}  # by scale; None is the bound
         self.costs = self._costs()
         self.side_by_side, self._pool = self._check_side_by_side(side_by_side), None
         self.header = {
@@ -245,7 +230,7 @@ class Trainer:
         made = dict(zip(costs, distributed.make_groups(ranks, self.config.training.batch_size)))
         for name, group in made.items():
             if distributed.rank() not in group.ranks:
-                del self.cascade.networks[name]
+                self.cascade.forget(name)
         return {name: group for name, group in made.items() if name in self.cascade.networks}
 
     def _check_side_by_side(self, wanted: bool) -> bool:
@@ -280,32 +265,22 @@ class Trainer:
     @torch.no_grad()
     def _fit(self, images: Tensor) -> None:
         spread = images[:: max(1, len(images) // 4096)]
-        for (z, coarse), spec in zip(self.cascade.decompose(spread), self.cascade.specs):
-            if spec.name in self.cascade.networks:
-                self.cascade.networks[spec.name].fit(z, coarse)
+        for (z, coarse), scale in zip(self.cascade.decompose(spread), self.cascade.scales):
+            if scale.network is None:
+                continue
+            scale.network.fit(z, coarse)
+            if self.config.training.weighting == "edm":
                 # a constant scale is as well known as its integers allow
-                std = max(
-                    float(spec.to_float(z, torch.float64).std(correction=0)), 0.25 * spec.gain
-                )
-                self.weighted[spec.name] = (
-                    EdmLoss(std) if self.config.training.weighting == "edm" else None
-                )
+                std = float(scale.spec.to_float(z, torch.float64).std(correction=0))
+                scale.weighting = EdmLoss(max(std, 0.25 * scale.spec.gain))
 
     def _scale(self, index: int, name: str, group: Group, checkpoint: Path | None) -> ScaleTrainer:
         """A scale ready to train, with the weights of a checkpoint where there is one."""
         training = self.config.training
-        module = nn.ModuleDict(
-            {"network": self.cascade.networks[name], "schedule": self.cascade.schedules[index]}
-        )
-        own = module if self.shared is None else module["network"]
-        ema = nn.ModuleDict(
-            {
-                "network": _average_of(module["network"]),
-                "schedule": _average_of(module["schedule"])
-                if self.shared is None
-                else self.shared.ema,
-            }
-        )
+        module = self.cascade.scales[index]
+        own = module if self.shared is None else module.network
+        average = _average_of(module.schedule) if self.shared is None else self.shared.ema
+        ema = Scale(module.spec, _average_of(module.network), average)
         if checkpoint is not None:
             load_weights(module, checkpoint / f"raw.{name}.safetensors")
             load_weights(ema, checkpoint / f"ema.{name}.safetensors")
@@ -316,25 +291,19 @@ class Trainer:
         )
         replicated: list[nn.Parameter] = []
         if self.shard:
-            for network in (module["network"], ema["network"]):
+            for network in (module.network, ema.network):
                 blocks = [m for m in network.modules() if isinstance(m, (ResidualBlock, Attention))]
                 self._sharding.shard(network, blocks, group, self.device)
-            replicated = list(own["schedule"].parameters()) if own is module else []
+            replicated = list(module.schedule.parameters()) if own is module else []
         if training.precision == "bf16":
-            module["network"].autocast = torch.bfloat16
+            module.network.autocast = torch.bfloat16
         if training.compile:
-            module["network"].net.compile()  # in place: names and weights stay as they are
-        part = (group.place, group.size)
-        loss: nn.Module = ScaleLoss(
-            own.parameters(),
-            lambda z, coarse: self.cascade.loss(
-                index, z, coarse, generator, torch.float32, part, self.weighted[name]
-            ),
-        )
+            module.network.net.compile()  # in place: names and weights stay as they are
+        loss: nn.Module = module
         if group.size > 1 and not self.shard:
-            loss = DistributedDataParallel(loss, process_group=group.handle)
+            loss = self._in_parallel(module, group)
         if group.size > 1:
-            module["schedule"].batch_mean = group.mean
+            module.schedule.batch_mean = group.mean
         optimiser = self._optimiser(own)
         if self.shard:
             optimiser = self._sharding.own_group(optimiser)
@@ -353,6 +322,15 @@ class Trainer:
             loss,
             replicated,
         )
+
+    def _in_parallel(self, scale: Scale, group: Group) -> nn.Module:
+        """A scale whose gradients are averaged over its group. A schedule that all scales share is
+        left out: its gradient is summed over the scales first (`_shared_norm`)."""
+        if self.shared is not None:
+            shared = [f"schedule.{name}" for name, _ in scale.schedule.named_parameters()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(scale, shared)
+        # every process fits its buffers to the same images
+        return DistributedDataParallel(scale, process_group=group.handle, broadcast_buffers=False)
 
     def _fresh_dropout(self, index: int, place: int) -> Tensor:
         """Where the dropout stream of a scale starts: another place for every process of its
@@ -593,7 +571,7 @@ class Trainer:
 
     @torch.no_grad()
     def _fit_schedule(self, scale: ScaleTrainer) -> None:
-        schedule, network = scale.module["schedule"], scale.module["network"]
+        schedule, network = scale.module.schedule, scale.module.network
         choice = torch.Generator().manual_seed(_seed(self.seed, scale.index, 4, self.step))
         noise = torch.Generator(self.device).manual_seed(
             _seed(self.seed, scale.index, 5, self.step)
@@ -608,15 +586,13 @@ class Trainer:
                 None if v is None else self._to_device(v)
                 for v in self.cascade.decompose(batch)[scale.index]
             )
-            profiles.append(
-                self.cascade.noise_profile(scale.index, z, coarse, noise, schedule.bins)
-            )
+            profiles.append(scale.module.noise_profile(z, coarse, noise, schedule.bins))
         network.train()
         profile = torch.stack(profiles).mean(dim=0)
         # if not, the gradient of this step says so, in all processes
         if bool(torch.isfinite(profile).all()):
             schedule.fit(profile)
-            scale.ema["schedule"].load_state_dict(schedule.state_dict())
+            scale.ema.schedule.load_state_dict(schedule.state_dict())
 
     def _gradients(self) -> list[float | Tensor]:
         """Loss and gradient of every scale. Changes no weight; where it fails, the random streams
@@ -713,7 +689,7 @@ class Trainer:
         )
         if self.config.model.dropout:
             self._set_dropout_state(scale.dropout_state)
-        loss = scale.loss(z, coarse)
+        loss = scale.loss(z, coarse, scale.generator, (group.place, group.size))
         if self.config.model.dropout:
             scale.dropout_state = self._dropout_state()
         scale.optimiser.zero_grad(set_to_none=True)
@@ -757,8 +733,7 @@ class Trainer:
         averages = [(scale.optimiser, scale.ema, scale.module) for scale in self.scales]
         if self.shared is not None:
             averages = [
-                (optimiser, ema["network"], module["network"])
-                for optimiser, ema, module in averages
+                (optimiser, ema.network, module.network) for optimiser, ema, module in averages
             ]
         self._each(self._update, [(*parts, decay) for parts in averages])
         if self.shared is not None:

@@ -294,7 +294,7 @@ def score_errors(
         )
         rows.append(
             [
-                eps - cascade.denoiser(index)(add_noise(y, gamma, eps), gamma, coarse)
+                eps - cascade.scales[index].denoiser(add_noise(y, gamma, eps), gamma, coarse)
                 for gamma in levels
             ]
         )

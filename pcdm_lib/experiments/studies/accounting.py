@@ -373,7 +373,7 @@ class Recount(Cascade):
         super().__init__(
             cascade.map,
             cascade.image_shape,
-            [cascade.denoiser(i) for i in range(len(cascade.specs))],
+            [scale.denoiser for scale in cascade.scales],
             list(cascade.schedules),
             cascade.max_value,
         )
@@ -413,13 +413,7 @@ def started_at(cascade: Cascade, sigma_ratio: float) -> Cascade:
             f"were trained from {low:.2f} on"
         )
     schedules = [LinearSchedule(gamma, float(s.gamma_max)) for s in cascade.schedules]
-    return Cascade(
-        cascade.map,
-        cascade.image_shape,
-        [cascade.denoiser(i) for i in range(len(cascade.specs))],
-        schedules,
-        cascade.max_value,
-    )
+    return cascade.with_schedules(schedules)
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def train_shown(trainer: Trainer, change: Change) -> Trainer:
     resumed."""
     for scale in trainer.scales:
         for module in (scale.module, scale.ema):
-            module["network"].map = showing(module["network"].map, change)
+            module.network.map = showing(module.network.map, change)
     trainer.header["shown"] = change.__name__
     return trainer
 

@@ -16,7 +16,8 @@ def difference(family: str, side: int, random: np.random.Generator) -> np.ndarra
         f = random.normal(size=(side, side))
     elif family == "blobs":
         first, second = (
-            sum(_blob(side, random) for _ in range(random.integers(1, 4))) for _ in range(2)
+            np.sum([_blob(side, random) for _ in range(random.integers(1, 4))], axis=0)
+            for _ in range(2)
         )
         f = first / first.sum() - second / second.sum()
     elif family == "shifts":

@@ -101,7 +101,9 @@ def find_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         wanted = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        name = "cuda" if torch.cuda.is_available() and torch.cuda.device_count() >= wanted else "cpu"
+        name = (
+            "cuda" if torch.cuda.is_available() and torch.cuda.device_count() >= wanted else "cpu"
+        )
     return check_device(name)
 
 

@@ -43,7 +43,7 @@ def small_cascade(map_name: str = "wavelet", levels: int = 1, channels: int = 3,
     )
     cascade = presets.build(config)
     with torch.no_grad():
-        for number, (name, p) in enumerate(sorted(cascade.named_parameters())):
+        for number, (_name, p) in enumerate(sorted(cascade.named_parameters())):
             k = torch.arange(p.numel(), dtype=torch.float64).reshape(p.shape) + 17 * number + seed
             p.copy_((torch.remainder(k * 0.6180339887, 1.0) - 0.5) * 0.3)
     return cascade.eval()
@@ -447,7 +447,7 @@ def test_golden_file(tmp_path):
 def test_every_byte_of_the_header_and_two_thousand_of_the_rest(sample, tmp_path):
     """A flipped byte is an error or a notice that names what it concerns; whatever is decoded all
     the same is what was written."""
-    path, images = sample
+    path, _images = sample
     raw = path.read_bytes()
     with container.Reader(path) as reader:
         start, chunks = reader.chunks[0].offset, reader.chunks
@@ -501,7 +501,7 @@ def test_undamaged_chunks_of_a_damaged_file_are_decoded(sample, tmp_path):
 
 
 def test_a_file_that_was_cut_short(sample, tmp_path):
-    path, images = sample
+    path, _images = sample
     raw = path.read_bytes()
     with container.Reader(path) as reader:
         start, chunks = reader.chunks[0].offset, reader.chunks
@@ -551,7 +551,7 @@ def test_payloads_that_nobody_wrote(sample, tmp_path):
         b"\0\0\0" + rng.integers(0, 256, 4 * int(n), dtype=np.uint8).tobytes()
         for n in rng.integers(1, 2000, 10)
     ]
-    for number, bad in enumerate(garbage):
+    for _number, bad in enumerate(garbage):
         with container.Writer(tmp_path / "g.pcdm", header) as writer:
             writer.add_chunk(entries, bad)
         with Archive(tmp_path / "g.pcdm") as file:
@@ -678,8 +678,8 @@ def test_compress_and_decompress_from_a_shell(tmp_path):
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     pixels = {}
-    for i, (name, image) in enumerate(
-        photographs(3) + [("sub/grey.png", np.arange(80, dtype=np.uint8).reshape(8, 10))]
+    for _i, (name, image) in enumerate(
+        [*photographs(3), ("sub/grey.png", np.arange(80, dtype=np.uint8).reshape(8, 10))]
     ):
         Image.fromarray(image).save(folder / name)
         pixels[name] = image

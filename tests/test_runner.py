@@ -3,7 +3,6 @@
 import io
 import json
 
-import nbformat
 import papermill
 import pytest
 
@@ -68,9 +67,14 @@ def test_a_notebook_shows_its_bars_while_it_runs(tmp_path, capsys, monkeypatch):
         "import time\nfrom tqdm.auto import tqdm\n"
         "for _ in tqdm(range(4), desc='training', mininterval=0): time.sleep(0.05)\nprint('done')"
     )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(notebook, tmp_path / "a.ipynb")
+    cell = {"cell_type": "code", "source": code, "metadata": {}, "outputs": [], "id": "a"}
+    notebook = {
+        "cells": [cell | {"execution_count": None}],
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    (tmp_path / "a.ipynb").write_text(json.dumps(notebook))
     outputs = {}
     for engine in (None, runner.register()):
         out = tmp_path / f"{engine}.ipynb"

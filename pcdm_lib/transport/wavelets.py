@@ -149,9 +149,7 @@ def weighted_bands(
     yield c0 * 2 ** (depth * (p + 1)), values
 
 
-def _strips(
-    values: np.ndarray, filters: Any
-) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+def _strips(values: np.ndarray, filters: Any) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """One step of the transform of images (..., H, W), strip by strip of about `STRIP` numbers:
     approximation and the three bands of some rows.
 

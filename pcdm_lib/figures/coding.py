@@ -101,6 +101,8 @@ def symbol_costs(
         ax.axhline(levels[-1], color=NET, lw=1.2, ls="--")
         ax.set(title=f"{name}\nnet {levels[-1]:.3f} bits", ylim=(min(span) - 0.6, max(span) + 0.7))
     axes[0].set_ylabel("bits on the stack, from its start")
+    for ax in axes[1:-1]:
+        ax.sharey(axes[0])
     width = 0.8 / len(costs)
     for i, (name, bits) in enumerate(costs.items()):
         axes[-1].bar(
@@ -222,7 +224,11 @@ def chain(
         fontsize=SMALL,
         arrowprops={"arrowstyle": "->", "color": "0.3"},
     )
-    axes[1].set(xlabel="moves (a draw and a push for every step)", title="all moves")
+    axes[1].set(
+        xlabel="moves (a draw and a push for every step)",
+        ylabel="bits a dimension, from the start",
+        title="all moves",
+    )
     legend(axes[1])
     return finish(fig, title)
 

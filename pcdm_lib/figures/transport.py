@@ -334,6 +334,7 @@ def bound_shapes(
         xlabel="sum of squares over all scales (no unit)",
         ylabel="exact distance W, mass times pixels",
     )
+    ax.tick_params(axis="x", pad=6)  # apart from the lowest number of the other axis
     legend(ax)
     title = "Below both lines, until errors shrink: then the printed one is crossed"
     return finish(figure, title, label)
@@ -572,7 +573,11 @@ def denoising_efficiencies(
                     capsize=2,
                     color=colour,
                 )
-        ax.set(xlabel=NOISE, title=panel, ylim=(0, None))
+        ax.set(
+            xlabel=NOISE,
+            ylabel="efficiency: 1 is maximum likelihood",
+            title=panel,
+            ylim=(0, None),
+        )
         legend(ax)
-    axes[0].set_ylabel("efficiency: 1 is maximum likelihood")
     return finish(figure, title, label)

@@ -67,7 +67,7 @@ def bit_map(
     if not single:
         panels.append((f"all scales: {bits.sum():.0f} bits", maps.sum(axis=0)))
     figure, axes = plt.subplots(
-        1, len(panels) + 2, figsize=(2.6 * (len(panels) + 2), 3.1), layout="constrained"
+        1, len(panels) + 2, figsize=(2.4 * (len(panels) + 2), 2.9), layout="constrained"
     )
     bare(axes[0], "the image").imshow(picture(image))
     top = np.quantile(panels[-1][1], 0.99)

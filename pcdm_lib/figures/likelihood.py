@@ -30,6 +30,7 @@ from pcdm_lib.figures.style import (
     VERMILION,
     bare,
     common_legend,
+    end_labels,
     finish,
     legend,
     legend_beside,
@@ -55,7 +56,7 @@ def source_images(images: Tensor, bits: Tensor, levels: int, title: str, label: 
         small = bare(figure.add_subplot(grid[row, 1]), f"{name}:\n{bits[order[rank]]:.1f} bits")
         small.imshow(images[order[rank]].reshape(2, 2), cmap="gray", vmin=0, vmax=levels - 1)
     ax.axhline(alike, color="0.4", ls=":", lw=1)
-    ax.text(1, alike + 0.3, "all images equally likely", color=GREY, va="bottom")
+    ax.text(len(bits), alike - 0.3, "all images equally likely", color=GREY, ha="right", va="top")
     ax.set(
         xlabel="image, from likely to unlikely", ylabel=r"$-\log_2 P(x)$  [bits]", ylim=(0, None)
     )
@@ -204,9 +205,6 @@ def leak_curves(
     entropy = ledgers[0].source.entropy_bits_per_dim
     axes[0].axhline(1, color="black", lw=1, ls=":")
     axes[1].axhline(entropy, color="black", lw=1, ls=":")
-    axes[1].text(
-        ratios[-1], entropy - 0.02, f"entropy {entropy:.4f}", ha="right", va="top", fontsize=SMALL
-    )
     axes[0].set(
         yscale="log",
         ylabel="Kraft's sum",
@@ -221,6 +219,7 @@ def leak_curves(
         ax.minorticks_off()
         if mark is not None:
             ax.axvline(mark, color=GREEN, lw=2)
+    end_labels(axes[1], [(entropy, f"entropy\n{entropy:.4f}", "black")])
     title = "Wrong counts can fall below the entropy, where no code exists"
     common_legend(figure, *axes[0].get_legend_handles_labels(), len(ACCOUNTINGS), label)
     return finish(figure, title)
@@ -281,6 +280,7 @@ def model_counts(counted: Mapping[str, Evaluation], title: str, label: str = "")
             va="bottom",
             color=VERMILION if x else "black",
             fontweight="bold",
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},
         )
     ax.axhline(top, color="black", ls="--", lw=1)
     ax.set(

@@ -33,8 +33,9 @@ def training_curve(
     decoder cannot be trained."""
     figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
     minutes = np.array([r["seconds"] for r in rows]) / 60
-    series = {"all scales": np.array([r["bpd"] for r in rows])}
     names = list(rows[-1]["scales"]) if rows else []
+    whole = "all scales" if len(names) > 1 else "one scale"
+    series = {whole: np.array([r["bpd"] for r in rows])}
     if len(names) > 1:
         series |= {name: np.array([r["scales"][name] for r in rows]) for name in names}
     ends = []
@@ -49,7 +50,7 @@ def training_curve(
     if target is not None and not weighting:
         axes.axhline(target, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
         ends.append((target, f"JPEG XL, held out: {target:.2f}", GREY))
-    top = np.quantile(series["all scales"], 0.9) if rows else 8
+    top = np.quantile(series[whole], 0.9) if rows else 8
     unit = (
         f"training loss, weighted ({weighting}): not bits"
         if weighting

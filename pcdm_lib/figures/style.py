@@ -20,6 +20,7 @@ from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
+from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK = (
@@ -167,14 +168,15 @@ def legend(
         labels = [h.get_label() for h in handles]
     ticks = ax.xaxis.get_tightbbox(renderer)
     below = 0.0 if ticks is None else max(0.0, ax.get_window_extent().y0 - ticks.y0)
-    pad = (below * 72 / figure.dpi + 6) / SMALL  # in sizes of its font
+    down = ScaledTranslation(0, -(below / figure.dpi + 6 / 72), figure.dpi_scale_trans)
     for count in [columns] if columns else range(len(labels), 0, -1):
         made = ax.legend(
             handles,
             labels,
             loc="upper left",
             bbox_to_anchor=(0, 0),
-            borderaxespad=pad,
+            bbox_transform=ax.transAxes + down,
+            borderaxespad=0,
             borderpad=0,
             ncols=count,
             title=title or None,

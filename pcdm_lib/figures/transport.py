@@ -188,7 +188,7 @@ def crossings(
     """What a step of one pixel costs by each wavelet over its true cost, against the place: one
     panel a thing that steps."""
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 3.3), sharey=True, layout="constrained"
+        1, len(panels), figsize=(4.6 * len(panels), 4.1), sharey=True, layout="constrained"
     )
     for ax, (name, curves) in zip(axes, panels.items()):
         for colour, line, (wavelet, values) in zip(COLOURS, LINES, curves.items()):
@@ -334,7 +334,7 @@ def bound_shapes(
         xlabel="sum of squares over all scales (no unit)",
         ylabel="exact distance W, mass times pixels",
     )
-    ax.tick_params(axis="x", pad=6)  # apart from the lowest number of the other axis
+    ax.tick_params(axis="x", pad=9)  # apart from the lowest number of the other axis
     legend(ax)
     title = "Below both lines, until errors shrink: then the printed one is crossed"
     return finish(figure, title, label)

@@ -448,7 +448,7 @@ def test_shipped_model_and_plain_colours(photo_rows: list[dict]) -> None:
 def test_figures(photo_rows: list[dict]) -> None:
     """Every set is drawn, with titles and units; a choice that has no rows is refused."""
     inside, outside = normal(30, 0, name="i"), normal(30, 1, (50.0, 0.0), "o")
-    figure = typicality_figures.code_lengths(
+    figure = typicality_figures.code_length_histograms(
         inside, normal(30, 2, name="r"), {"far": outside}, "the data", "a label"
     )
     assert [ax.get_title() for ax in figure.axes[:3]] == [

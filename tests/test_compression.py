@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from figure_rules import faults
 from matplotlib import pyplot as plt
 
 from pcdm_lib import data, load_pretrained, records
@@ -69,6 +70,7 @@ def test_images_that_are_all_plain():
         and records.finite(found.to_dict())["excess"]["bpd"] is None
     )
     for figure in (coding.file_sizes([found], "noise"), coding.file_contents([found], "noise")):
+        assert faults(figure) == []
         plt.close(figure)
 
 
@@ -77,6 +79,7 @@ def test_figures(measured):
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         "W-PCDM\nT = 20, 4 images"
     ] * 2
+    assert faults(figure) == []
     plt.close(figure)
     figure = coding.file_contents([measured], "photos")
     line = figure.axes[1].lines[0]

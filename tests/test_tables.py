@@ -10,6 +10,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from figure_rules import faults
 
 from pcdm_lib.experiments import experiment, published, suite, tables
 from pcdm_lib.figures import tables as tables_figures
@@ -701,7 +702,7 @@ def four(tmp_path):
 
 
 def texts(figure) -> str:
-    figure.canvas.draw()
+    assert faults(figure) == []
     return "\n".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
 
 

@@ -19,7 +19,7 @@ SMALLEST = 9  # points
 def faults(figure: Figure) -> list[str]:
     """In words, all that a figure does wrong: text that is too small, cut off or printed over other
     text or over bars, a legend on data, no title, axes without names. Empty for a good one."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
     texts = [(t, t.get_window_extent(renderer)) for t in _texts(figure)]
     found = [
@@ -60,8 +60,8 @@ def _texts(figure: Figure) -> list[Text]:
         for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
             low, high = min(low, high), max(low, high)
             for tick in axis.get_major_ticks() + axis.get_minor_ticks():
-                slack = 1e-6 * (high - low)
-                if not low - slack <= tick.get_loc() <= high + slack:
+                at, slack = tick.get_loc(), 1e-6 * abs(tick.get_loc()) + 1e-12 * (high - low)
+                if not low - slack <= at <= high + slack:
                     outside |= {id(tick.label1), id(tick.label2)}
     return [
         t

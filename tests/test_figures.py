@@ -3,6 +3,7 @@ data, nothing cut off or printed over something else, a title and names of axes.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 
@@ -192,6 +193,7 @@ def estimates() -> Figure:
     )
 
 
+@functools.cache
 def leaks() -> tuple[list[float], list]:
     ratios = [0.03, 0.3, 3.0]
     return ratios, [exact_ledger(SOURCE, sigma_ratio=r, draws=4, repeats=2) for r in ratios]

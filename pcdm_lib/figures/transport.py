@@ -334,7 +334,6 @@ def bound_shapes(
         xlabel="sum of squares over all scales (no unit)",
         ylabel="exact distance W, mass times pixels",
     )
-    ax.tick_params(axis="x", pad=9)  # apart from the lowest number of the other axis
     legend(ax)
     title = "Below both lines, until errors shrink: then the printed one is crossed"
     return finish(figure, title, label)

@@ -56,7 +56,7 @@ def code_length_histograms(
             values = scores.columns[:, place]
             ax.hist(values, bins=bins, color=colour)
             ax.axvspan(low, high, color=BLUE, alpha=0.12, lw=0, zorder=0)
-            ax.axvline(centre, color="0.3", ls="--", lw=1)
+            ax.axvline(centre, ymax=0.72, color="0.3", ls="--", lw=1)
             tallest = max(np.histogram(values, bins)[0].max(), 1)
             # the upper part is for the numbers
             ax.set(yticks=[], xlim=(bins[0], bins[-1]), ylim=(0, 1.4 * tallest))
@@ -85,20 +85,15 @@ def code_length_histograms(
 
 
 def _beyond(ax: Axes, left: int, right: int, median: float) -> None:
-    for count, x, arrow, side in (
-        (left, 0.02, "\N{LEFTWARDS ARROW} {}", "left"),
-        (right, 0.98, "{} \N{RIGHTWARDS ARROW}", "right"),
-    ):
+    """How many values lie beyond the axis on either side; the words stand once, on one line."""
+    words = f" off the axis, median {median:.1f}"
+    sides = {
+        "left": (left, 0.02, f"\N{LEFTWARDS ARROW} {left}" + words * (not right)),
+        "right": (right, 0.98, f"{right}{words} \N{RIGHTWARDS ARROW}"),
+    }
+    for side, (count, x, text) in sides.items():
         if count:
-            ax.text(
-                x,
-                0.97,
-                arrow.format(f"{count} off the axis, median {median:.1f}"),
-                transform=ax.transAxes,
-                ha=side,
-                va="top",
-                fontsize=SMALL,
-            )
+            ax.text(x, 0.97, text, transform=ax.transAxes, ha=side, va="top", fontsize=SMALL)
 
 
 def auroc_by_scale(

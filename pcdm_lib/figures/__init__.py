@@ -6,29 +6,18 @@ they draw, each returning a figure.
     figures.use_style()
     figures.show(figures.images.image_rows({"photographs": photos[:9]}, "Nine photographs"))
 
-Modules are loaded when they are first named, since some need packages that others do not.
+A module is loaded when it is first named, since some need packages that others do not.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from types import ModuleType
 
 from pcdm_lib.figures.style import show, use_style
 
-MODULES = (
-    "coding",
-    "domains",
-    "images",
-    "information",
-    "likelihood",
-    "maps",
-    "runs",
-    "style",
-    "tables",
-    "transport",
-    "typicality",
-)
+MODULES = tuple(sorted(found.name for found in pkgutil.iter_modules(__path__)))
 __all__ = ["show", "use_style"]
 
 

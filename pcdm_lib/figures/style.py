@@ -45,7 +45,8 @@ SMALL = 9  # points: captions, legends and numbers beside bars; nothing is small
 def use_style() -> None:
     """Settings of the project's figures, for the session of the notebook that calls it.
 
-    In a notebook, pictures have twice the resolution of the screen that they are laid out for.
+    In a notebook, pictures have twice the resolution of the screen that they are laid out for;
+    for this it has to be called before the first figure is drawn.
     """
     plt.rcParams.update(
         {
@@ -64,10 +65,9 @@ def use_style() -> None:
             "axes.prop_cycle": plt.cycler(color=COLOURS),
         }
     )
-    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-        set_matplotlib_formats("retina")
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:  # read by the notebook's backend when it draws its first figure
+        shell.config.InlineBackend.figure_formats = {"retina"}
 
 
 def show(*figures: Figure) -> None:

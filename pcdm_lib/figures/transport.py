@@ -283,7 +283,7 @@ def norms_and_bounds(
     )
     legend(left)
     legend(right)
-    title = "The bound holds at every noise level, and is wide where the errors are small"
+    title = "What training minimises, and the bound that follows for the distance"
     return finish(figure, title, label)
 
 

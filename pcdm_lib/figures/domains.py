@@ -27,6 +27,7 @@ from pcdm_lib.figures.style import (
     finish,
     legend,
     legend_beside,
+    minus,
     picture,
 )
 from pcdm_lib.likelihood.evaluation import Evaluation
@@ -46,7 +47,7 @@ def noise_law(
     axes[0].bar(shown, 100 * share[shown], 1.0, color=SKY, label=f"{images.size} pixels")
     axes[0].plot(shown, 100 * pmf[shown], color=VERMILION, lw=1.5, label="the law")
     axes[0].set(
-        xlabel=f"grey level ({LOW_DB:g} to {HIGH_DB:g} dB)",
+        xlabel=minus(f"grey level ({LOW_DB:g} to {HIGH_DB:g} dB)"),
         ylabel="share of pixels  [%]",
         title="Every pixel is an independent draw",
     )
@@ -85,6 +86,7 @@ def domain_bits(
     """Bounds stacked by scale, one bar a domain, with two standard errors; beside each, other codes
     of the same images as marks."""
     figure, ax = plt.subplots(figsize=(8.8, 4.1))
+    top = max(value for row in beside.values() for value, _ in row.values())
     for x, (domain, result) in enumerate(results.items()):
         bottom = 0.0
         for (scale, row), colour in zip(list(result.table().items())[:-1], (SKY, BLUE)):
@@ -115,7 +117,7 @@ def domain_bits(
             va="bottom",
             fontweight="bold",
         )
-        places = apart([value for value, _ in beside[domain].values()], 0.32)
+        places = apart([value for value, _ in beside[domain].values()], 0.06 * top)
         for k, ((name, (value, error)), marker, colour) in enumerate(
             zip(beside[domain].items(), MARKERS, (ORANGE, VERMILION, GREEN))
         ):
@@ -129,7 +131,6 @@ def domain_bits(
                 label=name if x == 0 else None,
             )
             ax.text(x + 0.43, places[k], f"{value:.2f}", va="center", fontsize=SMALL, color=colour)
-    top = max(value for row in beside.values() for value, _ in row.values())
     ax.set(
         xticks=range(len(results)),
         xticklabels=[f"{domain}\n{len(r.parts)} held-out images" for domain, r in results.items()],
@@ -150,7 +151,7 @@ def coarse_worth(
     """Bits of the fine scale by domain and by what its network is shown (left), and what they are
     more than with the own image (right), with two standard errors. `rows` and `differences`:
     {domain: {what is shown: (value, standard error)}}."""
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
+    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.2), width_ratios=(1.7, 1))
     kinds = list(next(iter(rows.values())))
     for ax, table in zip(axes, (rows, differences)):
         for k, kind in enumerate(kinds):

@@ -419,6 +419,38 @@ def aliased_tone() -> Figure:
     )
 
 
+def bound_figures() -> dict[str, Callable[[], Figure]]:
+    """Those of the bound of one image, by their names."""
+    draw, z = figures.bound, torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    gammas = torch.linspace(-13, 5, 41)
+    names = ("knows the variance", "untrained", "trained")
+    errors = {n: (gammas, torch.sigmoid(gammas) ** (k + 1)) for k, n in enumerate(names)}
+    terms = {"prior": 1e-4, "diffusion": 1.54, "reconstruction": 0.006}
+    table = {"base": terms, "details1": terms, "total": terms}
+    lengths = torch.linspace(4, 31, 20)
+    at = [-11.0, -8.5, -6.0, -3.5, -1.0, 1.5, 4.0]
+    few = photos(10, 8)
+    return {
+        "bound.idea": lambda: draw.idea(photos(1, 32)[0]),
+        "bound.forward_process": lambda: draw.forward_process(z[:6], z[0], at[:6], 4, TITLE, LABEL),
+        "bound.denoiser_at_work": lambda: draw.denoiser_at_work(
+            at, z[:7], z[:7], errors, TITLE, LABEL
+        ),
+        "bound.three_terms": lambda: draw.three_terms(
+            terms, 1.55, lengths, lengths + 1, TITLE, LABEL
+        ),
+        "bound.loss_areas": lambda: draw.loss_areas(
+            {"256 images of 2x2": errors, "photographs of 8x8": errors}, TITLE, LABEL
+        ),
+        "bound.term_bars": lambda: draw.term_bars(
+            {"untrained": table, "trained": table}, {"PNG": 5.1, "JPEG XL": 4.0}, TITLE, LABEL
+        ),
+        "bound.sampling_path": lambda: draw.sampling_path(
+            np.linspace(1, 0, 10), z, z, few, few, TITLE, LABEL
+        ),
+    }
+
+
 DRAWN: dict[str, Callable[[], Figure]] = {
     "images.image_rows": image_rows,
     "images.image_rows, filled": image_fill,
@@ -487,6 +519,8 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "domains.band_shares": band_shares,
     "domains.aliased_tone": aliased_tone,
 }
+if "bound" in figures.MODULES:
+    DRAWN |= bound_figures()
 # drawn from runs and files by the tests of these, and put to the same rules there
 ELSEWHERE = {
     "tables.learning_curves",

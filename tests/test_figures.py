@@ -428,6 +428,7 @@ def bound_figures() -> dict[str, Callable[[], Figure]]:
     terms = {"prior": 1e-4, "diffusion": 1.54, "reconstruction": 0.006}
     table = {"base": terms, "details1": terms, "total": terms}
     lengths = torch.linspace(4, 31, 20)
+    short = "Two scales cost what one does"
     at = [-11.0, -8.5, -6.0, -3.5, -1.0, 1.5, 4.0]
     few = photos(10, 8)
     return {
@@ -443,7 +444,7 @@ def bound_figures() -> dict[str, Callable[[], Figure]]:
             {"256 images of 2x2": errors, "photographs of 8x8": errors}, TITLE, LABEL
         ),
         "bound.term_bars": lambda: draw.term_bars(
-            {"untrained": table, "trained": table}, {"PNG": 5.1, "JPEG XL": 4.0}, TITLE, LABEL
+            {"untrained": table, "trained": table}, {"PNG": 5.1, "JPEG XL": 4.0}, short, LABEL
         ),
         "bound.sampling_path": lambda: draw.sampling_path(
             np.linspace(1, 0, 10), z, z, few, few, TITLE, LABEL

@@ -15,7 +15,11 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-from pcdm_lib.figures.style import show, use_style
+from pcdm_lib.advice import need
+
+need("matplotlib")  # says what to install where it is missing
+
+from pcdm_lib.figures.style import show, use_style  # noqa: E402
 
 MODULES = tuple(sorted(found.name for found in pkgutil.iter_modules(__path__)))
 __all__ = ["show", "use_style"]

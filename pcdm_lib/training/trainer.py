@@ -565,7 +565,7 @@ class Trainer:
         """Where schedules follow the loss: before steps 0, 16, 32, 64, 128 and so on, from draws
         that depend on seed and step alone."""
         if self.config.model.schedule == "fitted" and (
-            self.step == 0 or self.step >= 16 and self.step & (self.step - 1) == 0
+            self.step == 0 or (self.step >= 16 and self.step & (self.step - 1) == 0)
         ):
             self._each(self._fit_schedule, [(scale,) for scale in self.scales])
 

@@ -426,10 +426,11 @@ class TileCodec:
             yield self._scale(index, coarse), z.to(torch.int64).numpy()
 
     def pop(self, message: Message) -> Tensor:
-        coarse = None
+        coarse: Tensor | None = None
         for index in range(len(self.scales.specs)):
             z = self._scale(index, coarse).pop(message)
             coarse = self.scales.refine(index, coarse, torch.from_numpy(z).to(torch.int32))
+        assert coarse is not None  # there is always a base
         return coarse
 
 

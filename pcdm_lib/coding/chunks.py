@@ -193,8 +193,8 @@ class ImageCodec:
             for d in denoisers
         ]
         self.grids = [
-            TimeGrid.of(schedule, settings.steps, settings.fineness)
-            for schedule in cascade.schedules
+            TimeGrid.of(scale.schedule, settings.steps, settings.fineness)
+            for scale in cascade.scales
         ]
         self._scales: dict[tuple[int, int, int], TileScales] = {}
 

@@ -570,7 +570,7 @@ class Reader:
                 self._use(self._index_before(self._size), self._size)
             except _Unsound as problem:
                 self._walk(str(problem))
-            self._by_number: dict[int, ChunkInfo] = {i.number: i for i in self.chunks}
+            self._by_number = {chunk.number: chunk for chunk in self.chunks}
         except BaseException:
             self._file.close()
             raise

@@ -63,7 +63,11 @@ def _check_sounds(n: int, samples: int, seed: int) -> None:
 
 
 def _whole(value: object, least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+    return (
+        isinstance(value, (int, np.integer))
+        and not isinstance(value, bool)
+        and bool(value >= least)
+    )
 
 
 def _sound(samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -73,7 +77,7 @@ def _sound(samples: int, generator: np.random.Generator) -> np.ndarray:
     sound = generator.normal(size=samples) * math.sqrt(10 ** (floor_db / 10) * frame / 6)
     for _ in range(generator.integers(1, 4)):
         start, level = (
-            generator.integers(0, 3 * samples // 4),
+            int(generator.integers(0, 3 * samples // 4)),
             10 ** (-generator.uniform(0, 24) / 20),
         )
         event = EVENTS[KINDS[generator.integers(len(KINDS))]](samples - start, samples, generator)

@@ -105,7 +105,8 @@ def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
     path = Path(path).expanduser()
     try:
         with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
-            what, flat = beyond_rgb(image, file), image
+            what = beyond_rgb(image, file)
+            flat: Image.Image = image
             if what == TRANSPARENCY:
                 rgba, what = image.convert("RGBA"), None
                 flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -114,7 +115,7 @@ def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
         raise ValueError(
             f"{path} cannot be read as PNG, JPEG or WebP ({error}): give another file"
         ) from error
-    if what:
+    if pixels is None:
         raise ValueError(f"{path} has {what}, expected one 8-bit image, colour or gray: convert it")
     height, width = pixels.shape[:2]
     factor = min(height, width) // size

@@ -198,6 +198,7 @@ class FittedSchedule(Schedule):
 
     # share of the times that stays uniform over gamma, so that no noise level goes unseen
     FLOOR = 0.1
+    nodes: Tensor
 
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, bins: int = 32):
         super().__init__(gamma_min, gamma_max)

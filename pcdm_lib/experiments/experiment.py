@@ -22,6 +22,7 @@ from pcdm_lib.data.images import ImageData, spread
 from pcdm_lib.experiments import published, quality
 from pcdm_lib.likelihood.evaluation import Evaluation, evaluate
 from pcdm_lib.likelihood.three_ways import Comparison
+from pcdm_lib.maps.scales import image_shape_of
 from pcdm_lib.models import checkpoints, presets, pretrained
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config
@@ -146,6 +147,11 @@ class Experiment:
         self.trainer.run(minutes=None if steps else minutes, steps=steps, on_log=on_log)
         return self.trainer
 
+    def _trained(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError("this experiment has no run yet: call its `train` first")
+        return self.trainer
+
     def load(self) -> Cascade:
         """The trained cascade with its EMA weights, in eval mode."""
         return checkpoints.load_cascade(self.run_dir, weights="ema", device=self.device)[0]
@@ -170,7 +176,8 @@ class Experiment:
     def compute(self) -> str:
         """The compute behind the figure, in one phrase."""
         machines = " and ".join(sorted({s["machine"] for s in self.sessions()}))
-        return compute_line(self.trainer.seconds, self.trainer.step, machines)
+        trainer = self._trained()
+        return compute_line(trainer.seconds, trainer.step, machines)
 
     def quality(self, samples: Tensor, steps: int) -> dict[str, Any]:
         """Sample quality for the results file, printed: the band distance to 1000 training images,
@@ -238,10 +245,11 @@ class Experiment:
         self, evaluation: Evaluation, extra: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """`results.json` and `scores.npz` in the run's folder; returns the record."""
+        trainer = self._trained()
         training = {
-            "steps": self.trainer.step,
-            "seconds": self.trainer.seconds,
-            "budget": self.trainer.budget,
+            "steps": trainer.step,
+            "seconds": trainer.seconds,
+            "budget": trainer.budget,
             "seed": self.seed,
             "sessions": self.sessions(),
         }
@@ -283,7 +291,7 @@ def open_experiment(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     records.check_device(device)
-    config = presets.preset(preset, system, tuple(images.train.shape[1:]))
+    config = presets.preset(preset, system, image_shape_of(images.train))
     kind = dataset if ":" in dataset else images.name
     folder = (
         notebook if system in notebook or notebook.startswith("cifar") else f"{notebook}-{system}"
@@ -330,7 +338,8 @@ def open_models(
     Raises:
         ValueError: where there is none.
     """
-    wanted, found = images.source["train_sha256"], {}
+    wanted = images.source["train_sha256"]
+    found: dict[str, tuple[Cascade, Path | None]] = {}
     if runs is None:
         for name in pretrained.names():
             if pretrained.card(name)["data"]["train_sha256"] == wanted:

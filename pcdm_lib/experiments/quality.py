@@ -339,9 +339,9 @@ def band_features(images: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
         )
     x = images.cpu().double() / 255
     named: dict[str, Tensor] = {}
-    for c in range(channels):
-        named[f"mean {c}"] = x[:, c].mean(dim=(1, 2))
-        named[f"log variance {c}"] = torch.log(x[:, c].var(dim=(1, 2), correction=0) + ROUNDING)
+    for k in range(channels):
+        named[f"mean {k}"] = x[:, k].mean(dim=(1, 2))
+        named[f"log variance {k}"] = torch.log(x[:, k].var(dim=(1, 2), correction=0) + ROUNDING)
     gray = x.mean(dim=1)
     top, bottom = gray[:, : height // 2], gray[:, height // 2 :]
     a, b, c, d = (

@@ -214,7 +214,7 @@ def _check(cascade: Cascade, images: ImageData) -> dict[str, Any]:
     result = evaluate(cascade, first, **settings)
     return {
         "label": images.label,
-        "sha256": hashlib.sha256(first.contiguous().numpy()).hexdigest(),
+        "sha256": hashlib.sha256(first.contiguous().numpy().data).hexdigest(),
         "images": len(first),
         **settings,
         "bpd": result.bpd,

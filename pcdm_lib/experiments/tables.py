@@ -258,7 +258,8 @@ def read_results(folder: Path | str) -> tuple[list[Result], list[str]]:
         return [], [
             f"{folder} is no folder: train something first, or name the folder that holds the runs"
         ]
-    results, problems = [], []
+    results: list[Result] = []
+    problems: list[str] = []
     for path in _files(folder, problems):
         try:
             record = _check(path, records.read_json(path))
@@ -651,16 +652,16 @@ def scale_shares(result: Result) -> dict[str, float]:
     """{scale: its share of the bits per dimension}, coarsest first; empty where the file does not
     say."""
     table = result.part("evaluation", "table")
-    shares = (
-        {
-            k: number(v.get("total"))
-            for k, v in table.items()
-            if k != "total" and isinstance(v, Mapping)
-        }
-        if isinstance(table, Mapping)
-        else {}
-    )
-    return {} if None in shares.values() else shares
+    if not isinstance(table, Mapping):
+        return {}
+    shares: dict[str, float] = {}
+    for scale, row in table.items():
+        if scale != "total" and isinstance(row, Mapping):
+            share = number(row.get("total"))
+            if share is None:
+                return {}
+            shares[scale] = share
+    return shares
 
 
 def likelihood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -720,8 +721,8 @@ def compression_table(results: Sequence[Result]) -> list[dict[str, Any]]:
             if not isinstance(entry, Mapping):
                 continue
             filled.append(result)
-            parts = {
-                key: entry.get(key) if isinstance(entry.get(key), Mapping) else {}
+            parts: dict[str, Mapping[str, Any]] = {
+                key: value if isinstance(value := entry.get(key), Mapping) else {}
                 for key in ("bound", "excess", "books")
             }
             rows.append(
@@ -780,6 +781,7 @@ def paired(a: Result, b: Result) -> tuple[float, float]:
     Raises ValueError where they are not to be compared (`obstacles`)."""
     if reasons := obstacles(a, b):
         raise ValueError(f"{a.name} and {b.name} cannot be paired: {'; '.join(reasons)}")
+    assert a.scores is not None and b.scores is not None  # `obstacles` names what has none
     difference = a.scores - b.scores
     error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else math.nan
     return float(difference.mean()), float(error)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pcdm_lib.diffusion.schedule import LinearSchedule, Schedule, alpha_sigma
 from pcdm_lib.diffusion.terms import gamma_for_spacing
 from pcdm_lib.maps.hierarchical import HierarchicalMap
-from pcdm_lib.maps.scales import ScaleSpec
+from pcdm_lib.maps.scales import ScaleSpec, image_shape_of
 from pcdm_lib.maps.standard import Identity
 from pcdm_lib.models.cascade import Cascade
 
@@ -35,7 +35,7 @@ class EnumeratedSource:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
+        return image_shape_of(self.images)
 
     @property
     def entropy_bits_per_dim(self) -> float:

@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 
 from pcdm_lib.diffusion.schedule import alpha_sigma
 from pcdm_lib.diffusion.terms import Denoiser, add_noise, reconstruction_term
-from pcdm_lib.likelihood.evaluation import Evaluation
+from pcdm_lib.likelihood.evaluation import ImageScores
 from pcdm_lib.maps.scales import ScaleSpec
 from pcdm_lib.models.cascade import Cascade, bits_per_dim
 from pcdm_lib.models.scale import Scale
@@ -338,7 +338,9 @@ def draw_noise(
     return [
         FlowNoise(
             torch.stack([e for e, _ in images]),
-            None if images[0][1] is None else torch.stack([p for _, p in images], dim=1),
+            None
+            if images[0][1] is None
+            else torch.stack([p for _, p in images if p is not None], dim=1),
         )
         for images in drawn
     ]
@@ -427,13 +429,12 @@ def cascade_flow(
         for i, noise in zip(chosen, noises)
     ]
     *terms, evaluations = zip(*rows)
-    return FlowBound(
-        tuple(s.name for s in specs), *(torch.stack(column, dim=1) for column in terms), evaluations
-    )
+    decoder, flow, log_q = (torch.stack(column, dim=1) for column in terms)
+    return FlowBound(tuple(s.name for s in specs), decoder, flow, log_q, evaluations)
 
 
 @dataclass(frozen=True)
-class FlowEvaluation:
+class FlowEvaluation(ImageScores):
     """The flow's bound on a set of images.
 
     Attributes:
@@ -451,11 +452,6 @@ class FlowEvaluation:
     dtype: str
     weights: str
     seed: int
-
-    # the same statistics of the same kind of array, so that both kinds of record go into
-    # paired_difference
-    per_image, bpd = Evaluation.per_image, Evaluation.bpd
-    se_images, se_noise, se = Evaluation.se_images, Evaluation.se_noise, Evaluation.se
 
     @property
     def evaluations_per_scale(self) -> dict[str, float]:

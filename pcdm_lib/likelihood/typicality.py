@@ -354,10 +354,10 @@ def detect(
                 f"so choose 1 <= M <= {smallest // 2}"
             )
     sizes = [len(reference) if size is None else size for size in references]
-    for size in sizes:
-        if not 2 <= size <= len(reference):
+    for n in sizes:
+        if not 2 <= n <= len(reference):
             raise ValueError(
-                f"N={size}: there are {len(reference)} reference images, so choose 2 <= N <= "
+                f"N={n}: there are {len(reference)} reference images, so choose 2 <= N <= "
                 f"{len(reference)}, or None for all"
             )
     pool = reference.columns[np.random.default_rng(seed).permutation(len(reference))]
@@ -366,7 +366,8 @@ def detect(
         for batch in batches:
             means = [batch_means(s.columns, batch, seed) for s in (inside, outside)]
             for statistic, scale in statistics(inside.scales):
-                for size in sizes if statistic == "typicality" else [None]:
+                tried: list[int | None] = [*sizes] if statistic == "typicality" else [None]
+                for size in tried:
                     found = auroc(
                         *(
                             _statistic(statistic, scale, m, pool[:size], inside.names)
@@ -376,7 +377,7 @@ def detect(
                         confidence=confidence,
                         seed=seed,
                     )
-                    row = {
+                    row: dict[str, Any] = {
                         "set": name,
                         "statistic": statistic,
                         "scale": scale,
@@ -389,6 +390,7 @@ def detect(
                         "n_out": found.n_out,
                     }
                     if over_reference:
+                        figures: tuple[float | None, float | None, float | None]
                         figures = (None, None, None)
                         if size is not None:
                             values = _over_reference(

@@ -24,7 +24,7 @@ never sum to more than 1 and none of them is zero.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -66,6 +66,7 @@ def allowed(
         zero = torch.zeros(like.shape, dtype=torch.int32, device=like.device)
         return Progression(zero, zero + high, 1)
     pixel_max = spec.max_value * 4 ** (spec.level - 1)
+    assert coarse is not None, "details stand beside the integers of the coarser scales"
     s = coarse
     if band == "p":
         reach = torch.minimum(s, 4 * pixel_max - s)
@@ -78,11 +79,9 @@ def allowed(
     q = decoded["q"]
     # a - b = (q + r) / 2 moves in steps of 2 between -A and A while c - d = q - (a - b) stays
     # between -B and B
-    low, high = (
-        torch.maximum(-reach_top, q - reach_bottom),
-        torch.minimum(reach_top, q + reach_bottom),
-    )
-    return Progression(2 * low - q, 2 * high - q, 4)
+    least = torch.maximum(-reach_top, q - reach_bottom)
+    most = torch.minimum(reach_top, q + reach_bottom)
+    return Progression(2 * least - q, 2 * most - q, 4)
 
 
 def check_member(z: Tensor, progression: Progression, where: str) -> None:
@@ -208,17 +207,16 @@ def scale_log_prob(
         ValueError: where z holds integers that belong to no image.
     """
     centre, tau = to_integer_axis(spec, z_0, alpha, sigma)
-    truth, decoded, shares = spec.split(z), {}, []
+    truth, shares = spec.split(z), []
+    decoded: dict[str, Tensor] = {}
     for band, band_centre in spec.split(centre).items():  # in decoding order
         progression = allowed(spec, band, coarse, decoded, band_centre)
         check_member(truth[band], progression, f"{spec.name}, band {band}")
         shares.append(log_prob(band_centre, tau, truth[band], progression))
         decoded[band] = truth[band]
-    return (
-        torch.cat(shares, dim=1)
-        if per_coefficient
-        else sum(share.sum(dim=(1, 2, 3)) for share in shares)
-    )
+    if per_coefficient:
+        return torch.cat(shares, dim=1)
+    return cast(Tensor, sum(share.sum(dim=(1, 2, 3)) for share in shares))
 
 
 def scale_draw(
@@ -295,8 +293,8 @@ def lattice_moments(mean: Tensor, std: Tensor) -> LatticeMoments:
         * ((tau2 - (math.pi * tau2) ** 2 + f**2) * half_cosine - 2 * math.pi * tau2 * f * half_sine)
         / total,
     ]
-    first, second, *alternating = (torch.where(std > 0.6, w, n) for w, n in zip(wide, sums))
-    return LatticeMoments(nearest, first, second, tuple(alternating))
+    first, second, a, b, c = (torch.where(std > 0.6, w, n) for w, n in zip(wide, sums))
+    return LatticeMoments(nearest, first, second, (a, b, c))
 
 
 def lattice_posterior(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ class ModelConfig:
 
     map: str = "wavelet"
     levels: int = 1
-    image_shape: tuple[int, ...] = (3, 32, 32)
+    image_shape: tuple[int, int, int] = (3, 32, 32)
     max_value: int = 255
     channels: tuple[int, ...] = (48, 64)
     blocks: int = 2
@@ -122,7 +122,8 @@ class Config:
     def override(self, changes: Mapping[str, Any]) -> Config:
         """The same with some fields changed, by their names; text is read as the field's type, so
         `channels=32,48` works."""
-        model, training = {}, {}
+        model: dict[str, Any] = {}
+        training: dict[str, Any] = {}
         for key, value in changes.items():
             for record, target in ((self.model, model), (self.training, training)):
                 if key in {f.name for f in dataclasses.fields(record)}:

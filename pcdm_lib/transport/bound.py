@@ -206,19 +206,22 @@ def transport_bound(
     haar = HaarWavelet(levels)
     error = haar.synthesise(Scales(haar.names(), values))
     if exact is None:
-        options = {
-            "metric": metric,
-            "create_cost": create_cost,
-            "solver": solver,
-            "rounding": rounding,
-        }
-        exact = np.asarray(exact_emd(error, torch.zeros_like(error), **options))
+        exact = np.asarray(
+            exact_emd(
+                error,
+                torch.zeros_like(error),
+                metric=metric,
+                create_cost=create_cost,
+                solver=solver,
+                rounding=rounding,
+            )
+        )
     elif np.shape(exact) != tuple(error.shape[:2]):
         raise ValueError(
             f"exact must hold one distance an image and channel, {tuple(error.shape[:2])}, got "
             f"{np.shape(exact)}"
         )
-    shape = tuple(error.shape[2:])
+    shape = (error.shape[2], error.shape[3])
     constants = scale_constants(shape, levels, metric=metric, create_cost=create_cost)
     mean = values[0].mean(dim=(2, 3), keepdim=True)
     parts = np.stack([_norm(values[0] - mean), *map(_norm_of_bands, values[1:])])

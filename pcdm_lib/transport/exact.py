@@ -294,10 +294,10 @@ def _problem(
     f: np.ndarray, rounding: float, metric: str, create_cost: float | None
 ) -> _Problem | None:
     """The transport problem of a difference, None where nothing is to be moved."""
-    if create_cost is None:
-        f = _balanced(f, rounding)
-    if f is None or not f.any():
+    balanced = f if create_cost is not None else _balanced(f, rounding)
+    if balanced is None or not balanced.any():
         return None
+    f = balanced
     sources, sinks = np.argwhere(f > 0), np.argwhere(f < 0)
     supply, demand = f[f > 0], -f[f < 0]
     rows, cols = (
@@ -327,8 +327,10 @@ def _emd(
     if solver == "auto":
         solver = "grid" if metric == "l1" and np.count_nonzero(f) > GRID_PAYS else "pot"
     if solver == "grid":
-        f = f if create_cost is not None else _balanced(f, rounding)
-        return 0.0 if f is None or not f.any() else _grid(f, create_cost)
+        balanced = f if create_cost is not None else _balanced(f, rounding)
+        return (
+            0.0 if balanced is None or not balanced.any() else _grid(balanced, create_cost)
+        )
     problem = _problem(f, rounding, metric, create_cost)
     return 0.0 if problem is None else _dense(problem, solver)[0]
 

@@ -205,9 +205,9 @@ def wavelet_emd_of_scales(
         )
     for level in range(len(details) + 1, depth + 1):
         padded = torch.nn.functional.pad(base, (0, base.shape[-1] % 2, 0, base.shape[-2] % 2))
-        base, *bands = haar_step(padded)
+        base, *details_of_step = haar_step(padded)
         total = total + c1 * 2 ** (level * (p + 1)) * sum(
-            band.abs().sum(dim=(2, 3)) for band in bands
+            band.abs().sum(dim=(2, 3)) for band in details_of_step
         )
     return total + c0 * 2 ** (depth * (p + 1)) * base.abs().sum(dim=(2, 3))
 

@@ -31,7 +31,7 @@ from pcdm_lib.likelihood.enumerable import EnumeratedSource
 from pcdm_lib.likelihood.evaluation import Evaluation, evaluate
 from pcdm_lib.maps.hierarchical import HierarchicalMap
 from pcdm_lib.maps.lattice import scale_log_prob
-from pcdm_lib.maps.scales import Scales, ScaleSpec
+from pcdm_lib.maps.scales import Scales, ScaleSpec, image_shape_of
 from pcdm_lib.maps.standard import Identity
 from pcdm_lib.maps.wavelet import HaarWavelet
 from pcdm_lib.models.cascade import Bound, Cascade, bits_per_dim
@@ -122,11 +122,11 @@ def pixel_decoder(cascade: Cascade, x: Tensor, eps: list[Tensor]) -> Tensor:
         x: integer images (N, C, H, W). eps: noise of every scale in its orthonormal coordinates,
             coarsest first, float64.
     """
-    views, variance = [], 0.0
-    for spec, schedule, (z, _), noise in zip(
-        cascade.specs, cascade.schedules, cascade.decompose(x), eps
-    ):
-        alpha, sigma = alpha_sigma(schedule.gamma_min.double())
+    views = []
+    variance = torch.zeros((), dtype=torch.float64)
+    for scale, (z, _), noise in zip(cascade.scales, cascade.decompose(x), eps):
+        spec = scale.spec
+        alpha, sigma = alpha_sigma(scale.schedule.gamma_min.double())
         views.append(
             cascade.map.to_view(spec, spec.to_float(z, torch.float64) + sigma / alpha * noise)
         )
@@ -143,10 +143,9 @@ def lattice_decoder(cascade: Cascade, x: Tensor, eps: list[Tensor]) -> Tensor:
     """-log P(z_s | z_0 of scale s, clean coarser scales) in nats, (N, S): the reconstruction terms
     of the bound, at that noise."""
     rows = []
-    for spec, schedule, (z, coarse), noise in zip(
-        cascade.specs, cascade.schedules, cascade.decompose(x), eps
-    ):
-        alpha, sigma = alpha_sigma(schedule.gamma_min.double())
+    for scale, (z, coarse), noise in zip(cascade.scales, cascade.decompose(x), eps):
+        spec = scale.spec
+        alpha, sigma = alpha_sigma(scale.schedule.gamma_min.double())
         rows.append(
             -scale_log_prob(
                 spec,
@@ -245,7 +244,7 @@ def decoder_gap(
     """What "coarse clean" leaves out of integer images (N, C, H, W): lattice decoders less the
     pixel one, (N,) bits per dimension, an unbiased draw. No network takes part. `leak_bits` is its
     expectation where no image comes near the ends of the range."""
-    cascade = _undenoised(hierarchy, tuple(images.shape[1:]), sigma_ratio, max_value=max_value)
+    cascade = _undenoised(hierarchy, image_shape_of(images), sigma_ratio, max_value=max_value)
     generator = torch.Generator().manual_seed(seed)
     gaps = [
         lattice_decoder(cascade, images, eps).sum(1) - pixel_decoder(cascade, images, eps)
@@ -315,7 +314,7 @@ def exact_ledger(
         )
     hierarchy = hierarchy or HaarWavelet(1)
     cascade = _undenoised(hierarchy, source.image_shape, sigma_ratio, gamma_max, source.max_value)
-    specs, schedule = cascade.specs, cascade.schedules[0]
+    specs, schedule = cascade.specs, cascade.scales[0].schedule
     x, count = source.images, len(source.images)
     many, generator, rows = x.repeat(draws, 1, 1, 1), torch.Generator().manual_seed(seed), []
     for _ in range(repeats):
@@ -333,7 +332,8 @@ def exact_ledger(
         lattice = lattice_decoder(cascade, many, every).reshape(-1, count, len(specs)).mean(0)
         pixels = pixel_decoder(cascade, many, every).reshape(-1, count).mean(0)
         rows.append((torch.stack(prior, 1), torch.stack(diffusion, 1), lattice, pixels))
-    return Ledger(*(torch.stack(column) for column in zip(*rows)), 4.0 ** -specs[0].level, source)
+    priors, diffusions, lattices, decoders = (torch.stack(column) for column in zip(*rows))
+    return Ledger(priors, diffusions, lattices, decoders, 4.0 ** -specs[0].level, source)
 
 
 def _mixture_kl(
@@ -374,7 +374,7 @@ class Recount(Cascade):
             cascade.map,
             cascade.image_shape,
             [scale.denoiser for scale in cascade.scales],
-            list(cascade.schedules),
+            [scale.schedule for scale in cascade.scales],
             cascade.max_value,
         )
         self.accounting = accounting
@@ -406,13 +406,13 @@ def started_at(cascade: Cascade, sigma_ratio: float) -> Cascade:
         ValueError: for noise below what the networks were trained on.
     """
     gamma = gamma_for_spacing(_pixels(cascade.image_shape, cascade.max_value), sigma_ratio)
-    low = max(float(s.gamma_min) for s in cascade.schedules)
+    low = max(float(s.schedule.gamma_min) for s in cascade.scales)
     if gamma < low - 1e-6:
         raise ValueError(
             f"sigma_0 of {sigma_ratio} of a pixel's spacing is gamma {gamma:.2f}: these networks "
             f"were trained from {low:.2f} on"
         )
-    schedules = [LinearSchedule(gamma, float(s.gamma_max)) for s in cascade.schedules]
+    schedules = [LinearSchedule(gamma, float(s.schedule.gamma_max)) for s in cascade.scales]
     return cascade.with_schedules(schedules)
 
 

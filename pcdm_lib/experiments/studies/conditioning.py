@@ -55,7 +55,7 @@ def shown(cascade: Cascade, change: Change) -> Cascade:
             network.map = showing(network.map, change)
         networks.append(network)
     return Cascade(
-        cascade.map, cascade.image_shape, networks, list(cascade.schedules), cascade.max_value
+        cascade.map, cascade.image_shape, networks, [s.schedule for s in cascade.scales], cascade.max_value
     )
 
 

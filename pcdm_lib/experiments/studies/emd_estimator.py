@@ -371,18 +371,18 @@ def denoising(
 
     By default it starts from maximum likelihood on the clean images (the noise is known); where it
     ends does not depend on that. Losses with corners have gradients that jump, so they vanish to a
-    few jumps only: the smallest one met is taken, steps getting shorter. RuntimeError where its
-        square is above a twentieth of the square of the gradient's own standard error, which would
-        add as much to the estimate's variance.
+    few jumps only: the smallest one met is taken, steps getting shorter.
+
+    Raises:
+        RuntimeError: where the square of the smallest gradient is above a twentieth of the square
+            of the gradient's own standard error, which would add as much to the estimate's
+            variance.
     """
     if start is None:
-        start = maximum_likelihood(
-            field,
-            second_moments(
-                (noised.images - noised.sigma * noised.eps) / math.sqrt(1 - noised.sigma**2)
-            ),
-        )
-    theta = np.array(start, dtype=float)
+        clean = (noised.images - noised.sigma * noised.eps) / math.sqrt(1 - noised.sigma**2)
+        theta = np.array(maximum_likelihood(field, second_moments(clean)), dtype=float)
+    else:
+        theta = np.array(start, dtype=float)
     rotated = noised.images @ field.vectors
     curvature, variance = gradient_moments(field, theta, noised.sigma, loss)
     best, least = theta, math.inf
@@ -460,11 +460,11 @@ def averaged_denoising_covariance(
     H_ij = tr(D_i A D_j Sigma_noisy), V_ij = 2 alpha^4 tr(M_i Sigma M_j Sigma), M_i the symmetric
     part of D_i A Q, Q and D_i noisy.
     """
-    theta = np.asarray(theta, dtype=float)
+    values = np.asarray(theta, dtype=float)
     (q, d), a, clean = (
-        _noisy(field, theta, sigma),
+        _noisy(field, values, sigma),
         field.vectors.T @ metric @ field.vectors,
-        1 / field.precisions(theta),
+        1 / field.precisions(values),
     )
     h = np.einsum("ik,kl,jl,lk->ij", d, a, d, np.diag(1 / q))
     halves = d[:, :, None] * a * q

@@ -21,7 +21,7 @@ import torch
 try:
     import fcntl
 except ImportError:  # Windows has no flock; there two processes in one folder are not told apart
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _PACKAGES = (
     "torch",

@@ -164,7 +164,8 @@ def compress(
     }
     if settings.precision == "float32":
         header["machine"] = machine(device)
-    books, written = Books(), []
+    books = Books()
+    written: list[bytes] = []
 
     def check(file: Path) -> None:
         with Reader(file) as reader:

@@ -529,7 +529,10 @@ def decode_chunk(
     if starters > len(tiles) or length > len(payload):
         raise ValueError("more first tiles, or longer plain files, than there can be")
     batches = codec.batches(tiles, range(starters, len(tiles)))
-    images = [None if i in plain else np.zeros(shape, np.uint8) for i, shape in enumerate(shapes)]
+    # those of plain files are replaced below
+    images = [
+        np.zeros((0, 0, 0) if i in plain else shape, np.uint8) for i, shape in enumerate(shapes)
+    ]
     start = data.rest()
     if batches:
         if len(start) % 4:

@@ -570,7 +570,8 @@ class Reader:
                 self._use(self._index_before(self._size), self._size)
             except _Unsound as problem:
                 self._walk(str(problem))
-            self._by_number = {chunk.number: chunk for chunk in self.chunks}
+            chunks: tuple[ChunkInfo, ...] = self.chunks
+            self._by_number = {chunk.number: chunk for chunk in chunks}
         except BaseException:
             self._file.close()
             raise

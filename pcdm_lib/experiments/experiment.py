@@ -218,7 +218,7 @@ class Experiment:
         figure = next(
             (p for p in theirs if self.config.training.weighting != "edm" or "EDM" in p.name), None
         )
-        known = figure is not None and figure.updates is not None
+        updates = None if figure is None else figure.updates
         return {
             "system": f"{self.name}, paper"
             if figure is None
@@ -226,7 +226,7 @@ class Experiment:
             "bpd": published.NOT_AT_HAND if figure is None else figure.text,
             "standard error": "not given",
             "seed": "not given",
-            "compute": f"{figure.updates:g} million updates" if known else "not given",
+            "compute": "not given" if updates is None else f"{updates:g} million updates",
             "data": published.DATA[dataset],
         }
 

@@ -355,9 +355,9 @@ def band_features(images: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
         bands = haar_step(low)
         details = torch.stack(bands[1:], dim=2)  # (N, C, 3, h, w)
         energy = details.square().mean(dim=(3, 4))
-        for c, band in itertools.product(range(channels), range(3)):
-            named[f"log energy {level} {'pqr'[band]} {c}"] = torch.log(
-                energy[:, c, band] + ROUNDING
+        for k, band in itertools.product(range(channels), range(3)):
+            named[f"log energy {level} {'pqr'[band]} {k}"] = torch.log(
+                energy[:, k, band] + ROUNDING
             )
         magnitude = details.abs().mean(dim=(1, 2, 3, 4))
         named[f"peakedness {level}"] = torch.log(

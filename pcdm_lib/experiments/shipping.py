@@ -122,7 +122,7 @@ def ship(
             progress=progress,
         )
         cascade.cpu()  # the checks' draws are a CPU's, wherever the figures were measured
-        facts = {
+        facts: dict[str, Any] = {
             "format": pretrained.FORMAT,
             "name": name,
             "summary": _summary(headers, images),
@@ -210,7 +210,7 @@ def _check(cascade: Cascade, images: ImageData) -> dict[str, Any]:
     """Figures that a test can demand to the last digits: the first held-out images, scored with the
     draws of `CHECK`."""
     first = images.heldout[: CHECK["images"]]
-    settings = {k: CHECK[k] for k in ("repeats", "times_per_image", "seed")}
+    settings: dict[str, Any] = {k: CHECK[k] for k in ("repeats", "times_per_image", "seed")}
     result = evaluate(cascade, first, **settings)
     return {
         "label": images.label,

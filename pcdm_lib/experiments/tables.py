@@ -809,6 +809,7 @@ def paired_table(results: Sequence[Result]) -> list[dict[str, Any]]:
     rows = []
     for a, b in good:
         mean, error = paired(a, b)
+        assert a.scores is not None
         rows.append(
             {
                 "difference": f"{a.title} minus {b.title}",

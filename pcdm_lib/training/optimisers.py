@@ -84,7 +84,9 @@ class Muon(torch.optim.Optimizer):
             .unbind()
         )
         rows, columns = shape[0], shape[1:].numel()
-        torch._foreach_add_(list[Tensor](same), updates, alpha=-rate * max(1.0, rows / columns) ** 0.5)
+        torch._foreach_add_(
+            list[Tensor](same), updates, alpha=-rate * max(1.0, rows / columns) ** 0.5
+        )
 
 
 class CombinedOptimiser:

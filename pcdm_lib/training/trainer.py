@@ -188,7 +188,9 @@ class Trainer:
                 f"whole matrices: set optimiser=adamw"
             )
         # takes torch seconds to import
-        self._sharding: Any = importlib.import_module("pcdm_lib.training.sharding") if shard else None
+        self._sharding: Any = (
+            importlib.import_module("pcdm_lib.training.sharding") if shard else None
+        )
         self.cascade = build(config.model, seed, scales)
         self.cascade.check_images(images)
         self.costs = self._costs()
@@ -429,7 +431,8 @@ class Trainer:
         """
         if (minutes is None) == (steps is None):
             raise ValueError("give a budget: either minutes or steps")
-        if not (steps if minutes is None else minutes) > 0:
+        given = steps if minutes is None else minutes
+        if given is None or not given > 0:
             raise ValueError(f"the budget must be positive, got minutes={minutes}, steps={steps}")
         if self.torn:
             raise RuntimeError(
@@ -502,8 +505,9 @@ class Trainer:
     ) -> None:
         self.seconds = distributed.from_first(lambda: self.seconds)
         start, before, saved = time.monotonic(), self.seconds, time.monotonic()
-        minutes, steps = self.budget.get("minutes"), self.budget.get("steps")
-        total = max(1, round(60 * minutes)) if steps is None else steps
+        budget: dict[str, Any] = {"minutes": None, "steps": None} | self.budget
+        minutes, steps = budget["minutes"], budget["steps"]
+        total: int = max(1, round(60 * minutes)) if steps is None else steps
         bar = tqdm(
             total=total,
             initial=min(round(self.seconds) if steps is None else self.step, total),

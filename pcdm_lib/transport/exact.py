@@ -328,9 +328,7 @@ def _emd(
         solver = "grid" if metric == "l1" and np.count_nonzero(f) > GRID_PAYS else "pot"
     if solver == "grid":
         balanced = f if create_cost is not None else _balanced(f, rounding)
-        return (
-            0.0 if balanced is None or not balanced.any() else _grid(balanced, create_cost)
-        )
+        return 0.0 if balanced is None or not balanced.any() else _grid(balanced, create_cost)
     problem = _problem(f, rounding, metric, create_cost)
     return 0.0 if problem is None else _dense(problem, solver)[0]
 

@@ -475,9 +475,8 @@ def test_half_an_announcement_is_refused(monkeypatch):
         ValueError,
         match="not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start the processes by "
         "torchrun",
-    ):
-        with distributed.processes():
-            pass
+    ), distributed.processes():
+        pass
 
 
 def test_torchrun_is_asked_for(tmp_path):

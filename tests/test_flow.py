@@ -733,4 +733,4 @@ def test_the_denoiser_is_asked_about_no_gamma_outside_the_range() -> None:
         found = flow_log_density(denoiser, (-9.0, 5.0), z_0, None, settings)
         expected = -(z_0.square().flatten(1).sum(1) + 4 * math.log(2 * math.pi)) / 2
         torch.testing.assert_close(found.log_prob, expected)
-        assert -9.0 <= min(asked) and max(asked) <= 5.0, method
+        assert min(asked) >= -9.0 and max(asked) <= 5.0, method

@@ -144,10 +144,10 @@ def compress(
         on_evaluation: called with the number of tiles after each evaluation of a network, for
             progress.
     Raises:
-        ValueError: for bad images or settings. NotVerified: where what was written does not decode
-            to what was given. OverflowError,
-            FloatingPointError: where the model's weights or schedule are broken. Nothing is written
-                then.
+        ValueError: for bad images or settings.
+        NotVerified: where what was written does not decode to what was given.
+        OverflowError, FloatingPointError: where the model's weights or schedule are broken. Nothing
+            is written then.
     """
     settings = settings or Settings()
     codec = ImageCodec(cascade, settings, device, network_batch, on_evaluation)
@@ -230,8 +230,8 @@ class Archive:
     """A `.pcdm` file opened for reading.
 
     Attributes:
-        model, digest: what the file calls its model, and that model's digest. settings: how it was
-            written.
+        model, digest: what the file calls its model, and that model's digest.
+        settings: how it was written.
         reader: the container underneath; `reader.damage` says what of it is damaged.
     """
 

@@ -141,7 +141,8 @@ class Gaussian:
     outside takes an escape.
 
     Args:
-        mean: (...) in fixed point, units of 2^-FRACTION. std: one number, in units of the grid.
+        mean: (...) in fixed point, units of 2^-FRACTION.
+        std: one number, in units of the grid.
     """
 
     _sigmas = _REACH
@@ -254,9 +255,10 @@ class Progressions:
     decoder of lattice.py.
 
     Args:
-        centre: z_0 on the axis of the integers, (...) in fixed point. tau: its noise there.
-        low, last: the progression low, low + step, ..., low + last * step of every element. step:
-            1, 2 or 4.
+        centre: z_0 on the axis of the integers, (...) in fixed point.
+        tau: its noise there.
+        low, last: the progression low, low + step, ..., low + last * step of every element.
+        step: 1, 2 or 4.
         reach: how many tau z_0 can be away from the truth.
     """
 

@@ -134,8 +134,9 @@ class Predictor:
     `dtype` allows.
 
     Args:
-        denoiser: of `dtype`, on `device`. multiple: sides are padded to multiples of it before the
-            denoiser sees them, by repeating the border.
+        denoiser: of `dtype`, on `device`.
+        multiple: sides are padded to multiples of it before the denoiser sees them, by repeating
+            the border.
         batch: images that the denoiser sees at once; does not matter for the result in float64.
         on_evaluation: called with the number of images after each evaluation, for progress.
     """
@@ -222,8 +223,11 @@ class ScaleCodec:
     """The integers of one scale, for a batch of tiles of one shape, given the coarser ones.
 
     Args:
-        spec: the scale, with the shape of the tiles. predict: its network. grid: its times.
-        coarse: integers rebuilt from the coarser scales, (N, C, h, w), or None. count: N.
+        spec: the scale, with the shape of the tiles.
+        predict: its network.
+        grid: its times.
+        coarse: integers rebuilt from the coarser scales, (N, C, h, w), or None.
+        count: N.
         coded: (bands*C, h, w), which coordinates are coded; the others are known to be 0
             (tiles.py). All of them where it is None.
         number: of the batch on its stack, which keeps the pseudo-random streams apart.
@@ -383,8 +387,10 @@ class TileCodec:
     coarsest first, as a decoder needs them.
 
     Args:
-        scales: their scales. predictors, grids: one a scale, coarsest first. count: N. number: of
-            the batch.
+        scales: their scales.
+        predictors, grids: one a scale, coarsest first.
+        count: N.
+        number: of the batch.
     """
 
     def __init__(

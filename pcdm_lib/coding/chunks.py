@@ -46,10 +46,10 @@ class Settings:
     and `plain`.
 
     Attributes:
-        steps: T of the chain: the bits of the T-step bound, and the time, both ways. fineness: of
-            the latents' grid (coding/bits_back.py).
-        batch: largest number of tiles that share the stack at once. chunk_tiles: a chunk is closed
-            once it holds as many.
+        steps: T of the chain: the bits of the T-step bound, and the time, both ways.
+        fineness: of the latents' grid (coding/bits_back.py).
+        batch: largest number of tiles that share the stack at once.
+        chunk_tiles: a chunk is closed once it holds as many.
         side: of the tiles; the model's own where it is None.
         precision: "float64", the same on every machine, or "float32", faster and tied to the
             machine that wrote the file.

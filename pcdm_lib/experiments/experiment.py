@@ -188,7 +188,8 @@ class Experiment:
         would score well: held-out bits per dimension tell.
 
         Args:
-            samples: integer images (N, C, H, W). steps: of the sampler.
+            samples: integer images (N, C, H, W).
+            steps: of the sampler.
         """
         samples = samples.to(torch.uint8).cpu()
         reference = self.images.train[torch.from_numpy(spread(len(self.images.train))[:1000])]
@@ -282,9 +283,9 @@ def open_experiment(
 
     Args:
         notebook: its name, for the default folder `runs/<notebook>-<data>-<preset>-seed<seed>`.
-            device: "auto" takes a GPU where there is one.
-        heldout_images: score at most the first so many. size: side of the images, for data sets
-            that come in several.
+        device: "auto" takes a GPU where there is one.
+        heldout_images: score at most the first so many.
+        size: side of the images, for data sets that come in several.
     """
     images = sets.load_data(dataset, root=data_root(), heldout_limit=heldout_images, size=size)
     print("data:", images.label)

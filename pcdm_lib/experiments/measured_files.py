@@ -26,8 +26,10 @@ class Measured:
     """One model's file of some images.
 
     Attributes:
-        books: where its bits went. bytes: its size on disk. bound: the T-step bound of the images
-            that the model coded whole, or None where there are none.
+        books: where its bits went.
+        bytes: its size on disk.
+        bound: the T-step bound of the images that the model coded whole, or None where there are
+            none.
         peak_megabytes: the most memory that the process has had by then.
     """
 
@@ -151,7 +153,8 @@ def measure(
 
     Args:
         repeats: of the bound: independent estimates, each of all steps of every image and scale, or
-            of 50 where there are more. verify: decode and compare too.
+            of 50 where there are more.
+        verify: decode and compare too.
     """
     named = (
         (

@@ -181,7 +181,7 @@ def fid(
     Raises:
         ImportError: where torch-fidelity is missing or does not run beside this torch.
         ConnectionError: where the weights are not there and cannot be fetched, within seconds.
-            FileNotFoundError: where `weights` is not there.
+        FileNotFoundError: where `weights` is not there.
         ValueError: for other images or devices, and for a file that is not the one that the figure
             is defined by.
     """
@@ -291,10 +291,11 @@ class BandDistance:
 
     Attributes:
         se: bootstrap standard error from the choice of both sets' images; near the floor it says up
-            to twice too much, since resampling adds there to a distance that is all chance. floor:
-            mean value between random halves of the reference, what a perfect sampler would score if
-            both sets had half as many images. samples, reference: numbers of images. features:
-            their number.
+            to twice too much, since resampling adds there to a distance that is all chance.
+        floor: mean value between random halves of the reference, what a perfect sampler would score
+            if both sets had half as many images.
+        samples, reference: numbers of images.
+        features: their number.
     """
 
     value: float
@@ -400,7 +401,8 @@ def band_distance(
     number of images: compare models at equal numbers, and with `floor`.
 
     Args:
-        draws: of the bootstrap for `se`. splits: random halvings of the reference for `floor`.
+        draws: of the bootstrap for `se`.
+        splits: random halvings of the reference for `floor`.
 
     Raises:
         ValueError: for other images, fewer than 2 samples or 4 reference images, sides that cannot

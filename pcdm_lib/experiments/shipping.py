@@ -70,8 +70,8 @@ def ship(
     folder in place of an older one.
 
     Args:
-        run_dirs: the run, or several that trained different scales. name: what `load_pretrained`
-            will call it.
+        run_dirs: the run, or several that trained different scales.
+        name: what `load_pretrained` will call it.
         images: the data that the run was trained on; its held-out images are scored, the first
             `count` of them or all.
         checks: data sets on whose first held-out images a test compares fresh figures with the

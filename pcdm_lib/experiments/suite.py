@@ -63,8 +63,8 @@ def run(
     """Run the parts that are not done yet.
 
     Args:
-        minutes: training of each system. dataset: of the CIFAR parts, and of the larger images
-            where it is of ImageNet or crops.
+        minutes: training of each system.
+        dataset: of the CIFAR parts, and of the larger images where it is of ImageNet or crops.
         only: names of parts, all by default; the tables are always made.
         folder: where notebooks and runs go; by default one under `runs/tables/` for this data set,
             preset, budget and seed.

@@ -120,8 +120,9 @@ class Result:
     """One results file.
 
     Attributes:
-        path: the file. name: its folder, relative to the one that was searched. record: what it
-            holds, None for figures that are not finite.
+        path: the file.
+        name: its folder, relative to the one that was searched.
+        record: what it holds, None for figures that are not finite.
         scores: (images,) float64, bits per dimension of each held-out image, from the `scores.npz`
             beside it; None where `no_scores` says why.
     """

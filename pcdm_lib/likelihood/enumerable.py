@@ -24,8 +24,8 @@ class EnumeratedSource:
     """A probability mass function over listed integer images.
 
     Args:
-        images: (K, C, H, W) integers, all different. log_weights: (K,) log-probabilities up to a
-            constant.
+        images: (K, C, H, W) integers, all different.
+        log_weights: (K,) log-probabilities up to a constant.
     """
 
     def __init__(self, images: Tensor, log_weights: Tensor, max_value: int):

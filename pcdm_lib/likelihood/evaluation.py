@@ -74,8 +74,8 @@ class Evaluation(ImageScores):
     Attributes:
         parts: (images, repeats, scales, 3) bits per dimension of the whole image; the terms stand
             in the order of `TERMS`. The repeats are independent of each other.
-        steps: None for the continuous-time bound, T for the T-step one. times: how the times were
-            drawn.
+        steps: None for the continuous-time bound, T for the T-step one.
+        times: how the times were drawn.
         times_per_image: network evaluations an image, scale and repeat.
     """
 
@@ -148,8 +148,8 @@ def evaluate(
     """The bound on every image, `repeats` times with independent noise.
 
     Args:
-        images: integers (N, *cascade.image_shape). repeats: independent estimates, at least 2 for a
-            standard error of the noise.
+        images: integers (N, *cascade.image_shape).
+        repeats: independent estimates, at least 2 for a standard error of the noise.
         times_per_image: network evaluations an image, scale and repeat.
         times: "stratified" gives each image one time in each of `times_per_image` strata, and the
             whole set one in each of N * times_per_image; "uniform" draws all of them independently.

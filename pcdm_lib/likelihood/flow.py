@@ -252,8 +252,9 @@ def flow_log_density(
     hardly matter, a tight one follows each.
 
     Args:
-        gamma_range: (gamma_0, gamma_1). z_0: (N, ...) in the dtype to work in. coarse: passed on to
-            the denoiser.
+        gamma_range: (gamma_0, gamma_1).
+        z_0: (N, ...) in the dtype to work in.
+        coarse: passed on to the denoiser.
         probes: (K, N, ...) for Hutchinson's estimator, held fixed along the trajectory.
     Raises:
         ValueError: for an exact trace over more than `MAX_EXACT` coordinates, or probes missing or
@@ -413,8 +414,8 @@ def cascade_flow(
     """One draw of the flow's bound on -log P(x) for every image, nats.
 
     Args:
-        x: integer images (N, *image_shape), one batch for the solver. scales: indices of the scales
-            to score, all by default.
+        x: integer images (N, *image_shape), one batch for the solver.
+        scales: indices of the scales to score, all by default.
         dtype: of the flow, which has to be that of the weights; where it is None it is theirs, and
             float64 without any.
     Raises:
@@ -522,8 +523,8 @@ def evaluate_flow(
     dimension.
 
     Args:
-        images: integers (N, *cascade.image_shape). repeats: independent estimates, at least 2 for a
-            standard error of the noise.
+        images: integers (N, *cascade.image_shape).
+        repeats: independent estimates, at least 2 for a standard error of the noise.
         weights: what the caller says of the weights ("EMA", "raw"), for the record.
         batch_size: of the solver; it changes the result within the tolerances only (see
             `flow_log_density`).

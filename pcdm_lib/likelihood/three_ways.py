@@ -90,11 +90,12 @@ def compare_likelihoods(
     with paired differences.
 
     Args:
-        images: integers (N, *cascade.image_shape), at least two. steps: the T of the T-step bounds.
+        images: integers (N, *cascade.image_shape), at least two.
+        steps: the T of the T-step bounds.
         flows: settings of the flows; Hutchinson's estimator and, where every scale has at most
             `MAX_EXACT` coordinates, the exact trace where it is None.
-        repeats, times_per_image: of the bounds, which share their noise. flow_repeats: of the
-            flows, which share theirs.
+        repeats, times_per_image: of the bounds, which share their noise.
+        flow_repeats: of the flows, which share theirs.
         weights, batch_size, device, dtype: as for `evaluate_flow`.
     Raises:
         ValueError, FloatingPointError: as `evaluate` and `evaluate_flow`.

@@ -41,9 +41,10 @@ class Scores:
 
     Attributes:
         estimates: (n, repeats, S) bits per dimension of the whole image, so that the scales of an
-            image sum to its code length; the repeats are
-            independent estimates. scales: their S names, coarsest first.
-        times_per_image: network evaluations an image, scale and repeat. seed: of the noise.
+            image sum to its code length; the repeats are independent estimates.
+        scales: their S names, coarsest first.
+        times_per_image: network evaluations an image, scale and repeat.
+        seed: of the noise.
         digests: one an image, of its pixels, by which an image in two sets is found.
     """
 
@@ -142,7 +143,7 @@ def image_scores(
 
     Raises:
         ValueError: for images of another shape, range or number than `evaluate` takes.
-            FloatingPointError: where the bound is not finite.
+        FloatingPointError: where the bound is not finite.
     """
     result = evaluate(
         cascade,
@@ -189,8 +190,8 @@ def typicality(
     scores.
 
     Args:
-        scores: (n,) code lengths of the tested images, or (n, S), scale by scale. reference: (N,)
-            or (N, S), of other images of the model's data.
+        scores: (n,) code lengths of the tested images, or (n, S), scale by scale.
+        reference: (N,) or (N, S), of other images of the model's data.
         batch, seed: M, and the choice of the batches; see `batch_means`.
 
     Returns:
@@ -324,9 +325,10 @@ def detect(
 
     Args:
         inside, outliers: scores of the tested images, from the data and by the name of the set.
-            reference: of other images of the data.
-        batches: the M to try. references: the N to try, None for all; the first N in an order of
-            the reference by the seed are taken.
+        reference: of other images of the data.
+        batches: the M to try.
+        references: the N to try, None for all; the first N in an order of the reference by the seed
+            are taken.
         over_reference: add an interval that counts the choice of the N reference images too.
 
     Returns:

@@ -56,7 +56,8 @@ def allowed(
     """The integers that `band` of a scale can hold.
 
     Args:
-        spec: the scale. band: one of its bands; the bands before it must stand in `decoded`.
+        spec: the scale.
+        band: one of its bands; the bands before it must stand in `decoded`.
         coarse: integers rebuilt from the coarser scales, (N, C, h, w); needed for kind "details"
             only.
         like: a tensor (N, C, h, w) that gives shape and device.
@@ -198,10 +199,10 @@ def scale_log_prob(
     decoder meets them.
 
     Args:
-        z_0: noisy orthonormal coordinates (N, bands*C, h, w). alpha, sigma: their scale and noise,
-            scalars or (N, 1, 1, 1).
-        z: the true integers, same shape. coarse: integers rebuilt from the coarser scales, or None
-            for the base.
+        z_0: noisy orthonormal coordinates (N, bands*C, h, w).
+        alpha, sigma: their scale and noise, scalars or (N, 1, 1, 1).
+        z: the true integers, same shape.
+        coarse: integers rebuilt from the coarser scales, or None for the base.
         per_coefficient: the share of every coefficient, (N, bands*C, h, w), instead of their sum.
     Raises:
         ValueError: where z holds integers that belong to no image.
@@ -312,7 +313,8 @@ def details_posterior(mean: Tensor, std: Tensor, coarse: Tensor) -> tuple[Tensor
     sums with alternating signs are all that it takes.
 
     Args:
-        mean, std: (N, 3C, h, w), band after band. coarse: s, integers (N, C, h, w).
+        mean, std: (N, 3C, h, w), band after band.
+        coarse: s, integers (N, C, h, w).
     """
     parity = coarse & 1
     offset = torch.cat([parity] * 3, dim=1).to(mean.dtype)

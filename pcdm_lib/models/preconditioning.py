@@ -41,8 +41,8 @@ class Whitening(nn.Module):
     only adds to the variance along each axis.
 
     Args:
-        channels: a multiple of `together`, group after group. together: size of the rotation, the
-            same for all groups.
+        channels: a multiple of `together`, group after group.
+        together: size of the rotation, the same for all groups.
     """
 
     mean: Tensor

@@ -52,8 +52,8 @@ def processes(
 
     Args:
         device: "cpu" (gloo), or "cuda" (NCCL), where each process takes the GPU of its LOCAL_RANK.
-            timeout: seconds that a process waits for the others, at the start and in every
-                exchange, before it fails.
+        timeout: seconds that a process waits for the others, at the start and in every exchange,
+            before it fails.
 
     Raises:
         ValueError: where torchrun's announcement is not whole, or the device is not there.
@@ -374,7 +374,8 @@ def launch(arguments: Sequence[str], processes: int, threads: int = 1) -> Job:
 
     Args:
         arguments: as on the command line, for instance ["train", "runs/a", "--steps", "100",
-            "--quiet"]. threads: a process.
+            "--quiet"].
+        threads: a process.
     """
     if processes < 1 or threads < 1:
         raise ValueError(

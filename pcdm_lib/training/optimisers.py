@@ -142,7 +142,9 @@ def make_optimiser(
     schedule to multiply.
 
     Args:
-        kind: one of OPTIMISERS. learning_rate, betas, weight_decay: AdamW's. muon_rate: Muon's.
+        kind: one of OPTIMISERS.
+        learning_rate, betas, weight_decay: AdamW's.
+        muon_rate: Muon's.
         fused: AdamW in one kernel, which divided parameters (FSDP) do not take.
     """
     if kind not in OPTIMISERS:

@@ -140,10 +140,13 @@ class Trainer:
     """Trains the chosen scales of a configuration on uint8 images.
 
     Args:
-        config: model and training. images: uint8 (N, C, H, W). run_dir: the run's folder.
+        config: model and training.
+        images: uint8 (N, C, H, W).
+        run_dir: the run's folder.
         data: JSON-able facts about the images, kept with the run; a resumed run must agree on the
             training images' checksum.
-        scales: names of the scales to train, all by default. device: where.
+        scales: names of the scales to train, all by default.
+        device: where.
         resume: continue from the newest checkpoint of run_dir where there is one. Without it a
             folder that holds a run is refused, so that nothing is overwritten.
         groups: under torchrun, whether all processes train every scale ("together") or each trains

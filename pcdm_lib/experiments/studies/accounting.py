@@ -119,8 +119,8 @@ def pixel_decoder(cascade: Cascade, x: Tensor, eps: list[Tensor]) -> Tensor:
     over its grey levels.
 
     Args:
-        x: integer images (N, C, H, W). eps: noise of every scale in its orthonormal coordinates,
-            coarsest first, float64.
+        x: integer images (N, C, H, W).
+        eps: noise of every scale in its orthonormal coordinates, coarsest first, float64.
     """
     views = []
     variance = torch.zeros((), dtype=torch.float64)
@@ -297,8 +297,8 @@ def exact_ledger(
     spreads best), in each of `repeats` independently.
 
     Args:
-        hierarchy: the map, one wavelet step by default. sigma_ratio: noise at t = 0 over the
-            spacing of pixels, the same in all coordinates.
+        hierarchy: the map, one wavelet step by default.
+        sigma_ratio: noise at t = 0 over the spacing of pixels, the same in all coordinates.
     Raises:
         ValueError: for a source of more than `MOST_IMAGES` images, and for fewer than 2 draws or
             repeats.
@@ -430,8 +430,8 @@ def recount(
     differences are well known (`worth`).
 
     Args:
-        images: integers (N, *cascade.image_shape). decoder_draws: draws of z_0 an image and repeat
-            for the decoders, which need no network.
+        images: integers (N, *cascade.image_shape).
+        decoder_draws: draws of z_0 an image and repeat for the decoders, which need no network.
     """
     measured = evaluate(
         cascade, images, repeats=repeats, times_per_image=times_per_image, seed=seed

@@ -29,7 +29,8 @@ class TiltedMixture:
         in closed form.
 
     Args:
-        weights, means: of the components at theta = 0, (2,). sd: of both.
+        weights, means: of the components at theta = 0, (2,).
+        sd: of both.
     """
 
     def __init__(

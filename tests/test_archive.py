@@ -43,7 +43,7 @@ def small_cascade(map_name: str = "wavelet", levels: int = 1, channels: int = 3,
     )
     cascade = presets.build(config)
     with torch.no_grad():
-        for number, (name, p) in enumerate(sorted(cascade.named_parameters())):
+        for number, (_name, p) in enumerate(sorted(cascade.named_parameters())):
             k = torch.arange(p.numel(), dtype=torch.float64).reshape(p.shape) + 17 * number + seed
             p.copy_((torch.remainder(k * 0.6180339887, 1.0) - 0.5) * 0.3)
     return cascade.eval()
@@ -283,10 +283,12 @@ def test_a_weight_that_differs_in_its_last_bit_is_another_model():
 
 def rewritten(path, target, **changes):
     """The file with other values in its header, all checksums made anew."""
-    with container.Reader(path) as reader:
-        with container.Writer(target, reader.header | changes) as writer:
-            for info in reader.chunks:
-                writer.add_chunk(*reader.chunk(info.number))
+    with (
+        container.Reader(path) as reader,
+        container.Writer(target, reader.header | changes) as writer,
+    ):
+        for info in reader.chunks:
+            writer.add_chunk(*reader.chunk(info.number))
     return target
 
 
@@ -296,9 +298,9 @@ def test_other_versions_machines_and_tables_are_refused(sample, tmp_path):
         ({"tables": 1}, "other tables"),
         ({"precision": "float32", "machine": "abacus"}, "abacus"),
     ):
-        with Archive(rewritten(sample[0], tmp_path / "b.pcdm", **changes)) as file:
-            with pytest.raises(WrongModel, match=message):
-                file.prepare(CASCADE)
+        changed = rewritten(sample[0], tmp_path / "b.pcdm", **changes)
+        with Archive(changed) as file, pytest.raises(WrongModel, match=message):
+            file.prepare(CASCADE)
     for changes in ({"steps": "many"}, {"fineness": -1}, {"batch": 0}, {"side": 10**400}):
         with pytest.raises(DamagedFile, match="how the file was written"):
             Archive(rewritten(sample[0], tmp_path / "b.pcdm", **changes))
@@ -447,7 +449,7 @@ def test_golden_file(tmp_path):
 def test_every_byte_of_the_header_and_two_thousand_of_the_rest(sample, tmp_path):
     """A flipped byte is an error or a notice that names what it concerns; whatever is decoded all
     the same is what was written."""
-    path, images = sample
+    path, _images = sample
     raw = path.read_bytes()
     with container.Reader(path) as reader:
         start, chunks = reader.chunks[0].offset, reader.chunks
@@ -501,7 +503,7 @@ def test_undamaged_chunks_of_a_damaged_file_are_decoded(sample, tmp_path):
 
 
 def test_a_file_that_was_cut_short(sample, tmp_path):
-    path, images = sample
+    path, _images = sample
     raw = path.read_bytes()
     with container.Reader(path) as reader:
         start, chunks = reader.chunks[0].offset, reader.chunks
@@ -551,7 +553,7 @@ def test_payloads_that_nobody_wrote(sample, tmp_path):
         b"\0\0\0" + rng.integers(0, 256, 4 * int(n), dtype=np.uint8).tobytes()
         for n in rng.integers(1, 2000, 10)
     ]
-    for number, bad in enumerate(garbage):
+    for bad in garbage:
         with container.Writer(tmp_path / "g.pcdm", header) as writer:
             writer.add_chunk(entries, bad)
         with Archive(tmp_path / "g.pcdm") as file:
@@ -678,9 +680,8 @@ def test_compress_and_decompress_from_a_shell(tmp_path):
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     pixels = {}
-    for i, (name, image) in enumerate(
-        photographs(3) + [("sub/grey.png", np.arange(80, dtype=np.uint8).reshape(8, 10))]
-    ):
+    grey = np.arange(80, dtype=np.uint8).reshape(8, 10)
+    for name, image in [*photographs(3), ("sub/grey.png", grey)]:
         Image.fromarray(image).save(folder / name)
         pixels[name] = image
     Image.fromarray(photographs(1)[0][1]).save(folder / "j.jpg")

@@ -836,7 +836,7 @@ def test_printed_form_fails_for_small_errors():
     scales = HaarWavelet(2).analyse(torch.from_numpy(noise(0, 1, 1, 8, 8)))
     needed, tight = [], []
     for eps in (1.0, 1e-2, 1e-4):
-        found = transport_bound(scales.apply(lambda v: eps * v), solver="lp")
+        found = transport_bound(scales.apply(lambda v, eps=eps: eps * v), solver="lp")
         needed.append(found.printed_constant.item())
         tight.append(found.tightness.item())
     assert needed[1] == pytest.approx(1e2 * needed[0]) and needed[2] == pytest.approx(

@@ -179,7 +179,12 @@ def test_constant_denoiser() -> None:
     ):
         settings = FlowSettings(rtol=1e-8, atol=1e-8, divergence=divergence)
         found = flow_log_density(
-            lambda z, *_: factor * torch.ones_like(z), RANGE, z_0, None, settings, noise
+            lambda z, *_, factor=factor: factor * torch.ones_like(z),
+            RANGE,
+            z_0,
+            None,
+            settings,
+            noise,
         )
         assert torch.allclose(
             found.log_prob, log_normal(z_0 * math.exp(log_ratio)) + 4 * log_ratio, atol=1e-5

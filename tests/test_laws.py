@@ -93,7 +93,7 @@ def train(
 ) -> Cascade:
     """Adam with a learning rate that falls to zero, on images drawn from a list."""
     generator = torch.Generator().manual_seed(seed)
-    for index, (spec, (z, coarse)) in enumerate(zip(cascade.specs, cascade.decompose(images))):
+    for index, (_spec, (z, coarse)) in enumerate(zip(cascade.specs, cascade.decompose(images))):
         cascade.scales[index].denoiser.fit(z)
         optimiser = torch.optim.Adam(cascade.scales[index].denoiser.parameters(), lr=rate)
         for step in range(steps):

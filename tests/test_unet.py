@@ -117,7 +117,7 @@ def test_gradient_reaches_every_parameter(hierarchy: HierarchicalMap) -> None:
     net = denoiser(hierarchy, hierarchy.levels, attention=True, channels=(8, 8))
     inputs = batch(net)
     target, optimiser = torch.randn(inputs[0].shape), torch.optim.Adam(net.parameters(), 1e-2)
-    for step in range(4):
+    for _step in range(4):
         optimiser.zero_grad()
         ((net(*inputs) - target) ** 2).mean().backward()
         silent = [

@@ -205,11 +205,16 @@ class Predictor:
 
 
 class Spent(NamedTuple):
-    """Bits that N tiles of one scale took, (T + 2, N): row 0 the integers, row k the push of z_{k-1}
-    less its own draw, so that single entries may be negative, row T + 1 the same of z_T.
+    """Bits that N tiles of one scale took, (T + 2, N).
 
-    `bits` are those of the entropy coder, `ideal` those of the densities themselves: a draw of the
-    T-step bound, on the very latents of the file."""
+    Row 0 is the push of the integers. Row k is the push of z_{k-1} less its own draw, so single
+    entries may be negative. Row T + 1 is the same of z_T.
+
+    Attributes:
+        bits: those of the entropy coder.
+        ideal: those of the densities themselves: a draw of the T-step bound, on the very latents of
+            the file.
+    """
 
     bits: NDArray[np.float64]
     ideal: NDArray[np.float64]

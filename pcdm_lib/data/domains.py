@@ -5,7 +5,8 @@ A spectrogram here is the log-magnitude of a short-time Fourier transform as an 
 lowest frequency in the last row, time to the right. With X the transform, scaled so that a sine of
 amplitude A at the centre of a bin has |X| = A/2 (SciPy's "spectrum"),
 
-    level = 20 log10(2 |X|)  [dB re a sine of amplitude 1],      grey = clip(round(255 (level - LOW_DB) / (HIGH_DB - LOW_DB)), 0, 255).
+    level = 20 log10(2 |X|)                                 in dB, 0 for a sine of amplitude 1
+    grey  = clip(round(255 (level - LOW_DB) / (HIGH_DB - LOW_DB)), 0, 255)
 
 Images of n x n pixels come from `2 n` samples a frame, so a row is SAMPLE_RATE / (2 n) wide: 125 Hz
 at n = 32.

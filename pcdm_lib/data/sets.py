@@ -1,11 +1,12 @@
 """Image datasets as uint8 tensors.
 
-`load_data` is the one way in: photographs that come with scikit-image (nothing to fetch), CIFAR-10 in
-its official binary format, SVHN, ImageNet at 32, 64 and 128 pixels, a folder of images, crops of
-large
-photographs, or what is no photograph: spectrograms and a tissue section (domains.py). Every dataset
-carries the label that figures and result files print, so that a number measured on a part of a
-dataset never reads as one measured on all of it.
+`load_data` is the one way in. It knows the photographs that come with scikit-image (nothing to
+download), CIFAR-10 in its official binary format, SVHN, ImageNet at 32, 64 and 128 pixels, a folder
+of images, crops of large photographs, and images that are no photographs: spectrograms and a tissue
+section (domains.py).
+
+Every dataset carries the label that figures and result files print. So a number measured on a part
+of a dataset never reads as one measured on all of it.
 """
 
 from __future__ import annotations

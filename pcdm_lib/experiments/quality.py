@@ -198,17 +198,17 @@ def fid(
     path = inception_weights(weights)
     # every setting that has a default is said, since the figure hangs on it; features are not
     # cached, and no worker processes are started
-    settings = dict(
-        fid=True,
-        feature_extractor=EXTRACTOR,
-        feature_layer_fid="2048",
-        feature_extractor_weights_path=str(path),
-        batch_size=batch_size,
-        cuda=device.type == "cuda",
-        cache=False,
-        save_cpu_ram=True,
-        verbose=False,
-    )
+    settings = {
+        "fid": True,
+        "feature_extractor": EXTRACTOR,
+        "feature_layer_fid": "2048",
+        "feature_extractor_weights_path": str(path),
+        "batch_size": batch_size,
+        "cuda": device.type == "cuda",
+        "cache": False,
+        "save_cpu_ram": True,
+        "verbose": False,
+    }
     # of several CUDA devices the package knows the current one only
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         value = float(
@@ -331,7 +331,7 @@ def band_features(images: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
     differs between upper and lower, left and right, and diagonal quarters.
     """
     _check_images(images, "images", (1, 3), 1)
-    n, channels, height, width = images.shape
+    channels, height, width = images.shape[1:]
     levels = min(LEVELS, _halvings(height), _halvings(width))
     if levels < 1:
         raise ValueError(

@@ -273,10 +273,8 @@ def _train_command(header: Mapping[str, Any], run: Path | str, images: ImageData
         for field in dataclasses.fields(ours):
             value = getattr(ours, field.name)
             if value != getattr(theirs, field.name):
-                words += [
-                    "--set",
-                    f"{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}",
-                ]
+                written = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                words += ["--set", f"{field.name}={written}"]
     if tuple(header["scales"]) != make_map(config.model.map, config.model.levels).names():
         words += ["--scales", ",".join(header["scales"])]
     budget = _sessions(run)[-1].get("budget", {})  # runs of older versions did not keep theirs

@@ -1,7 +1,7 @@
 """Small sources whose every image can be listed, and the exact posterior-mean denoiser for them.
 
 With that denoiser the continuous-time bound equals the entropy of the source, so whatever else it
-reads is a mistake in the accounting (likelihood contract, Sect. 4).
+reads is a mistake in the accounting (docs/likelihood.md, Sect. 4).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def all_images(side: int, levels: int) -> Tensor:
 
 
 def contract_source() -> EnumeratedSource:
-    """The 2x2 source with levels 0..3 of the contract, Sect. 4; its entropy is 1.5485 bits a
+    """The 2x2 source with levels 0..3 of docs/likelihood.md, Sect. 4; its entropy is 1.5485 bits a
     dimension."""
     images = all_images(2, 4)
     a, b, c, d = images.flatten(1).double().unbind(1)

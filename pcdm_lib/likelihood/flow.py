@@ -16,7 +16,7 @@ matter. p_0 is a density over noisy coordinates; integers are paid for by
     coarser) + log q(z_0 | z) ]
 
 with the decoder of lattice.py, so that the sum over scales is a code length like the bound's
-(likelihood contract, Sect. 5). With the exact denoiser both are equal for every image, but for what
+(docs/likelihood.md, Sect. 5). With the exact denoiser both are equal for every image, but for what
 is left of the image at gamma_1; with a network the flow is a slightly different model.
 
 The denoiser must treat the images of a batch apart, and be differentiable in z_t. Everything is in

@@ -57,12 +57,16 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        head = f"{'bits per dim':20s}{'bpd':>10s}{'se images':>11s}{'se noise':>11s}{'difference':>12s}{'se':>9s}{'evaluations an image':>22s}"
+        head = (
+            f"{'bits per dim':20s}{'bpd':>10s}{'se images':>11s}{'se noise':>11s}"
+            f"{'difference':>12s}{'se':>9s}{'evaluations an image':>22s}"
+        )
         return "\n".join(
             [
                 head,
                 *(
-                    f"{w.name:20s}{w.result.bpd:10.4f}{w.result.se_images:11.4f}{w.result.se_noise:11.4f}{w.difference:12.4f}"
+                    f"{w.name:20s}{w.result.bpd:10.4f}{w.result.se_images:11.4f}"
+                    f"{w.result.se_noise:11.4f}{w.difference:12.4f}"
                     f"{w.se_difference:9.4f}{w.evaluations:22.1f}"
                     for w in self.ways
                 ),

@@ -2,18 +2,18 @@
 coarser) over exactly those.
 
 For every kind of scale the integers allowed for one coefficient, given the coarser scales and the
-bands before it, are an arithmetic progression `low, low + step, ..., high` (likelihood contract,
+bands before it, are an arithmetic progression `low, low + step, ..., high` (docs/likelihood.md,
 Sect. 2):
 
     kind "pixels"   x             0 .. max                       step 1
     kind "sum"      s             0 .. max * 4^level             step 1
     kind "details"  p | s         |p| <= min(s, 4M - s)          step 2, p = s (mod 2)
                     q | s, p      |q| <= A + B                   step 2, q = s (mod 2)
-                    r | s, p, q   a - b = (q + r) / 2 and c - d = (q - r) / 2 within their ranges,  step 4
+                    r | s, p, q   |a - b| <= A, |c - d| <= B     step 4
 
-with M the largest value of a pixel of the block, A = min(a+b, 2M-a-b) the largest |a-b| and B the
-same for c, d. The product of the spacings in orthonormal units is 1, the volume of a pixel's cell:
-Lemma 4.1 on integers.
+with a - b = (q + r) / 2 and c - d = (q - r) / 2, M the largest value of a pixel of the block,
+A = min(a+b, 2M-a-b) the largest |a-b| and B the same for c, d. The product of the spacings in
+orthonormal units is 1, the volume of a pixel's cell: Lemma 4.1 on integers.
 
 The decoder is P(z | z_0) proportional to q(z_0 | z) = N(z_0; alpha z, sigma^2) over the
 progression. Its sum runs over a window of candidates around z_0 (never around the true value); what

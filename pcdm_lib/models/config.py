@@ -140,7 +140,7 @@ class Config:
 
 
 def modern_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the names of this version: before 0.2, VDM's map was "identity"."""
+    """A stored configuration with today's names: before 0.2, VDM's map was "identity"."""
     found = dict(config)
     model = found.get("model")
     if isinstance(model, Mapping) and model.get("map") == "identity":

@@ -20,8 +20,8 @@ from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config, ModelConfig, TrainingConfig
 from pcdm_lib.models.preconditioning import PreconditionedDenoiser
 
-# The systems by the key that the shell, presets and files use, with the paper's name for each. The map
-# of a system has the same key (maps.MAPS).
+# The systems by the key that the shell, presets and files use, with the paper's name for each. The
+# map of a system has the same key (maps.MAPS).
 SYSTEMS = {"wavelet": "W-PCDM", "laplacian": "LP-PCDM", "standard": "C-VDM", "vdm": "VDM"}
 
 

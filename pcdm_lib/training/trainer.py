@@ -541,10 +541,9 @@ class Trainer:
                 if self.step % log_every == 0 or self._progress() >= 1.0:
                     record = self._record(totals)
                     totals = {}
-                    bar.set_postfix_str(
-                        f"loss {record['bpd']:.3f} "
-                        f"{'bpd' if self.config.training.weighting == 'likelihood' else '(weighted)'}"
-                    )
+                    plain = self.config.training.weighting == "likelihood"
+                    unit = "bpd" if plain else "(weighted)"
+                    bar.set_postfix_str(f"loss {record['bpd']:.3f} {unit}")
                     if on_log is not None and distributed.rank() == 0:
                         on_log(record)
                 if self._save_due:

@@ -161,9 +161,10 @@ def potential(
     """A best potential u (H, W) of the dual problem for one pair of images: <a - b, u> = W(a - b),
     and u is the gradient of W there.
 
-    |u(x) - u(y)| <= |x - y| and, with `create_cost`, |u| <= create_cost; without, u has mean zero. It is unique, but for that constant, where W has a
-    gradient, that is for nearly all differences; else it is one of several. By POT. Errors are
-    those of `exact_emd`, but for `solver`.
+    u obeys |u(x) - u(y)| <= |x - y|. With `create_cost` it also obeys |u| <= create_cost; without,
+    it has mean zero. Where W has a gradient, which is so for nearly all differences, u is unique
+    but for a constant; elsewhere it is one of several. POT computes it. Errors are those of
+    `exact_emd`, but for `solver`.
     """
     f, rounding = _differences(a, b)
     _check_options(metric, create_cost, "pot")

@@ -70,7 +70,8 @@ def wavelet_emd(
     """Wavelet earth mover's distance of differences f (..., H, W), in mass times pixels^p, in time
     linear in the pixels.
 
-        C0 2^(L(p + n/2)) |approximation_L|_1 + C1 sum_(level=1)^L 2^(level(p + n/2)) |details_level|_1,     n = 2
+        C0 2^(L(p + n/2)) |approximation_L|_1
+            + C1 sum_(level=1)^L 2^(level(p + n/2)) |details_level|_1,        n = 2
 
     (Shirdhonkar and Jacobs 2008; paper, Eq. 26, whose n is the dimension of the domain, not the
     image's height or width.)

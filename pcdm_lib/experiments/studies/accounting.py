@@ -1,11 +1,12 @@
 """Two ways of counting bits that are no likelihood, rebuilt as arithmetic beside the one that is
-(likelihood contract, Sect. 4).
+(docs/likelihood.md, Sect. 4).
 
 The code released with the paper has networks for the scales, but one decoder at the end, over
 pixels, from the noisy z_0 of all scales:
 
-    coarse clean   its fine scale is shown the clean coarse scale, which that decoder never has;
-    LL/2           its base is scored on LL / 2^levels, so the noise whose squared error it counts has variance 4^-levels instead of 1.
+    coarse clean   its fine scale is shown the clean coarse scale, which that decoder never has
+    LL/2           its base is scored on LL / 2^levels, so the noise whose squared error it counts
+                   has variance 4^-levels instead of 1
 
 Facts only; nothing here is taken from that code. What the paper proves is not touched: Lemma 4.1
 and Eq. 15 hold, and the first row of `ACCOUNTINGS` is what follows from them.
@@ -215,9 +216,9 @@ def leak_bits(ratio: float, levels: int = 1) -> float:
 
     Networks, prior and noise being the same, the two counts differ in their decoders alone. In
     pixel spacings the grid of the base is 2^-levels wide, those of level j's details are 2^(1-j),
-    2^(1-j) and 2^(2-j) (contract, Sect. 2), and a level's band is 4^-j of the dimensions. The ends
-    of the ranges are left out of this, so it is exact only for images that stay away from black and
-    white. One scale (0 levels) leaves nothing out.
+    2^(1-j) and 2^(2-j) (docs/likelihood.md, Sect. 2), and a level's band is 4^-j of the dimensions.
+    The ends of the ranges are left out of this, so it is exact only for images that stay away from
+    black and white. One scale (0 levels) leaves nothing out.
 
     Raises:
         ValueError: for levels that no map has, and unless 0 < ratio < infinity.

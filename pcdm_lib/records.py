@@ -161,7 +161,7 @@ def _commit() -> str | None:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
             return None
         # shipped weights are results: that one was replaced does not make the next one's code
-        #     another
+        # another
         changed = git(
             "status",
             "--porcelain",

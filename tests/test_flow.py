@@ -309,9 +309,8 @@ def mixture_log_density(
 @pytest.mark.parametrize("hierarchy", list(MAPS))
 def test_flow_density_is_the_mixture_of_the_source(hierarchy: str) -> None:
     """Law: with the exact denoiser the flow carries the source's own noisy density, point by point
-    (1e-4 nats), for every scale given its
-    coarser integers: log p_0(z_0) is the mixture's, but for the mixture being N(0, I) at gamma_1
-        only nearly (0.05 nats)."""
+    (1e-4 nats), for every scale given its coarser integers: log p_0(z_0) is the mixture's, but for
+    the mixture being N(0, I) at gamma_1 only nearly (0.05 nats)."""
     cascade = exact_cascade(SOURCE, MAPS[hierarchy])
     rows = SOURCE.draw(40, torch.Generator().manual_seed(3))
     noises = draw_noise(cascade.specs, len(rows), FlowSettings(), torch.Generator().manual_seed(4))

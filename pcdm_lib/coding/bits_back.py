@@ -44,7 +44,7 @@ FINENESS = 0.5
 MAX_SUPPORT = 2**16  # symbols of one distribution: the coder's probabilities have 24 bits
 _REACH = 8.0  # standard deviations that the symbols of p cover; beyond them an escape
 # and those of q, with no escape: the coder leaves 2^-24 to every symbol, and what can be drawn will
-#     be
+# be
 _DRAW_REACH = 6.0
 _ESCAPE = 15  # bits of each of the two halves of an escape
 _PHASES = 8  # bits in which the decoder sees where z_0 lies between two integers

@@ -155,8 +155,10 @@ def decode_rgb(file: BinaryIO, name: str, *, lenient: bool = False) -> np.ndarra
     """One 8-bit image as (H, W, 3), gray and palette spread to RGB; what RGB cannot hold is an
     error.
 
-    name: what errors call the file. lenient: CMYK and transparency, which are lost in RGB, are
-        converted as Pillow does it.
+    Args:
+        file: the open file.
+        name: what errors call the file.
+        lenient: convert CMYK and transparency, which are lost in RGB, as Pillow does it.
     """
     try:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:

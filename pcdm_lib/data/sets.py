@@ -94,14 +94,14 @@ def load_data(
     raise ValueError(f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}")
 
 
-# One image of the reader's
 def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
     """Any 8-bit PNG, JPEG or WebP as one uint8 image (1, 3, size, size): turned upright, the
     largest square in its middle whose side is a multiple of `size`, reduced by box means as the
     photographs are. Transparency is laid on white.
 
-    Raises ValueError naming the file where it cannot be read, has other than 8 bits a channel, or
-        is smaller than size x size.
+    Raises:
+        ValueError: naming the file, where it cannot be read, has other than 8 bits a channel, or is
+            smaller than size x size.
     """
     path = Path(path).expanduser()
     try:

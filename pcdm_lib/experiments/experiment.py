@@ -66,7 +66,7 @@ def write_results(
     machine; returns the record.
 
     Beside it goes `scores.npz`: `bpd` (images,), what each held-out image takes, for differences
-        image by image.
+    image by image.
     """
     result = {
         "format": RESULTS_FORMAT,
@@ -184,8 +184,7 @@ class Experiment:
         and FID to all of them or why there is none.
 
         Training images, since a small held-out set may show other things (`photos` holds out two
-        photographs). A model that repeated them
-        would score well: held-out bits per dimension tell.
+        photographs). A model that repeated them would score well: held-out bits per dimension tell.
 
         Args:
             samples: integer images (N, C, H, W).

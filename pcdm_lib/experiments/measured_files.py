@@ -53,8 +53,7 @@ class Measured:
     @property
     def law(self) -> float:
         """Net bits over the T-step bound on the very latents of the file, less 1: what the entropy
-        coder adds, its floor and its escapes included. NaN where the model
-        coded nothing."""
+        coder adds, its floor and its escapes included. NaN where the model coded nothing."""
         return (
             self.books.model_bits / self.books.ideal_bits - 1 if self.books.model_dims else math.nan
         )

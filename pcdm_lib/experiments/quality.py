@@ -92,7 +92,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
             f"a covariance has the eigenvalue {values[0]:.3g}: expected none below zero"
         )
     # what cannot be told from zero is zero: the root of a rounding error of 1e-16 would be one of
-    #     1e-8
+    # 1e-8
     values[values < len(values) * np.finfo(np.float64).eps * values[-1]] = 0
     return vectors * np.sqrt(values) @ vectors.T
 

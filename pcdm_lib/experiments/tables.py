@@ -82,7 +82,7 @@ NUMBERING = (
 )
 
 # Which command fills a place: parts of the suite by system, at a budget that is an example.
-#     "{part}" and "{dataset}" are its arguments.
+# "{part}" and "{dataset}" are its arguments.
 COMMAND = "python -m pcdm_lib tables --minutes 10 --only {part} --dataset {dataset}"
 PARTS = {
     "wavelet": "wavelet",
@@ -251,8 +251,9 @@ def read_results(folder: Path | str) -> tuple[list[Result], list[str]]:
     """Every `results.json` under a folder, at any depth. Links and folders whose names begin with a
     dot are not followed; nothing is written.
 
-    Returns the results in the order of their paths, and one line for each file that could not be
-        read, naming it, what was wrong and what to do.
+    Returns:
+        The results in the order of their paths, and one line for each file that could not be read,
+        naming it, what was wrong and what to do.
     """
     folder = Path(folder)
     if not folder.is_dir():

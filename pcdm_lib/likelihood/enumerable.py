@@ -196,7 +196,7 @@ def code_lengths(
         cascade.train(was_training)
     stacked = torch.stack(totals)
     # neighbouring strata in pairs: the variance of a stratified mean, with the slope across strata
-    #     mostly removed
+    # mostly removed
     pairs = (stacked[0 : 2 * (draws // 2) : 2] - stacked[1 : 2 * (draws // 2) : 2]) ** 2 / 4
     return stacked.mean(0), torch.sqrt(pairs.mean(0) * 2 / draws)
 

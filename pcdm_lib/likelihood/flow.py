@@ -8,14 +8,17 @@ along by
     log p_0(z_0) = log N(z_1; 0, I) + integral from gamma_0 to gamma_1 of tr(dv/dz) dgamma
     tr(dv/dz) = sigma / 2 * ( tr(d eps_hat / dz) - sigma d )
 
-(d alpha / dgamma = -alpha sigma^2 / 2 and d sigma^2 / dgamma = alpha^2 sigma^2: a drift of -sigma^2
-/ 2 z, diffusion sigma^2 and the score -eps_hat / sigma.) Of the schedule only the two endpoints
-matter. p_0 is a density over noisy coordinates; integers are paid for by
+To see the first line: d alpha / dgamma = -alpha sigma^2 / 2 and d sigma^2 / dgamma = alpha^2
+sigma^2, so the drift is -(sigma^2 / 2) z, the diffusion sigma^2, and the score -eps_hat / sigma. Of
+the schedule only the two endpoints matter.
 
-    -log P(z | coarser)  <=  E over q(z_0 | z) of [ -log P(z | z_0, coarser) - log p_0(z_0 |
-    coarser) + log q(z_0 | z) ]
+p_0 is a density over noisy coordinates. Integers are paid for by
 
-with the decoder of lattice.py, so that the sum over scales is a code length like the bound's
+    -log P(z | coarser)
+        <=  E over q(z_0 | z) of
+            [ -log P(z | z_0, coarser) - log p_0(z_0 | coarser) + log q(z_0 | z) ]
+
+with the decoder of maps/lattice.py. So the sum over scales is a code length like the bound's
 (docs/likelihood.md, Sect. 5). With the exact denoiser both are equal for every image, but for what
 is left of the image at gamma_1; with a network the flow is a slightly different model.
 
@@ -215,7 +218,7 @@ class _Field:
             ]
             return torch.stack(parts).sum(dim=0)
         # sigma inside the estimate: with much noise eps_hat is about z, and Gaussian probes see
-        #     nothing of what cancels
+        # nothing of what cancels
         parts = [
             ((torch.autograd.grad(eps_hat, z, e, retain_graph=True)[0] - sigma * e) * e)
             .flatten(1)
@@ -248,8 +251,8 @@ def flow_log_density(
     but the steps, and with them the last digits, depend on the batch (a fixed-step method's do
     not), and so does the number of evaluations. Steps end at gamma_1: the denoiser is asked about
     no gamma beyond it. An embedding of the noise level that oscillates fast (unet.py's, about 160
-    times over the range) makes tight tolerances dear: a loose one steps over the ripples, which
-    hardly matter, a tight one follows each.
+    times over the range) makes tight tolerances expensive: a loose one steps over the ripples,
+    which hardly matter, a tight one follows each.
 
     Args:
         gamma_range: (gamma_0, gamma_1).

@@ -5,10 +5,9 @@ A batch of M images scores (Nalisnick et al. 2019, arXiv 1906.02994)
 
     | (1/M) sum_m -log P(x_m)  -  H_hat |        H_hat = (1/N) sum_n -log P(y_n),
 
-with our bound in place of -log P, in bits per dimension. The setting is M = 1, N = 20. Appendix B.1
-of the paper was not at hand when this was written; the reading taken is that M images make up a
-test batch and that N other images of the model's own data, held back or trained on and disjoint
-from the tested ones, estimate its entropy H_hat. M and N are free here.
+with our bound in place of -log P, in bits per dimension. The setting is M = 1, N = 20. Here M
+images make up a test batch, and N other images of the model's own data estimate its entropy H_hat:
+images held back or trained on, disjoint from the tested ones. M and N are free.
 
 Beside it stands the plain code length, high for an outlier: it fails where an outlier is simpler
 than the data, because simple images have short codes under every model. And since the code length
@@ -258,8 +257,8 @@ def auroc(
     percentile interval.
 
     Both sets are resampled, so the interval is for the populations that they are independent draws
-    from. Where they do not overlap it is [1, 1]
-    whatever their size: it knows nothing of overlaps too rare for these sets.
+    from. Where they do not overlap it is [1, 1] whatever their size: it knows nothing of overlaps
+    too rare for these sets.
 
     Raises:
         ValueError: for scores that are empty, not finite or not one-dimensional, and for settings

@@ -48,7 +48,7 @@ _GAMMA_MAX = {
 # S - 1 by the side of the image, as Appendix B has it; images of other sides are halved once.
 LEVELS = {32: 1, 64: 2, 128: 3}
 # Karras et al. 2022, Table 1: their preconditioning is the Gaussian one, and their input and noise
-#     embedding know no lattice.
+# embedding know no lattice.
 _EDM = {"preconditioning": "gaussian", "features": "none", "inputs": "plain", "schedule": "linear"}
 
 

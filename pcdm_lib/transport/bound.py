@@ -163,8 +163,9 @@ def transport_bound(
         exact: W(f), (N, C), where it is known from an earlier call (other weights, or the same
             error split into other scales).
 
-    Raises ValueError for other shapes, for weights that are not positive, and what `exact_emd`
-        raises.
+    Raises:
+        ValueError: for other shapes, or weights that are not positive. Also what `exact_emd`
+            raises.
     """
     given = [v.detach().cpu() for v in scales]
     _check_shapes(given[0], given[1:])
@@ -247,8 +248,11 @@ def score_errors(
             schedule's range.
         generator: each scale draws its noise once, for all levels.
 
-    Returns one `Scales` a level, named as the map's. ValueError for a gamma that some schedule does
-        not reach.
+    Returns:
+        One `Scales` a level, named as the map's.
+
+    Raises:
+        ValueError: for a gamma that some schedule does not reach.
     """
     low, high = (
         pick(float(end(s)) for s in cascade.schedules)

@@ -35,7 +35,7 @@ class Ratios(NamedTuple):
 # difference of equal masses has a larger ratio than some pair of pixels, and all pairs were
 # compared. It doubles with the side for Haar (10 side - 12), grows by three quarters for coif1, and
 # by about 36 a doubling for coif2: on these sides bounded for none, in keeping with arXiv
-#     2411.12153, whose equivalence is for orders below 1. With C0 = 0 the ratios of coif1 and coif2
+# 2411.12153, whose equivalence is for orders below 1. With C0 = 0 the ratios of coif1 and coif2
 # spread more (greatest over least 3.3 and 3.4 at side 32, where C0 = 1 has 2.8 and 3.1 on the same
 # 180 cases).
 RATIOS: dict[str, dict[int, Ratios]] = {

@@ -44,9 +44,13 @@ MOST_IMAGES = 1024  # of a source: every pair of its images is compared
 
 
 class Accounting(NamedTuple):
-    """Which terms of a ledger are added up. `pixels`: one decoder over pixels from noisy scales
-    instead of one a scale, given the clean
-    coarser ones. `halved`: the base's squared error is that of LL / 2^levels."""
+    """Which terms of a ledger are added up.
+
+    Attributes:
+        pixels: one decoder over pixels from noisy scales, instead of one a scale given the clean
+            coarser ones.
+        halved: the base's squared error is that of LL / 2^levels.
+    """
 
     pixels: bool
     halved: bool

@@ -71,9 +71,7 @@ def made(
 
 
 def normal(n: int, seed: int, shift: tuple[float, float] = (0.0, 0.0), name: str = "x") -> Scores:
-    return made(
-        np.random.default_rng(seed).normal(size=(n, 2)) + (2 + shift[0], 3 + shift[1]), name
-    )
+    return made(np.random.default_rng(seed).normal(size=(n, 2)) + np.add((2, 3), shift), name)
 
 
 def only(rows: list[dict], **wanted: object) -> dict:

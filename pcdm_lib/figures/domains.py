@@ -52,7 +52,7 @@ def noise_law(
         title="Every pixel is an independent draw",
     )
     legend(axes[0])
-    for y, ((name, (value, error)), colour) in enumerate(zip(bits.items(), COLOURS)):
+    for y, ((value, error), colour) in enumerate(zip(bits.values(), COLOURS)):
         axes[1].errorbar(
             value, y, xerr=2 * error, fmt=MARKERS[y % len(MARKERS)], color=colour, capsize=3
         )

@@ -143,7 +143,7 @@ def bits_by_term(
         va="bottom",
         fontweight="bold",
     )
-    for x, (codec, (mean, error)) in enumerate(codecs.items(), start=1):
+    for x, (mean, error) in enumerate(codecs.values(), start=1):
         axes.bar(x, mean, 0.6, color=PALE)
         axes.errorbar(x, mean, yerr=2 * error, color="black", capsize=4)
         axes.text(

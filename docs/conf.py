@@ -21,9 +21,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE / "_ext")]
 
-import apipages
+import apipages  # noqa: E402
 
-import pcdm_lib
+import pcdm_lib  # noqa: E402
 
 project = "PCDM"
 author = "The PCDM reproduction authors"

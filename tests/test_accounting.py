@@ -1,5 +1,5 @@
-"""The two slips of accounting: the table of known answers, by two independent ways; what the slips are
-worth; and when the first one vanishes."""
+"""The two slips of accounting: the table of known answers, by two independent ways; what the slips
+are worth; and when the first one vanishes."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def test_table_of_known_answers(
     precise: float,
     precise_kraft: float,
 ) -> None:
-    """docs/likelihood.md, Sect. 4: within 0.015 bpd of its Monte-Carlo figures, which are good to about 0.005
-    each, and 8 % of its sums; and within 4 standard errors, at most 0.001 bpd and 0.2 %, of what
-    4096 draws an image gave (errors 0.0001 bpd and 0.03 %)."""
+    """docs/likelihood.md, Sect. 4: within 0.015 bpd of its Monte-Carlo figures, which are good to
+    about 0.005 each, and 8 % of its sums; and within 4 standard errors, at most 0.001 bpd and 0.2
+    %, of what 4096 draws an image gave (errors 0.0001 bpd and 0.03 %)."""
     found = ledger(hierarchy).figures(ACCOUNTINGS[name])
     print(hierarchy, name, found)
     assert found.bpd_error < 0.001 and found.kraft_error < 0.002 * found.kraft

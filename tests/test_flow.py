@@ -367,11 +367,11 @@ def expectation(result: FlowEvaluation) -> tuple[float, float]:
     ("hierarchy", "expected", "exactly"), [("vdm", 1.557, 1.5503), ("wavelet", 1.560, 1.5533)]
 )
 def test_known_answers(hierarchy: str, expected: float, exactly: float) -> None:
-    """docs/likelihood.md, Sect. 4 and 5: the flow reads what the bound reads, by enumeration of all images.
-    With the exact trace the noise of an estimate all but cancels, so it is that of test_laws.py
-    (entropy plus the decoder's looseness) within 3 standard errors of at most 0.0015 bpd, plus
-    0.001 for the tolerance and for how well that is known; with Hutchinson's estimator within 3 of
-    at most 0.009."""
+    """docs/likelihood.md, Sect. 4 and 5: the flow reads what the bound reads, by enumeration of all
+    images. With the exact trace the noise of an estimate all but cancels, so it is that of
+    test_laws.py (entropy plus the decoder's looseness) within 3 standard errors of at most 0.0015
+    bpd, plus 0.001 for the tolerance and for how well that is known; with Hutchinson's estimator
+    within 3 of at most 0.009."""
     result = enumerated(hierarchy, EXACT, 5)
     bpd, error = expectation(result)
     print(hierarchy, "exact", bpd, error, result.evaluations_per_scale)
@@ -418,10 +418,10 @@ def test_kraft_random_weights(hierarchy: str) -> None:
 
 @pytest.mark.parametrize("hierarchy", list(MAPS))
 def test_three_ways_agree(hierarchy: str) -> None:
-    """THE law (docs/likelihood.md, Sect. 5): continuous-time bound, T-step bound and flow are one number with
-    the exact denoiser, on the same images within 3 standard errors of at most 0.01 bpd of the
-    paired difference (the wrong accountings are off by 0.12 and 0.7); that of T = 2048 is above by
-    0.002 to 0.008, well known because both bounds share their noise."""
+    """THE law (docs/likelihood.md, Sect. 5): continuous-time bound, T-step bound and flow are one
+    number with the exact denoiser, on the same images within 3 standard errors of at most 0.01 bpd
+    of the paired difference (the wrong accountings are off by 0.12 and 0.7); that of T = 2048 is
+    above by 0.002 to 0.008, well known because both bounds share their noise."""
     images = SOURCE.images.repeat_interleave((512 * SOURCE.log_prob.exp()).round().long(), dim=0)
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(9))]
     table = compare_likelihoods(

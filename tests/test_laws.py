@@ -152,9 +152,9 @@ def test_exact_bound_is_the_entropy(hierarchy: str) -> None:
     ("hierarchy", "expected", "exactly"), [("vdm", 1.557, 1.5503), ("wavelet", 1.560, 1.5533)]
 )
 def test_known_answers(hierarchy: str, expected: float, exactly: float) -> None:
-    """docs/likelihood.md, Sect. 4, first two rows (good to 0.005 bpd), within 3 standard errors of at most
-    0.004 on top; and within 3 standard errors of the entropy plus the decoder's looseness, E[log
-    P(z | z_0) under the source - the same under the decoder],
+    """docs/likelihood.md, Sect. 4, first two rows (good to 0.005 bpd), within 3 standard errors of
+    at most 0.004 on top; and within 3 standard errors of the entropy plus the decoder's looseness,
+    E[log P(z | z_0) under the source - the same under the decoder],
     summed over scales: good to 0.0003, from 40,000 draws of the difference."""
     result = exact_measure(hierarchy, 0.166)
     print(hierarchy, result.bpd, result.se_noise)
@@ -282,8 +282,8 @@ def test_laws_hold_in_steps(hierarchy: str) -> None:
 def test_wrong_accountings_are_rejected(
     accounting: str, bpd: float, kraft: float, draws: int
 ) -> None:
-    """docs/likelihood.md, Sect. 4, last two rows: the same checks that pass above fail here by more than 5
-    standard errors, at the figures that need no drawn noise levels (`exact_ledger`,
+    """docs/likelihood.md, Sect. 4, last two rows: the same checks that pass above fail here by more
+    than 5 standard errors, at the figures that need no drawn noise levels (`exact_ledger`,
     tests/test_accounting.py) within 4."""
     cascade = Recount(exact_cascade(SOURCE, MAPS["wavelet"]), ACCOUNTINGS[accounting])
     result, (total, error) = measure(cascade, 16_384, 10), kraft_sum(cascade, SOURCE, draws)

@@ -1,9 +1,12 @@
 """Measure speed, memory and efficiency on this machine and write one report, as JSON and as a
 Markdown table.
 
-    python -m benchmarks                                   every part but `paper`, presets tiny and small, a few minutes on two cores
+    python -m benchmarks
     python -m benchmarks --parts throughput,stages --threads 1
     python -m benchmarks --device cuda --presets small,paper-cifar10 --parts all
+
+The first runs every part but `paper` on the presets tiny and small. It takes a few minutes on two
+cores.
 """
 
 from __future__ import annotations

@@ -737,7 +737,9 @@ def paper(settings: Settings) -> Section:
                 kind,
             )
             measured = measure(
-                lambda: [step() for _ in range(settings.updates)], settings.seconds, settings.clock
+                lambda step=step: [step() for _ in range(settings.updates)],
+                settings.seconds,
+                settings.clock,
             )
             update = quartiles(measured)[1] / settings.updates * full / config.training.batch_size
             rows.append(

@@ -1,8 +1,11 @@
 """Appendix B's presets at full size: parameters, and one update and one evaluation of every scale
 at a small batch.
 
-    python -m benchmarks.presets                                        every paper-* preset, wavelet and pyramid; the larger ones take minutes a scale on a CPU
+    python -m benchmarks.presets
     python -m benchmarks.presets --presets paper-cifar10 --systems wavelet,vdm --batch 2
+
+The first runs every paper-* preset, with wavelet and pyramid. The larger presets take minutes a
+scale on a CPU.
 
 Scales are trained one after the other, as they can be on different machines, so the memory needed
 is that of one network with its gradients, averages and AdamW's state. Images are uniform noise:

@@ -97,8 +97,9 @@ class LibraryStep:
 
     Args:
         adamw: None for the configuration's optimiser, or AdamW for all weights in one of the ways
-            of ADAMW. torch_muon: torch's Muon for ours. foreach_ema: one call for all weights, or a
-                Python loop.
+            of ADAMW.
+        torch_muon: torch's Muon for ours.
+        foreach_ema: one call for all weights, or a Python loop.
         wrap: what stands in for each scale's U-Net (compiled, under autocast); its weights are
             trained.
         threads: 1 for scales in turn, else a pool of so many threads with one scale each, and

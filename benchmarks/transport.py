@@ -1,8 +1,8 @@
 """Earth mover's distances: their time against the number of pixels, and the wavelet form against
 the exact one.
 
-    python -m benchmarks --parts emd               times and fitted exponents
-    python -m benchmarks.transport                 the table `RATIOS` of pcdm_lib/transport/exact.py, a few minutes
+    python -m benchmarks --parts emd     times and fitted exponents
+    python -m benchmarks.transport       the table `RATIOS` of pcdm_lib/transport/exact.py (minutes)
 """
 
 from __future__ import annotations

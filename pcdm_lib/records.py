@@ -21,7 +21,7 @@ import torch
 try:
     import fcntl
 except ImportError:  # Windows has no flock; there two processes in one folder are not told apart
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _PACKAGES = (
     "torch",
@@ -177,7 +177,7 @@ def _commit() -> str | None:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
             return None
         # shipped weights are results: that one was replaced does not make the next one's code
-        #     another
+        # another
         changed = git(
             "status",
             "--porcelain",

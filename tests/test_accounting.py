@@ -158,7 +158,7 @@ def test_standard_errors_of_figures_over_seeds() -> None:
 def test_ledger_agrees_with_drawn_noise_levels(name: str, draws: int) -> None:
     """The ledger, which integrates over no time, against the library's bound at drawn times, added
     up by `Recount`: Kraft's sum and expected bpd within 4 standard errors (at most 8 % and 0.01
-        bpd)."""
+    bpd)."""
     cascade, expected = (
         Recount(exact_cascade(SOURCE, MAPS["wavelet"]), ACCOUNTINGS[name]),
         ledger().figures(ACCOUNTINGS[name]),

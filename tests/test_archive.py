@@ -283,10 +283,12 @@ def test_a_weight_that_differs_in_its_last_bit_is_another_model():
 
 def rewritten(path, target, **changes):
     """The file with other values in its header, all checksums made anew."""
-    with container.Reader(path) as reader:
-        with container.Writer(target, reader.header | changes) as writer:
-            for info in reader.chunks:
-                writer.add_chunk(*reader.chunk(info.number))
+    with (
+        container.Reader(path) as reader,
+        container.Writer(target, reader.header | changes) as writer,
+    ):
+        for info in reader.chunks:
+            writer.add_chunk(*reader.chunk(info.number))
     return target
 
 
@@ -296,9 +298,9 @@ def test_other_versions_machines_and_tables_are_refused(sample, tmp_path):
         ({"tables": 1}, "other tables"),
         ({"precision": "float32", "machine": "abacus"}, "abacus"),
     ):
-        with Archive(rewritten(sample[0], tmp_path / "b.pcdm", **changes)) as file:
-            with pytest.raises(WrongModel, match=message):
-                file.prepare(CASCADE)
+        changed = rewritten(sample[0], tmp_path / "b.pcdm", **changes)
+        with Archive(changed) as file, pytest.raises(WrongModel, match=message):
+            file.prepare(CASCADE)
     for changes in ({"steps": "many"}, {"fineness": -1}, {"batch": 0}, {"side": 10**400}):
         with pytest.raises(DamagedFile, match="how the file was written"):
             Archive(rewritten(sample[0], tmp_path / "b.pcdm", **changes))
@@ -551,7 +553,7 @@ def test_payloads_that_nobody_wrote(sample, tmp_path):
         b"\0\0\0" + rng.integers(0, 256, 4 * int(n), dtype=np.uint8).tobytes()
         for n in rng.integers(1, 2000, 10)
     ]
-    for _number, bad in enumerate(garbage):
+    for bad in garbage:
         with container.Writer(tmp_path / "g.pcdm", header) as writer:
             writer.add_chunk(entries, bad)
         with Archive(tmp_path / "g.pcdm") as file:
@@ -678,9 +680,8 @@ def test_compress_and_decompress_from_a_shell(tmp_path):
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     pixels = {}
-    for _i, (name, image) in enumerate(
-        [*photographs(3), ("sub/grey.png", np.arange(80, dtype=np.uint8).reshape(8, 10))]
-    ):
+    grey = np.arange(80, dtype=np.uint8).reshape(8, 10)
+    for name, image in [*photographs(3), ("sub/grey.png", grey)]:
         Image.fromarray(image).save(folder / name)
         pixels[name] = image
     Image.fromarray(photographs(1)[0][1]).save(folder / "j.jpg")

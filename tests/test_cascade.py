@@ -220,7 +220,7 @@ def test_samples_are_images(hierarchy: str, steps: int) -> None:
     samples = cascade.sample(4, steps, seeded(), on_step=lambda: calls.append(1))
     assert samples.images.dtype == torch.int32 and samples.images.shape == (4, 1, 4, 4)
     assert (
-        0 <= int(samples.images.min())
+        int(samples.images.min()) >= 0
         and int(samples.images.max()) <= 255
         and len(calls) == 3 * steps
     )
@@ -245,7 +245,7 @@ def test_sampling_a_thousand_steps(hierarchy: HierarchicalMap) -> None:
     )
     mean = (source.log_prob.exp()[:, None] * source.images.flatten(1)).sum()
     sums = images.flatten(1).sum(1).double()
-    assert 0 <= int(images.min()) and int(images.max()) <= 3
+    assert int(images.min()) >= 0 and int(images.max()) <= 3
     assert abs(float(sums.mean() - mean)) < 4 * float(sums.std()) / 200**0.5
 
 

@@ -190,7 +190,7 @@ def test_photos_limit_keeps_a_beginning_that_shows_everything() -> None:
     assert torch.equal(some.heldout, whole.heldout[:40]) and torch.equal(some.train, whole.train)
     assert load_data("photos", heldout_limit=1000).label == whole.label
     # Two photographs at two reductions: groups of 60, 28, 135 and 60 patches in the order before
-    #     spreading.
+    # spreading.
     group = np.searchsorted([60, 88, 223], spread(283)[:40], side="right")
     assert set(group) == {0, 1, 2, 3}
 

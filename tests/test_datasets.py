@@ -659,7 +659,7 @@ def test_imagenet128_from_a_folder(photographs: Path, monkeypatch: pytest.Monkey
         and found.source["left_out"] == 1
     )
     # 384 x 256 halves to 192 x 128: means of 2 x 2, of which the middle 128 columns are kept.
-    #     Pillow rounds after each side.
+    # Pillow rounds after each side.
     expected = (
         picture(photographs / "x.png", 384, 256).reshape(128, 2, 192, 2, 3).mean((1, 3))[:, 32:160]
     )

@@ -125,7 +125,7 @@ def test_reconstruction_term() -> None:
         assert torch.allclose(
             found, -scale_log_prob(spec, alpha * y + sigma * eps, alpha, sigma, z, None)
         )
-        assert 0 <= float(found.min()) and float(found.max()) < most
+        assert float(found.min()) >= 0 and float(found.max()) < most
 
 
 class Weighted(nn.Module):
@@ -191,7 +191,7 @@ def test_sample_of_a_scale(steps: int) -> None:
         and len(calls) == 3 * steps
     )
     assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
-    assert 0 <= int(samples[0].min()) and int(samples[0].max()) <= 1020
+    assert int(samples[0].min()) >= 0 and int(samples[0].max()) <= 1020
 
 
 def test_errors() -> None:

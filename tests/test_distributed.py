@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -159,7 +159,7 @@ def refused(folder):
             attempt()
         except (ValueError, OSError, distributed.ProcessFailed) as error:
             said[name] = f"{type(error).__name__}: {error}"
-    with records.lock(folder / "plain, together") if distributed.rank() == 0 else suppress():
+    with records.lock(folder / "plain, together") if distributed.rank() == 0 else nullcontext():
         try:
             train(folder / "plain, together", {}, STEPS + 2, resume=True)
         except (OSError, distributed.ProcessFailed) as error:
@@ -453,8 +453,8 @@ def test_a_process_of_torchrun_ends_without_taking_python_down(announced):
     """With its status and its last words; alone it ends as any other. (Threads that outlive the
     work would abort it while Python is taken down.)"""
     code = (
-        "import atexit, sys; from pcdm_lib.training import distributed; atexit.register(print, 'taken "
-        "down'); sys.stdout.write('last words'); "
+        "import atexit, sys; from pcdm_lib.training import distributed; "
+        "atexit.register(print, 'taken down'); sys.stdout.write('last words'); "
         "sys.stderr.write('and errors'); distributed.end(3)"
     )
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if announced else ()
@@ -471,13 +471,15 @@ def test_a_process_of_torchrun_ends_without_taking_python_down(announced):
 
 def test_half_an_announcement_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(
-        ValueError,
-        match="not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start the processes by "
-        "torchrun",
+    with (
+        pytest.raises(
+            ValueError,
+            match="not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start the processes by "
+            "torchrun",
+        ),
+        distributed.processes(),
     ):
-        with distributed.processes():
-            pass
+        pass
 
 
 def test_torchrun_is_asked_for(tmp_path):

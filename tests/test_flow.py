@@ -179,7 +179,12 @@ def test_constant_denoiser() -> None:
     ):
         settings = FlowSettings(rtol=1e-8, atol=1e-8, divergence=divergence)
         found = flow_log_density(
-            lambda z, *_: factor * torch.ones_like(z), RANGE, z_0, None, settings, noise
+            lambda z, *_, factor=factor: factor * torch.ones_like(z),
+            RANGE,
+            z_0,
+            None,
+            settings,
+            noise,
         )
         assert torch.allclose(
             found.log_prob, log_normal(z_0 * math.exp(log_ratio)) + 4 * log_ratio, atol=1e-5
@@ -304,9 +309,8 @@ def mixture_log_density(
 @pytest.mark.parametrize("hierarchy", list(MAPS))
 def test_flow_density_is_the_mixture_of_the_source(hierarchy: str) -> None:
     """Law: with the exact denoiser the flow carries the source's own noisy density, point by point
-    (1e-4 nats), for every scale given its
-    coarser integers: log p_0(z_0) is the mixture's, but for the mixture being N(0, I) at gamma_1
-        only nearly (0.05 nats)."""
+    (1e-4 nats), for every scale given its coarser integers: log p_0(z_0) is the mixture's, but for
+    the mixture being N(0, I) at gamma_1 only nearly (0.05 nats)."""
     cascade = exact_cascade(SOURCE, MAPS[hierarchy])
     rows = SOURCE.draw(40, torch.Generator().manual_seed(3))
     noises = draw_noise(cascade.specs, len(rows), FlowSettings(), torch.Generator().manual_seed(4))
@@ -733,4 +737,4 @@ def test_the_denoiser_is_asked_about_no_gamma_outside_the_range() -> None:
         found = flow_log_density(denoiser, (-9.0, 5.0), z_0, None, settings)
         expected = -(z_0.square().flatten(1).sum(1) + 4 * math.log(2 * math.pi)) / 2
         torch.testing.assert_close(found.log_prob, expected)
-        assert -9.0 <= min(asked) and max(asked) <= 5.0, method
+        assert min(asked) >= -9.0 and max(asked) <= 5.0, method

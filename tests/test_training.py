@@ -129,7 +129,8 @@ from pcdm_lib.models import preset
 from pcdm_lib.training import Trainer
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
-images = (torch.randn(40, 3, 8, 8, generator=generator).cumsum(2).cumsum(3) * 12 + 128).clamp(0, 255).to(torch.uint8)
+waves = torch.randn(40, 3, 8, 8, generator=generator).cumsum(2).cumsum(3)
+images = (waves * 12 + 128).clamp(0, 255).to(torch.uint8)
 config = preset("tiny", "wavelet", (3, 8, 8)).override({"batch_size": 8, "dropout": 0.1})
 trainer = Trainer(config, images, sys.argv[1], resume=True)
 trainer.run(steps=int(sys.argv[2]), progress=False, checkpoint_minutes=float(sys.argv[3]))

@@ -1,21 +1,21 @@
-"""Images of any size and number <-> one `.pcdm` file: which bits carry which tile, and what a plain
-codec carries instead.
+"""Images of any size and number <-> one `.pcdm` file.
 
-A chunk holds some whole images and can be read alone. Its payload is one stack of bits
-(coding/bits_back.py):
+A chunk holds some whole images and can be read alone. Its payload begins with varints: how many
+images are plain and which, how many first tiles there are, and how many bytes the plain files take.
+Then comes one stack of bits (coding/bits_back.py):
 
-    bottom   pseudo-random words, as far as they were used: the noise of the first latents, where nothing better is at hand
-             plain files, whole images and the first tiles: useful bits to start from, since the
-             first latents have to be drawn from something
-    top      the tiles, in batches of one shape, the first of them small, so that one tile's bits start the chunk and not a batch's
+    top      the tiles, in batches of one shape. The first batches are small, so that the bits of
+             one tile start the chunk, not those of a whole batch.
+             plain files of whole images and of the first tiles: useful bits to start from, since
+             the first latents have to be drawn from something
+    bottom   pseudo-random words, as many as were used: the noise of the first latents where there
+             are no useful bits
 
-and before it varints: how many images are plain and which, how many tiles are, and how many bytes
-    the plain files take. An image that the model
-would expand is plain: PNG or JPEG XL, whichever is smaller. A chunk whose images are all plain has
-    no stack.
+An image that the model would expand is stored as a plain file: PNG or JPEG XL, whichever is
+smaller. A chunk whose images are all plain has no stack.
 
 The header names the model and a digest of its weights and settings, so that a file is never decoded
-by another one.
+by another model.
 """
 
 from __future__ import annotations
@@ -144,10 +144,10 @@ def compress(
         on_evaluation: called with the number of tiles after each evaluation of a network, for
             progress.
     Raises:
-        ValueError: for bad images or settings. NotVerified: where what was written does not decode
-            to what was given. OverflowError,
-            FloatingPointError: where the model's weights or schedule are broken. Nothing is written
-                then.
+        ValueError: for bad images or settings.
+        NotVerified: where what was written does not decode to what was given.
+        OverflowError, FloatingPointError: where the model's weights or schedule are broken. Nothing
+            is written then.
     """
     settings = settings or Settings()
     codec = ImageCodec(cascade, settings, device, network_batch, on_evaluation)
@@ -164,7 +164,8 @@ def compress(
     }
     if settings.precision == "float32":
         header["machine"] = machine(device)
-    books, written = Books(), []
+    books = Books()
+    written: list[bytes] = []
 
     def check(file: Path) -> None:
         with Reader(file) as reader:
@@ -229,8 +230,8 @@ class Archive:
     """A `.pcdm` file opened for reading.
 
     Attributes:
-        model, digest: what the file calls its model, and that model's digest. settings: how it was
-            written.
+        model, digest: what the file calls its model, and that model's digest.
+        settings: how it was written.
         reader: the container underneath; `reader.damage` says what of it is damaged.
     """
 

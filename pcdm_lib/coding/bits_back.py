@@ -2,25 +2,24 @@
 bits, to the bit.
 
 A codec is a pair `push(message, x)`, `pop(message) -> x` on one stack (asymmetric numeral systems,
-by `constriction`), and one law tests
-them all: after a push, pop gives x back and leaves the message as it was. Popping with a codec that
-    nothing was pushed with draws from its
-distribution: that is how a latent is chosen by bits that the receiver gets back.
+by `constriction`). One law tests all codecs: after a push, pop gives x back and leaves the message
+as it was. A pop that no push came before draws from the codec's distribution. This is how a latent
+is chosen by bits that the receiver gets back.
 
-The chain of a scale with integers z and latents z_0, ..., z_T (T steps; Kingma and others 2021,
-arXiv 2107.00630, for the densities; Bit-Swap, arXiv 1905.06845, for the order; the bound that it
-pays is Eqs. 15-16 of the paper, arXiv 2501.06999):
+The chain of a scale has integers z and latents z_0, ..., z_T (T steps). Its densities are those of
+Kingma and others 2021 (arXiv 2107.00630), its order that of Bit-Swap (arXiv 1905.06845). It pays
+the bound of Eqs. 15-16 of the paper (arXiv 2501.06999):
 
-    pop  z_0 ~ q(z_0 | z)            push z   with P(z | z_0, coarser)     the lattice decoder of lattice.py
-    pop  z_k ~ q(z_k | z_{k-1})      push z_{k-1} with p(z_{k-1} | z_k)    k = 1..T: one evaluation of the network each
-                                     push z_T with N(0, I)
+    pop  z_0 ~ q(z_0 | z)          push z       with P(z | z_0, coarser)   by maps/lattice.py
+    pop  z_k ~ q(z_k | z_{k-1})    push z_{k-1} with p(z_{k-1} | z_k)      for k = 1..T
+                                   push z_T     with N(0, I)
 
-The forward chain is Markov, so all but the first draws are paid by what was pushed before. What
-remains on the stack is, on average, the T-step bound.
+Each k takes one evaluation of the network. The forward chain is Markov, so all but the first draws
+are paid by what was pushed before. What remains on the stack is, on average, the T-step bound.
 
 Nothing here may differ between machines. Latents are integers n_k that stand for z_k = n_k *
 spacing_k, with a spacing that follows the noise of the two steps that meet there. The network is
-evaluated in float64 and its prediction rounded to multiples of PREDICTION; from there to the
+evaluated in float64 and its prediction rounded to multiples of PREDICTION. From there to the
 parameters of the entropy coder everything is integer arithmetic, with FRACTION bits after the
 point.
 """
@@ -46,7 +45,7 @@ FINENESS = 0.5
 MAX_SUPPORT = 2**16  # symbols of one distribution: the coder's probabilities have 24 bits
 _REACH = 8.0  # standard deviations that the symbols of p cover; beyond them an escape
 # and those of q, with no escape: the coder leaves 2^-24 to every symbol, and what can be drawn will
-#     be
+# be
 _DRAW_REACH = 6.0
 _ESCAPE = 15  # bits of each of the two halves of an escape
 _PHASES = 8  # bits in which the decoder sees where z_0 lies between two integers
@@ -147,7 +146,8 @@ class Gaussian:
     outside takes an escape.
 
     Args:
-        mean: (...) in fixed point, units of 2^-FRACTION. std: one number, in units of the grid.
+        mean: (...) in fixed point, units of 2^-FRACTION.
+        std: one number, in units of the grid.
     """
 
     _sigmas = _REACH
@@ -260,9 +260,10 @@ class Progressions:
     decoder of lattice.py.
 
     Args:
-        centre: z_0 on the axis of the integers, (...) in fixed point. tau: its noise there.
-        low, last: the progression low, low + step, ..., low + last * step of every element. step:
-            1, 2 or 4.
+        centre: z_0 on the axis of the integers, (...) in fixed point.
+        tau: its noise there.
+        low, last: the progression low, low + step, ..., low + last * step of every element.
+        step: 1, 2 or 4.
         reach: how many tau z_0 can be away from the truth.
     """
 

@@ -134,8 +134,9 @@ class Predictor:
     `dtype` allows.
 
     Args:
-        denoiser: of `dtype`, on `device`. multiple: sides are padded to multiples of it before the
-            denoiser sees them, by repeating the border.
+        denoiser: of `dtype`, on `device`.
+        multiple: sides are padded to multiples of it before the denoiser sees them, by repeating
+            the border.
         batch: images that the denoiser sees at once; does not matter for the result in float64.
         on_evaluation: called with the number of images after each evaluation, for progress.
     """
@@ -204,11 +205,16 @@ class Predictor:
 
 
 class Spent(NamedTuple):
-    """Bits that N tiles of one scale took, (T + 2, N): row 0 the integers, row k the push of z_{k-1}
-    less its own draw, so that single entries may be negative, row T + 1 the same of z_T.
+    """Bits that N tiles of one scale took, (T + 2, N).
 
-    `bits` are those of the entropy coder, `ideal` those of the densities themselves: a draw of the
-    T-step bound, on the very latents of the file."""
+    Row 0 is the push of the integers. Row k is the push of z_{k-1} less its own draw, so single
+    entries may be negative. Row T + 1 is the same of z_T.
+
+    Attributes:
+        bits: those of the entropy coder.
+        ideal: those of the densities themselves: a draw of the T-step bound, on the very latents of
+            the file.
+    """
 
     bits: NDArray[np.float64]
     ideal: NDArray[np.float64]
@@ -222,8 +228,11 @@ class ScaleCodec:
     """The integers of one scale, for a batch of tiles of one shape, given the coarser ones.
 
     Args:
-        spec: the scale, with the shape of the tiles. predict: its network. grid: its times.
-        coarse: integers rebuilt from the coarser scales, (N, C, h, w), or None. count: N.
+        spec: the scale, with the shape of the tiles.
+        predict: its network.
+        grid: its times.
+        coarse: integers rebuilt from the coarser scales, (N, C, h, w), or None.
+        count: N.
         coded: (bands*C, h, w), which coordinates are coded; the others are known to be 0
             (tiles.py). All of them where it is None.
         number: of the batch on its stack, which keeps the pseudo-random streams apart.
@@ -383,8 +392,10 @@ class TileCodec:
     coarsest first, as a decoder needs them.
 
     Args:
-        scales: their scales. predictors, grids: one a scale, coarsest first. count: N. number: of
-            the batch.
+        scales: their scales.
+        predictors, grids: one a scale, coarsest first.
+        count: N.
+        number: of the batch.
     """
 
     def __init__(
@@ -426,10 +437,11 @@ class TileCodec:
             yield self._scale(index, coarse), z.to(torch.int64).numpy()
 
     def pop(self, message: Message) -> Tensor:
-        coarse = None
+        coarse: Tensor | None = None
         for index in range(len(self.scales.specs)):
             z = self._scale(index, coarse).pop(message)
             coarse = self.scales.refine(index, coarse, torch.from_numpy(z).to(torch.int32))
+        assert coarse is not None  # there is always a base
         return coarse
 
 

@@ -46,10 +46,10 @@ class Settings:
     and `plain`.
 
     Attributes:
-        steps: T of the chain: the bits of the T-step bound, and the time, both ways. fineness: of
-            the latents' grid (coding/bits_back.py).
-        batch: largest number of tiles that share the stack at once. chunk_tiles: a chunk is closed
-            once it holds as many.
+        steps: T of the chain: the bits of the T-step bound, and the time, both ways.
+        fineness: of the latents' grid (coding/bits_back.py).
+        batch: largest number of tiles that share the stack at once.
+        chunk_tiles: a chunk is closed once it holds as many.
         side: of the tiles; the model's own where it is None.
         precision: "float64", the same on every machine, or "float32", faster and tied to the
             machine that wrote the file.
@@ -193,8 +193,8 @@ class ImageCodec:
             for d in denoisers
         ]
         self.grids = [
-            TimeGrid.of(schedule, settings.steps, settings.fineness)
-            for schedule in cascade.schedules
+            TimeGrid.of(scale.schedule, settings.steps, settings.fineness)
+            for scale in cascade.scales
         ]
         self._scales: dict[tuple[int, int, int], TileScales] = {}
 
@@ -529,7 +529,10 @@ def decode_chunk(
     if starters > len(tiles) or length > len(payload):
         raise ValueError("more first tiles, or longer plain files, than there can be")
     batches = codec.batches(tiles, range(starters, len(tiles)))
-    images = [None if i in plain else np.zeros(shape, np.uint8) for i, shape in enumerate(shapes)]
+    # those of plain files are replaced below
+    images = [
+        np.zeros((0, 0, 0) if i in plain else shape, np.uint8) for i, shape in enumerate(shapes)
+    ]
     start = data.rest()
     if batches:
         if len(start) % 4:

@@ -9,12 +9,14 @@ offsets count from the start of the file.
 
 Preamble and header, PREAMBLE_BYTES + the header:
 
-    8 bytes  magic 8F "PCDM" 0D 0A 1A: a transfer in text mode, or one of 7 bits, cannot leave it as
-    it is
-    u16      format version. The preamble stays as it is in every version, so that a damaged version and a new one are told apart
+    8 bytes  magic 8F "PCDM" 0D 0A 1A: no transfer in text mode, or of 7 bits, leaves it as it is
+    u16      format version
     u32      length of the header
     u32      CRC of the 14 bytes before it and the header: the seal of the file
     header   deflated JSON, UTF-8, an object
+
+The preamble is the same in every version, so that a damaged version and a new one can be told
+apart.
 
 Chunks, one after the other, CHUNK_BYTES + chunk header + payload each:
 
@@ -22,10 +24,12 @@ Chunks, one after the other, CHUNK_BYTES + chunk header + payload each:
     u32      length of the chunk header
     u64      length of the payload
     u32      CRC of the payload
-    u32      CRC of the 20 bytes before it and the chunk header, begun with the seal of the file instead of 0
-    header   varints: number of the chunk in the file (from 0), number of its first image in the file (from 0), number n of its images;
-             deflated: n names, each UTF-8 with a NUL after it, then the shapes in runs, each four
-                 varints: how many images, C, H, W;
+    u32      CRC of the 20 bytes before it and the chunk header, begun with the seal of the file
+             instead of 0
+    header   varints: number of the chunk in the file (from 0), number of its first image in the
+             file (from 0), number n of its images
+             deflated: n names, each UTF-8 with a NUL after it, then the shapes in runs, each of
+             four varints: how many images, C, H, W
              n u32: the checksums of the images, not deflated, for they have no structure
     payload  bytes of the caller
 
@@ -35,12 +39,14 @@ of decimal digits before the last dot, of at most 18 digits, keeps its width whe
 
 Index and trailer, TRAILER_BYTES + the index, at the end:
 
-    index    varints: number of chunks, then the length of each chunk with everything in it, then the number of images of each; deflated where that
-             is shorter. The chunks lie end to end from the header to the index, so their lengths
-             say where they are, and they cannot overlap
+    index    varints: number of chunks, then the length of each whole chunk, then the number of
+             images of each; deflated where that is shorter
     u32      length of the index, with the top bit set where it is deflated
     u32      CRC of the index and the 4 bytes before this field, begun with the seal of the file
     4 bytes  end 8E "END"
+
+The chunks lie end to end from the header to the index, so their lengths say where they are, and
+they cannot overlap.
 
 The seal in the CRCs costs nothing and binds chunks and index to the header: a chunk that was cut
 from a file of another model is damage, and a `.pcdm` file within a payload is not taken for chunks
@@ -51,7 +57,7 @@ A reader that finds the index damaged walks the chunks from the front; where tha
 that is no chunk, it searches for the next marker with a sound chunk header. The numbers in chunk
 headers then tell which images are missing. Limits (MAX_...) keep hostile files from using time or
 memory: what is read in one piece is never longer than the file, and what is inflated never longer
-    than a limit. A name may be any text, "../x" too: who makes files of names must check them.
+than a limit. A name may be any text, "../x" too: who makes files of names must check them.
 """
 
 from __future__ import annotations
@@ -556,7 +562,7 @@ class Reader:
         facts = os.stat(self.path)
         if not stat.S_ISREG(facts.st_mode):  # to open a pipe might wait for ever
             raise DamagedFile(f"{self.path} is no .pcdm file: it is a folder, a pipe or a device")
-        self._file = open(self.path, "rb")
+        self._file = open(self.path, "rb")  # noqa: SIM115 (`close` closes it)
         try:
             self._size = os.fstat(self._file.fileno()).st_size
             self.header: dict[str, Any]
@@ -570,7 +576,8 @@ class Reader:
                 self._use(self._index_before(self._size), self._size)
             except _Unsound as problem:
                 self._walk(str(problem))
-            self._by_number: dict[int, ChunkInfo] = {i.number: i for i in self.chunks}
+            chunks: tuple[ChunkInfo, ...] = self.chunks
+            self._by_number = {chunk.number: chunk for chunk in chunks}
         except BaseException:
             self._file.close()
             raise

@@ -1,10 +1,10 @@
-"""What established lossless image codecs make of the same images: the yardstick beside a model's
-bits per dimension.
+"""What established lossless image codecs make of the same images: the baseline for a model's bits
+per dimension.
 
-Each image becomes a file of its own, headers included, and every file is decoded and
-compared before its size counts. More effort is not always smaller on images as small as 32x32, so
-WebP, JPEG XL and JPEG-LS try several settings on each image and keep the smallest file: a weak
-yardstick would flatter the model.
+Each image becomes a file of its own, headers included, and every file is decoded and compared
+before its size counts. More effort is not always smaller on images as small as 32x32, so WebP, JPEG
+XL and JPEG-LS try several settings on each image and keep the smallest file: a weak baseline would
+flatter the model.
 
 `reference_sizes` counts a file an image, `archive_sizes` a single file of all images, where headers
 hardly count and a codec may learn from one image for the next. `encode_image` and `decode_image`
@@ -176,8 +176,9 @@ def reference_sizes(
     """Bytes of each image's own lossless file: {codec: int64 (N,)} for uint8 images (N, C, H, W), C
     of 1 or 3.
 
-    Raises ValueError for other images or an unknown codec, RuntimeError if a file does not decode
-        to its image.
+    Raises:
+        ValueError: for other images or an unknown codec.
+        RuntimeError: if a file does not decode to its image.
     """
     arrays = _arrays(images)
     _check_known(codecs)
@@ -241,9 +242,12 @@ def archive_sizes(
     (`from_mosaic`), are not in the file, as a model knows them too. No image can be decoded alone,
     and the codecs see joins between images: compare with `reference_sizes`.
 
-    Raises ValueError for other images, an unknown codec or a mosaic that is too large for a format
-    (WebP: 16383 pixels a side); Pillow's DecompressionBombError (PNG, WebP) beyond twice
-        `PIL.Image.MAX_IMAGE_PIXELS`; RuntimeError if a bit was changed.
+    Raises:
+        ValueError: for other images, an unknown codec or a mosaic that is too large for a format
+            (WebP: 16383 pixels a side).
+        PIL.Image.DecompressionBombError: for PNG and WebP beyond twice
+            `PIL.Image.MAX_IMAGE_PIXELS`.
+        RuntimeError: if a bit was changed.
     """
     grid = mosaic(images)
     _check_known(codecs)
@@ -261,9 +265,9 @@ def mosaic(images: torch.Tensor) -> np.ndarray:
     W[, 3]).
 
     Of the grids with rows <= columns <= 2 * rows the one with the fewest empty cells is taken, and
-    of several the one nearest to
-    a square: N = 200 fills 10 x 20, N = 7 leaves one cell of 2 x 4. Empty cells are at the end of
-    the last row and zero, which costs a codec next to nothing. Raises ValueError for other images.
+    of several the one nearest to a square: N = 200 fills 10 x 20, N = 7 leaves one cell of 2 x 4.
+    Empty cells are at the end of the last row and zero, which costs a codec next to nothing. Raises
+    ValueError for other images.
     """
     arrays = _arrays(images)
     count, height, width = arrays.shape[:3]

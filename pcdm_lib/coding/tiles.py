@@ -91,7 +91,8 @@ class TileScales:
         templates = hierarchy.specs((channels, whole, whole), max_value)
         sides = [(height, width)]
         for _ in range(hierarchy.levels):
-            sides.append(tuple((side + 1) // 2 for side in sides[-1]))
+            height, width = (height + 1) // 2, (width + 1) // 2
+            sides.append((height, width))
         self._sides = sides
         self.specs = tuple(
             dataclasses.replace(spec, shape=(spec.shape[0], *sides[spec.level]))

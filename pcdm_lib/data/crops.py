@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,8 @@ class Options:
 def parse(text: str) -> tuple[Path, Options]:
     """The folder and the options of PATH?key=value&key=value."""
     path, _, asked = text.partition("?")
-    known, given = {field.name: field.default for field in fields(Options)}, {}
+    known = [field.name for field in fields(Options)]
+    given: dict[str, Any] = {}
     for item in asked.split("&") if asked else ():
         key, equals, value = item.partition("=")
         if key not in known or not equals or key in given:

@@ -5,7 +5,8 @@ A spectrogram here is the log-magnitude of a short-time Fourier transform as an 
 lowest frequency in the last row, time to the right. With X the transform, scaled so that a sine of
 amplitude A at the centre of a bin has |X| = A/2 (SciPy's "spectrum"),
 
-    level = 20 log10(2 |X|)  [dB re a sine of amplitude 1],      grey = clip(round(255 (level - LOW_DB) / (HIGH_DB - LOW_DB)), 0, 255).
+    level = 20 log10(2 |X|)                                 in dB, 0 for a sine of amplitude 1
+    grey  = clip(round(255 (level - LOW_DB) / (HIGH_DB - LOW_DB)), 0, 255)
 
 Images of n x n pixels come from `2 n` samples a frame, so a row is SAMPLE_RATE / (2 n) wide: 125 Hz
 at n = 32.
@@ -23,7 +24,7 @@ from pcdm_lib.data.images import ImageData, count, grid, image_data, spread
 
 NAMES = ("spectrograms", "histology")
 # sides of spectrograms: shorter frames hold no harmonics, and a set of longer sounds takes minutes
-#     to make
+# to make
 SIZES = (8, 128)
 
 SAMPLE_RATE = 8000  # Hz
@@ -33,7 +34,7 @@ TRAIN_SOUNDS, HELDOUT_SOUNDS = 2000, 256
 
 # The tissue section of scikit-image, whole; sha256 of the file. `skimage.data.immunohistochemistry`
 # says: colonic glands, FHL2 protein stained with DAB (brown), haematoxylin counterstain (blue);
-#     Center for Microscopy and Molecular Imaging (CMMI); no known copyright restrictions.
+# Center for Microscopy and Molecular Imaging (CMMI); no known copyright restrictions.
 SLIDE, SLIDE_SHA256 = "ihc.png", "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef"
 # pixels; the lowest rows are held out, and the gap above them is used for nothing
 SLIDE_SIDE, HELDOUT_ROWS, GAP = 512, 128, 32
@@ -47,8 +48,10 @@ def synthesise(n: int, samples: int, seed: int) -> np.ndarray:
     noise; amplitudes mostly below 1, seldom up to 2.
 
     Pitch (250 to 1000 Hz), onset, decay, level (0 to -24 dB) and floor (-90 to -50 dB in a bin) are
-    drawn for each. The k-th sound depends on `seed`, k and `samples` alone. Raises ValueError for n
-    < 1, samples < 64 or a negative seed.
+    drawn for each. The k-th sound depends on `seed`, k and `samples` alone.
+
+    Raises:
+        ValueError: for n < 1, samples < 64 or a negative seed.
     """
     _check_sounds(n, samples, seed)
     return np.stack([_sound(samples, np.random.default_rng([seed, k])) for k in range(n)])
@@ -63,7 +66,11 @@ def _check_sounds(n: int, samples: int, seed: int) -> None:
 
 
 def _whole(value: object, least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+    return (
+        isinstance(value, (int, np.integer))
+        and not isinstance(value, bool)
+        and bool(value >= least)
+    )
 
 
 def _sound(samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -73,7 +80,7 @@ def _sound(samples: int, generator: np.random.Generator) -> np.ndarray:
     sound = generator.normal(size=samples) * math.sqrt(10 ** (floor_db / 10) * frame / 6)
     for _ in range(generator.integers(1, 4)):
         start, level = (
-            generator.integers(0, 3 * samples // 4),
+            int(generator.integers(0, 3 * samples // 4)),
             10 ** (-generator.uniform(0, 24) / 20),
         )
         event = EVENTS[KINDS[generator.integers(len(KINDS))]](samples - start, samples, generator)
@@ -215,13 +222,14 @@ def noise_spectrograms(n: int, size: int, seed: int, mean_db: float = -20.0) -> 
     exactly known entropy.
 
     The transform of one frame is orthogonal, so without frequency 0 and half the sample rate its
-    bins are independent complex Gaussians of one
-    variance, and frames share no sample: every |X|^2 is an independent exponential variable. With
-    mean power `mean_db` a grey level g is the event e_g <= |X|^2 / mean < e_(g+1), of probability
-    exp(-e_g) - exp(-e_(g+1)). No code for these images is shorter on average than their entropy.
+    bins are independent complex Gaussians of one variance, and frames share no sample: every |X|^2
+    is an independent exponential variable. With mean power `mean_db` a grey level g is the event
+    e_g <= |X|^2 / mean < e_(g+1), of probability exp(-e_g) - exp(-e_(g+1)). No code for these
+    images is shorter on average than their entropy.
 
-    Raises ValueError for n < 1, a negative seed, a size outside SIZES, or a mean outside
-        LOW_DB..HIGH_DB.
+    Raises:
+        ValueError: for n < 1, a negative seed, a size outside SIZES, or a mean outside
+            LOW_DB..HIGH_DB.
     """
     sound_samples(size)
     if not _whole(n, 1) or not _whole(seed, 0) or not LOW_DB <= mean_db <= HIGH_DB:

@@ -136,8 +136,8 @@ def _write(
                     block.dtype,
                     block.shape,
                 )
-                file.write(block)
-                digest.update(block)
+                file.write(block.data)
+                digest.update(block.data)
                 count += len(block)
                 bar.update(len(block))
             file.seek(0)

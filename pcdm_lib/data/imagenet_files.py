@@ -72,7 +72,8 @@ def _tar_index(path: Path) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # a gigabyte of them otherwise
+                # a gigabyte of them otherwise; the stubs leave this attribute out
+                tar.members.clear()  # type: ignore[attr-defined]
                 name = PurePosixPath(member.name)
                 if (
                     member.isreg()

@@ -66,8 +66,8 @@ def image_data(
     source |= {
         "train_count": len(train),
         "heldout_count": len(heldout),
-        "train_sha256": train_sha256 or hashlib.sha256(train).hexdigest(),
-        "heldout_sha256": heldout_sha256 or hashlib.sha256(heldout).hexdigest(),
+        "train_sha256": train_sha256 or hashlib.sha256(train.data).hexdigest(),
+        "heldout_sha256": heldout_sha256 or hashlib.sha256(heldout.data).hexdigest(),
     }
     return ImageData(name, label, as_tensor(train), as_tensor(heldout), source)
 
@@ -155,8 +155,10 @@ def decode_rgb(file: BinaryIO, name: str, *, lenient: bool = False) -> np.ndarra
     """One 8-bit image as (H, W, 3), gray and palette spread to RGB; what RGB cannot hold is an
     error.
 
-    name: what errors call the file. lenient: CMYK and transparency, which are lost in RGB, are
-        converted as Pillow does it.
+    Args:
+        file: the open file.
+        name: what errors call the file.
+        lenient: convert CMYK and transparency, which are lost in RGB, as Pillow does it.
     """
     try:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
@@ -168,7 +170,7 @@ def decode_rgb(file: BinaryIO, name: str, *, lenient: bool = False) -> np.ndarra
         raise ValueError(
             f"{name} cannot be read as PNG, JPEG or WebP ({error}): repair or remove it"
         ) from error
-    if what:
+    if pixels is None:
         raise ValueError(
             f"{name} has {what}, expected one 8-bit RGB, gray or palette image: convert or remove "
             f"it"
@@ -189,8 +191,9 @@ def beyond_rgb(image: Image.Image, file: BinaryIO) -> str | None:
     if image.has_transparency_data:
         return TRANSPARENCY
     # a JPEG's further frames are previews
-    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
-        return f"{image.n_frames} frames"
+    frames = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
+    if frames > 1:
+        return f"{frames} frames"
     return None if image.mode in ("1", "L", "P", "RGB") else f"mode {image.mode}"
 
 

@@ -1,11 +1,12 @@
 """Image datasets as uint8 tensors.
 
-`load_data` is the one way in: photographs that come with scikit-image (nothing to fetch), CIFAR-10 in
-its official binary format, SVHN, ImageNet at 32, 64 and 128 pixels, a folder of images, crops of
-large
-photographs, or what is no photograph: spectrograms and a tissue section (domains.py). Every dataset
-carries the label that figures and result files print, so that a number measured on a part of a
-dataset never reads as one measured on all of it.
+`load_data` is the one way in. It knows the photographs that come with scikit-image (nothing to
+download), CIFAR-10 in its official binary format, SVHN, ImageNet at 32, 64 and 128 pixels, a folder
+of images, crops of large photographs, and images that are no photographs: spectrograms and a tissue
+section (domains.py).
+
+Every dataset carries the label that figures and result files print. So a number measured on a part
+of a dataset never reads as one measured on all of it.
 """
 
 from __future__ import annotations
@@ -93,19 +94,20 @@ def load_data(
     raise ValueError(f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}")
 
 
-# One image of the reader's
 def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
     """Any 8-bit PNG, JPEG or WebP as one uint8 image (1, 3, size, size): turned upright, the
     largest square in its middle whose side is a multiple of `size`, reduced by box means as the
     photographs are. Transparency is laid on white.
 
-    Raises ValueError naming the file where it cannot be read, has other than 8 bits a channel, or
-        is smaller than size x size.
+    Raises:
+        ValueError: naming the file, where it cannot be read, has other than 8 bits a channel, or is
+            smaller than size x size.
     """
     path = Path(path).expanduser()
     try:
         with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
-            what, flat = beyond_rgb(image, file), image
+            what = beyond_rgb(image, file)
+            flat: Image.Image = image
             if what == TRANSPARENCY:
                 rgba, what = image.convert("RGBA"), None
                 flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -114,7 +116,7 @@ def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
         raise ValueError(
             f"{path} cannot be read as PNG, JPEG or WebP ({error}): give another file"
         ) from error
-    if what:
+    if pixels is None:
         raise ValueError(f"{path} has {what}, expected one 8-bit image, colour or gray: convert it")
     height, width = pixels.shape[:2]
     factor = min(height, width) // size

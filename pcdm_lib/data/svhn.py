@@ -58,9 +58,16 @@ def load_svhn(
     """At most the first `limit` images of one file, uint8 (N, 3, 32, 32), and the label to print
     beside what is measured on them.
 
-    root: the data folder, see `data_folder`. split: "train" or "test". Downloads nothing.
+    Downloads nothing.
 
-    Raises ValueError for a wrong argument or a broken file, FileNotFoundError for a missing one.
+    Args:
+        root: the data folder, see `data_folder`.
+        split: "train" or "test".
+        limit: the largest number of images; None for all.
+
+    Raises:
+        ValueError: for a wrong argument or a broken file.
+        FileNotFoundError: for a missing file.
     """
     if split not in COUNTS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(COUNTS)}")

@@ -103,7 +103,7 @@ class Schedule(nn.Module, ABC):
 
     @abstractmethod
     def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """How far gamma(t) is on its way from gamma_min to gamma_max, from 0 to 1, and d/dt of it."""
+        """Fraction of the way from gamma_min to gamma_max at t, in [0, 1], and its derivative."""
 
     def forward(self, t: Tensor) -> Tensor:
         """gamma(t), of the shape of t."""
@@ -187,6 +187,7 @@ class FittedSchedule(Schedule):
 
     # share of the times that stays uniform over gamma, so that no noise level goes unseen
     FLOOR = 0.1
+    nodes: Tensor
 
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, bins: int = 32):
         super().__init__(gamma_min, gamma_max)

@@ -66,7 +66,7 @@ def add_noise(y: Tensor, gamma: Tensor, eps: Tensor) -> Tensor:
 
 def prior_term(y: Tensor, schedule: Schedule, share: Share = per_image) -> Tensor:
     """KL( q(z_1 | y) || N(0, I) ) in nats, (N,), or of every coordinate."""
-    alpha, sigma = alpha_sigma(schedule.gamma_max.to(y.dtype))
+    alpha, _ = alpha_sigma(schedule.gamma_max.to(y.dtype))
     # sigma^2 = 1 - alpha^2, so the variance part is -(alpha^2 + log(1 - alpha^2)) / 2, tiny and
     # best kept in this form
     return share((alpha * y) ** 2 / 2 - (alpha**2 + torch.log1p(-(alpha**2))) / 2)

@@ -22,6 +22,7 @@ from pcdm_lib.data.images import ImageData, spread
 from pcdm_lib.experiments import published, quality
 from pcdm_lib.likelihood.evaluation import Evaluation, evaluate
 from pcdm_lib.likelihood.three_ways import Comparison
+from pcdm_lib.maps.scales import image_shape_of
 from pcdm_lib.models import checkpoints, presets, pretrained
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config
@@ -65,7 +66,7 @@ def write_results(
     machine; returns the record.
 
     Beside it goes `scores.npz`: `bpd` (images,), what each held-out image takes, for differences
-        image by image.
+    image by image.
     """
     result = {
         "format": RESULTS_FORMAT,
@@ -146,6 +147,11 @@ class Experiment:
         self.trainer.run(minutes=None if steps else minutes, steps=steps, on_log=on_log)
         return self.trainer
 
+    def _trained(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError("this experiment has no run yet: call its `train` first")
+        return self.trainer
+
     def load(self) -> Cascade:
         """The trained cascade with its EMA weights, in eval mode."""
         return checkpoints.load_cascade(self.run_dir, weights="ema", device=self.device)[0]
@@ -170,18 +176,19 @@ class Experiment:
     def compute(self) -> str:
         """The compute behind the figure, in one phrase."""
         machines = " and ".join(sorted({s["machine"] for s in self.sessions()}))
-        return compute_line(self.trainer.seconds, self.trainer.step, machines)
+        trainer = self._trained()
+        return compute_line(trainer.seconds, trainer.step, machines)
 
     def quality(self, samples: Tensor, steps: int) -> dict[str, Any]:
         """Sample quality for the results file, printed: the band distance to 1000 training images,
         and FID to all of them or why there is none.
 
         Training images, since a small held-out set may show other things (`photos` holds out two
-        photographs). A model that repeated them
-        would score well: held-out bits per dimension tell.
+        photographs). A model that repeated them would score well: held-out bits per dimension tell.
 
         Args:
-            samples: integer images (N, C, H, W). steps: of the sampler.
+            samples: integer images (N, C, H, W).
+            steps: of the sampler.
         """
         samples = samples.to(torch.uint8).cpu()
         reference = self.images.train[torch.from_numpy(spread(len(self.images.train))[:1000])]
@@ -211,7 +218,7 @@ class Experiment:
         figure = next(
             (p for p in theirs if self.config.training.weighting != "edm" or "EDM" in p.name), None
         )
-        known = figure is not None and figure.updates is not None
+        updates = None if figure is None else figure.updates
         return {
             "system": f"{self.name}, paper"
             if figure is None
@@ -219,7 +226,7 @@ class Experiment:
             "bpd": published.NOT_AT_HAND if figure is None else figure.text,
             "standard error": "not given",
             "seed": "not given",
-            "compute": f"{figure.updates:g} million updates" if known else "not given",
+            "compute": "not given" if updates is None else f"{updates:g} million updates",
             "data": published.DATA[dataset],
         }
 
@@ -238,10 +245,11 @@ class Experiment:
         self, evaluation: Evaluation, extra: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """`results.json` and `scores.npz` in the run's folder; returns the record."""
+        trainer = self._trained()
         training = {
-            "steps": self.trainer.step,
-            "seconds": self.trainer.seconds,
-            "budget": self.trainer.budget,
+            "steps": trainer.step,
+            "seconds": trainer.seconds,
+            "budget": trainer.budget,
             "seed": self.seed,
             "sessions": self.sessions(),
         }
@@ -274,16 +282,16 @@ def open_experiment(
 
     Args:
         notebook: its name, for the default folder `runs/<notebook>-<data>-<preset>-seed<seed>`.
-            device: "auto" takes a GPU where there is one.
-        heldout_images: score at most the first so many. size: side of the images, for data sets
-            that come in several.
+        device: "auto" takes a GPU where there is one.
+        heldout_images: score at most the first so many.
+        size: side of the images, for data sets that come in several.
     """
     images = sets.load_data(dataset, root=data_root(), heldout_limit=heldout_images, size=size)
     print("data:", images.label)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     records.check_device(device)
-    config = presets.preset(preset, system, tuple(images.train.shape[1:]))
+    config = presets.preset(preset, system, image_shape_of(images.train))
     kind = dataset if ":" in dataset else images.name
     folder = (
         notebook if system in notebook or notebook.startswith("cifar") else f"{notebook}-{system}"
@@ -330,7 +338,8 @@ def open_models(
     Raises:
         ValueError: where there is none.
     """
-    wanted, found = images.source["train_sha256"], {}
+    wanted = images.source["train_sha256"]
+    found: dict[str, tuple[Cascade, Path | None]] = {}
     if runs is None:
         for name in pretrained.names():
             if pretrained.card(name)["data"]["train_sha256"] == wanted:

@@ -26,8 +26,10 @@ class Measured:
     """One model's file of some images.
 
     Attributes:
-        books: where its bits went. bytes: its size on disk. bound: the T-step bound of the images
-            that the model coded whole, or None where there are none.
+        books: where its bits went.
+        bytes: its size on disk.
+        bound: the T-step bound of the images that the model coded whole, or None where there are
+            none.
         peak_megabytes: the most memory that the process has had by then.
     """
 
@@ -51,8 +53,7 @@ class Measured:
     @property
     def law(self) -> float:
         """Net bits over the T-step bound on the very latents of the file, less 1: what the entropy
-        coder adds, its floor and its escapes included. NaN where the model
-        coded nothing."""
+        coder adds, its floor and its escapes included. NaN where the model coded nothing."""
         return (
             self.books.model_bits / self.books.ideal_bits - 1 if self.books.model_dims else math.nan
         )
@@ -151,7 +152,8 @@ def measure(
 
     Args:
         repeats: of the bound: independent estimates, each of all steps of every image and scale, or
-            of 50 where there are more. verify: decode and compare too.
+            of 50 where there are more.
+        verify: decode and compare too.
     """
     named = (
         (

@@ -49,7 +49,8 @@ def check_parameters(
                 raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, rule))}")
             continue
         optional = isinstance(rule, list)
-        kind: type = rule[0] if isinstance(rule, list) else rule
+        kind = rule[0] if isinstance(rule, list) else rule
+        assert kind is not None
         if optional and value is None:
             continue
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(

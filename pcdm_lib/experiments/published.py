@@ -48,11 +48,12 @@ class PublishedFigure:
     """One figure.
 
     Attributes:
-        name: the model, as the source has it. data: a value of DATA. quantity: BPD and FILES in
-            bits per dimension, FID and AUROC without unit.
+        name: the model, as the source has it.
+        data: a value of DATA.
+        quantity: BPD and FILES in bits per dimension, FID and AUROC without unit.
         value: None where it is missing; `missing` then says why.
-        source: a work of REFERENCES and the place in it. under: what it was measured under, as far
-            as that is known.
+        source: a work of REFERENCES and the place in it.
+        under: what it was measured under, as far as that is known.
         updates: millions of training steps, None where not given.
         system: our name of it (presets.SYSTEMS) where the paper lists it as its own or as its
             baseline, else empty.

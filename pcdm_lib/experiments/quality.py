@@ -92,7 +92,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
             f"a covariance has the eigenvalue {values[0]:.3g}: expected none below zero"
         )
     # what cannot be told from zero is zero: the root of a rounding error of 1e-16 would be one of
-    #     1e-8
+    # 1e-8
     values[values < len(values) * np.finfo(np.float64).eps * values[-1]] = 0
     return vectors * np.sqrt(values) @ vectors.T
 
@@ -181,7 +181,7 @@ def fid(
     Raises:
         ImportError: where torch-fidelity is missing or does not run beside this torch.
         ConnectionError: where the weights are not there and cannot be fetched, within seconds.
-            FileNotFoundError: where `weights` is not there.
+        FileNotFoundError: where `weights` is not there.
         ValueError: for other images or devices, and for a file that is not the one that the figure
             is defined by.
     """
@@ -291,10 +291,11 @@ class BandDistance:
 
     Attributes:
         se: bootstrap standard error from the choice of both sets' images; near the floor it says up
-            to twice too much, since resampling adds there to a distance that is all chance. floor:
-            mean value between random halves of the reference, what a perfect sampler would score if
-            both sets had half as many images. samples, reference: numbers of images. features:
-            their number.
+            to twice too much, since resampling adds there to a distance that is all chance.
+        floor: mean value between random halves of the reference, what a perfect sampler would score
+            if both sets had half as many images.
+        samples, reference: numbers of images.
+        features: their number.
     """
 
     value: float
@@ -330,7 +331,7 @@ def band_features(images: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
     differs between upper and lower, left and right, and diagonal quarters.
     """
     _check_images(images, "images", (1, 3), 1)
-    _n, channels, height, width = images.shape
+    channels, height, width = images.shape[1:]
     levels = min(LEVELS, _halvings(height), _halvings(width))
     if levels < 1:
         raise ValueError(
@@ -339,9 +340,9 @@ def band_features(images: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
         )
     x = images.cpu().double() / 255
     named: dict[str, Tensor] = {}
-    for c in range(channels):
-        named[f"mean {c}"] = x[:, c].mean(dim=(1, 2))
-        named[f"log variance {c}"] = torch.log(x[:, c].var(dim=(1, 2), correction=0) + ROUNDING)
+    for k in range(channels):
+        named[f"mean {k}"] = x[:, k].mean(dim=(1, 2))
+        named[f"log variance {k}"] = torch.log(x[:, k].var(dim=(1, 2), correction=0) + ROUNDING)
     gray = x.mean(dim=1)
     top, bottom = gray[:, : height // 2], gray[:, height // 2 :]
     a, b, c, d = (
@@ -355,9 +356,9 @@ def band_features(images: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
         bands = haar_step(low)
         details = torch.stack(bands[1:], dim=2)  # (N, C, 3, h, w)
         energy = details.square().mean(dim=(3, 4))
-        for c, band in itertools.product(range(channels), range(3)):
-            named[f"log energy {level} {'pqr'[band]} {c}"] = torch.log(
-                energy[:, c, band] + ROUNDING
+        for k, band in itertools.product(range(channels), range(3)):
+            named[f"log energy {level} {'pqr'[band]} {k}"] = torch.log(
+                energy[:, k, band] + ROUNDING
             )
         magnitude = details.abs().mean(dim=(1, 2, 3, 4))
         named[f"peakedness {level}"] = torch.log(
@@ -400,7 +401,8 @@ def band_distance(
     number of images: compare models at equal numbers, and with `floor`.
 
     Args:
-        draws: of the bootstrap for `se`. splits: random halvings of the reference for `floor`.
+        draws: of the bootstrap for `se`.
+        splits: random halvings of the reference for `floor`.
 
     Raises:
         ValueError: for other images, fewer than 2 samples or 4 reference images, sides that cannot

@@ -70,8 +70,8 @@ def ship(
     folder in place of an older one.
 
     Args:
-        run_dirs: the run, or several that trained different scales. name: what `load_pretrained`
-            will call it.
+        run_dirs: the run, or several that trained different scales.
+        name: what `load_pretrained` will call it.
         images: the data that the run was trained on; its held-out images are scored, the first
             `count` of them or all.
         checks: data sets on whose first held-out images a test compares fresh figures with the
@@ -122,7 +122,7 @@ def ship(
             progress=progress,
         )
         cascade.cpu()  # the checks' draws are a CPU's, wherever the figures were measured
-        facts = {
+        facts: dict[str, Any] = {
             "format": pretrained.FORMAT,
             "name": name,
             "summary": _summary(headers, images),
@@ -210,11 +210,11 @@ def _check(cascade: Cascade, images: ImageData) -> dict[str, Any]:
     """Figures that a test can demand to the last digits: the first held-out images, scored with the
     draws of `CHECK`."""
     first = images.heldout[: CHECK["images"]]
-    settings = {k: CHECK[k] for k in ("repeats", "times_per_image", "seed")}
+    settings: dict[str, Any] = {k: CHECK[k] for k in ("repeats", "times_per_image", "seed")}
     result = evaluate(cascade, first, **settings)
     return {
         "label": images.label,
-        "sha256": hashlib.sha256(first.contiguous().numpy()).hexdigest(),
+        "sha256": hashlib.sha256(first.contiguous().numpy().data).hexdigest(),
         "images": len(first),
         **settings,
         "bpd": result.bpd,
@@ -273,10 +273,8 @@ def _train_command(header: Mapping[str, Any], run: Path | str, images: ImageData
         for field in dataclasses.fields(ours):
             value = getattr(ours, field.name)
             if value != getattr(theirs, field.name):
-                words += [
-                    "--set",
-                    f"{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}",
-                ]
+                written = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                words += ["--set", f"{field.name}={written}"]
     if tuple(header["scales"]) != make_map(config.model.map, config.model.levels).names():
         words += ["--scales", ",".join(header["scales"])]
     budget = _sessions(run)[-1].get("budget", {})  # runs of older versions did not keep theirs

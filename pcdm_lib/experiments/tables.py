@@ -82,7 +82,7 @@ NUMBERING = (
 )
 
 # Which command fills a place: parts of the suite by system, at a budget that is an example.
-#     "{part}" and "{dataset}" are its arguments.
+# "{part}" and "{dataset}" are its arguments.
 COMMAND = "python -m pcdm_lib tables --minutes 10 --only {part} --dataset {dataset}"
 PARTS = {
     "wavelet": "wavelet",
@@ -120,8 +120,9 @@ class Result:
     """One results file.
 
     Attributes:
-        path: the file. name: its folder, relative to the one that was searched. record: what it
-            holds, None for figures that are not finite.
+        path: the file.
+        name: its folder, relative to the one that was searched.
+        record: what it holds, None for figures that are not finite.
         scores: (images,) float64, bits per dimension of each held-out image, from the `scores.npz`
             beside it; None where `no_scores` says why.
     """
@@ -250,15 +251,17 @@ def read_results(folder: Path | str) -> tuple[list[Result], list[str]]:
     """Every `results.json` under a folder, at any depth. Links and folders whose names begin with a
     dot are not followed; nothing is written.
 
-    Returns the results in the order of their paths, and one line for each file that could not be
-        read, naming it, what was wrong and what to do.
+    Returns:
+        The results in the order of their paths, and one line for each file that could not be read,
+        naming it, what was wrong and what to do.
     """
     folder = Path(folder)
     if not folder.is_dir():
         return [], [
             f"{folder} is no folder: train something first, or name the folder that holds the runs"
         ]
-    results, problems = [], []
+    results: list[Result] = []
+    problems: list[str] = []
     for path in _files(folder, problems):
         try:
             record = _check(path, records.read_json(path))
@@ -651,16 +654,16 @@ def scale_shares(result: Result) -> dict[str, float]:
     """{scale: its share of the bits per dimension}, coarsest first; empty where the file does not
     say."""
     table = result.part("evaluation", "table")
-    shares = (
-        {
-            k: number(v.get("total"))
-            for k, v in table.items()
-            if k != "total" and isinstance(v, Mapping)
-        }
-        if isinstance(table, Mapping)
-        else {}
-    )
-    return {} if None in shares.values() else shares
+    if not isinstance(table, Mapping):
+        return {}
+    shares: dict[str, float] = {}
+    for scale, row in table.items():
+        if scale != "total" and isinstance(row, Mapping):
+            share = number(row.get("total"))
+            if share is None:
+                return {}
+            shares[scale] = share
+    return shares
 
 
 def likelihood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -720,8 +723,8 @@ def compression_table(results: Sequence[Result]) -> list[dict[str, Any]]:
             if not isinstance(entry, Mapping):
                 continue
             filled.append(result)
-            parts = {
-                key: entry.get(key) if isinstance(entry.get(key), Mapping) else {}
+            parts: dict[str, Mapping[str, Any]] = {
+                key: value if isinstance(value := entry.get(key), Mapping) else {}
                 for key in ("bound", "excess", "books")
             }
             rows.append(
@@ -780,6 +783,7 @@ def paired(a: Result, b: Result) -> tuple[float, float]:
     Raises ValueError where they are not to be compared (`obstacles`)."""
     if reasons := obstacles(a, b):
         raise ValueError(f"{a.name} and {b.name} cannot be paired: {'; '.join(reasons)}")
+    assert a.scores is not None and b.scores is not None  # `obstacles` names what has none
     difference = a.scores - b.scores
     error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else math.nan
     return float(difference.mean()), float(error)
@@ -807,6 +811,7 @@ def paired_table(results: Sequence[Result]) -> list[dict[str, Any]]:
     rows = []
     for a, b in good:
         mean, error = paired(a, b)
+        assert a.scores is not None
         rows.append(
             {
                 "difference": f"{a.title} minus {b.title}",

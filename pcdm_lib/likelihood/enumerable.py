@@ -1,7 +1,7 @@
 """Small sources whose every image can be listed, and the exact posterior-mean denoiser for them.
 
 With that denoiser the continuous-time bound equals the entropy of the source, so whatever else it
-reads is a mistake in the accounting (likelihood contract, Sect. 4).
+reads is a mistake in the accounting (docs/likelihood.md, Sect. 4).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from pcdm_lib.diffusion.schedule import LinearSchedule, Schedule, alpha_sigma
 from pcdm_lib.diffusion.terms import gamma_for_spacing
 from pcdm_lib.maps.hierarchical import HierarchicalMap
-from pcdm_lib.maps.scales import ScaleSpec
+from pcdm_lib.maps.scales import ScaleSpec, image_shape_of
 from pcdm_lib.maps.standard import Identity
 from pcdm_lib.models.cascade import Cascade
 
@@ -24,8 +24,8 @@ class EnumeratedSource:
     """A probability mass function over listed integer images.
 
     Args:
-        images: (K, C, H, W) integers, all different. log_weights: (K,) log-probabilities up to a
-            constant.
+        images: (K, C, H, W) integers, all different.
+        log_weights: (K,) log-probabilities up to a constant.
     """
 
     def __init__(self, images: Tensor, log_weights: Tensor, max_value: int):
@@ -35,7 +35,7 @@ class EnumeratedSource:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
+        return image_shape_of(self.images)
 
     @property
     def entropy_bits_per_dim(self) -> float:
@@ -61,7 +61,7 @@ def all_images(side: int, levels: int) -> Tensor:
 
 
 def contract_source() -> EnumeratedSource:
-    """The 2x2 source with levels 0..3 of the contract, Sect. 4; its entropy is 1.5485 bits a
+    """The 2x2 source with levels 0..3 of docs/likelihood.md, Sect. 4; its entropy is 1.5485 bits a
     dimension."""
     images = all_images(2, 4)
     a, b, c, d = images.flatten(1).double().unbind(1)
@@ -196,7 +196,7 @@ def code_lengths(
         cascade.train(was_training)
     stacked = torch.stack(totals)
     # neighbouring strata in pairs: the variance of a stratified mean, with the slope across strata
-    #     mostly removed
+    # mostly removed
     pairs = (stacked[0 : 2 * (draws // 2) : 2] - stacked[1 : 2 * (draws // 2) : 2]) ** 2 / 4
     return stacked.mean(0), torch.sqrt(pairs.mean(0) * 2 / draws)
 

@@ -22,25 +22,14 @@ from pcdm_lib.models.cascade import Cascade, bits_per_dim
 TERMS = ("prior", "diffusion", "reconstruction")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The bound on a set of images.
+class ImageScores:
+    """Bits per dimension of a set of images, scored several times over, and their errors.
 
     Attributes:
-        parts: (images, repeats, scales, 3) bits per dimension of the whole image; the terms stand
-            in the order of `TERMS`. The repeats are independent of each other.
-        steps: None for the continuous-time bound, T for the T-step one. times: how the times were
-            drawn.
-        times_per_image: network evaluations an image, scale and repeat.
+        parts: (images, repeats, scales, terms) bits per dimension of the whole image.
     """
 
     parts: np.ndarray
-    scales: tuple[str, ...]
-    steps: int | None
-    times: str
-    weights: str
-    seed: int
-    times_per_image: int = 1
 
     @property
     def per_image(self) -> np.ndarray:
@@ -76,6 +65,27 @@ class Evaluation:
         independent repeats; nan for one. From four repeats it is itself known to about 40 %."""
         means = self.parts.sum(axis=(2, 3)).mean(axis=0)
         return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Evaluation(ImageScores):
+    """The bound on a set of images.
+
+    Attributes:
+        parts: (images, repeats, scales, 3) bits per dimension of the whole image; the terms stand
+            in the order of `TERMS`. The repeats are independent of each other.
+        steps: None for the continuous-time bound, T for the T-step one.
+        times: how the times were drawn.
+        times_per_image: network evaluations an image, scale and repeat.
+    """
+
+    parts: np.ndarray
+    scales: tuple[str, ...]
+    steps: int | None
+    times: str
+    weights: str
+    seed: int
+    times_per_image: int = 1
 
     def table(self) -> dict[str, dict[str, float]]:
         """{scale: {term: bpd}}, with the sums under "total"; every figure is a share of the whole
@@ -138,8 +148,8 @@ def evaluate(
     """The bound on every image, `repeats` times with independent noise.
 
     Args:
-        images: integers (N, *cascade.image_shape). repeats: independent estimates, at least 2 for a
-            standard error of the noise.
+        images: integers (N, *cascade.image_shape).
+        repeats: independent estimates, at least 2 for a standard error of the noise.
         times_per_image: network evaluations an image, scale and repeat.
         times: "stratified" gives each image one time in each of `times_per_image` strata, and the
             whole set one in each of N * times_per_image; "uniform" draws all of them independently.
@@ -217,7 +227,7 @@ def draw_times(
     return ((strata + within) / per_image).clamp(max=1 - torch.finfo(dtype).eps)
 
 
-def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:
+def paired_difference(a: ImageScores, b: ImageScores) -> tuple[float, float]:
     """Mean of a - b over the same images in bits per dimension, and its standard error (noise and
     choice of images together)."""
     if len(a.parts) != len(b.parts):

@@ -8,15 +8,18 @@ along by
     log p_0(z_0) = log N(z_1; 0, I) + integral from gamma_0 to gamma_1 of tr(dv/dz) dgamma
     tr(dv/dz) = sigma / 2 * ( tr(d eps_hat / dz) - sigma d )
 
-(d alpha / dgamma = -alpha sigma^2 / 2 and d sigma^2 / dgamma = alpha^2 sigma^2: a drift of -sigma^2
-/ 2 z, diffusion sigma^2 and the score -eps_hat / sigma.) Of the schedule only the two endpoints
-matter. p_0 is a density over noisy coordinates; integers are paid for by
+To see the first line: d alpha / dgamma = -alpha sigma^2 / 2 and d sigma^2 / dgamma = alpha^2
+sigma^2, so the drift is -(sigma^2 / 2) z, the diffusion sigma^2, and the score -eps_hat / sigma. Of
+the schedule only the two endpoints matter.
 
-    -log P(z | coarser)  <=  E over q(z_0 | z) of [ -log P(z | z_0, coarser) - log p_0(z_0 |
-    coarser) + log q(z_0 | z) ]
+p_0 is a density over noisy coordinates. Integers are paid for by
 
-with the decoder of lattice.py, so that the sum over scales is a code length like the bound's
-(likelihood contract, Sect. 5). With the exact denoiser both are equal for every image, but for what
+    -log P(z | coarser)
+        <=  E over q(z_0 | z) of
+            [ -log P(z | z_0, coarser) - log p_0(z_0 | coarser) + log q(z_0 | z) ]
+
+with the decoder of maps/lattice.py. So the sum over scales is a code length like the bound's
+(docs/likelihood.md, Sect. 5). With the exact denoiser both are equal for every image, but for what
 is left of the image at gamma_1; with a network the flow is a slightly different model.
 
 The denoiser must treat the images of a batch apart, and be differentiable in z_t. Everything is in
@@ -38,7 +41,7 @@ from tqdm.auto import tqdm
 
 from pcdm_lib.diffusion.schedule import alpha_sigma
 from pcdm_lib.diffusion.terms import Denoiser, add_noise, reconstruction_term
-from pcdm_lib.likelihood.evaluation import Evaluation
+from pcdm_lib.likelihood.evaluation import ImageScores
 from pcdm_lib.maps.scales import ScaleSpec
 from pcdm_lib.models.cascade import Cascade, bits_per_dim
 from pcdm_lib.models.scale import Scale
@@ -215,7 +218,7 @@ class _Field:
             ]
             return torch.stack(parts).sum(dim=0)
         # sigma inside the estimate: with much noise eps_hat is about z, and Gaussian probes see
-        #     nothing of what cancels
+        # nothing of what cancels
         parts = [
             ((torch.autograd.grad(eps_hat, z, e, retain_graph=True)[0] - sigma * e) * e)
             .flatten(1)
@@ -248,12 +251,13 @@ def flow_log_density(
     but the steps, and with them the last digits, depend on the batch (a fixed-step method's do
     not), and so does the number of evaluations. Steps end at gamma_1: the denoiser is asked about
     no gamma beyond it. An embedding of the noise level that oscillates fast (unet.py's, about 160
-    times over the range) makes tight tolerances dear: a loose one steps over the ripples, which
-    hardly matter, a tight one follows each.
+    times over the range) makes tight tolerances expensive: a loose one steps over the ripples,
+    which hardly matter, a tight one follows each.
 
     Args:
-        gamma_range: (gamma_0, gamma_1). z_0: (N, ...) in the dtype to work in. coarse: passed on to
-            the denoiser.
+        gamma_range: (gamma_0, gamma_1).
+        z_0: (N, ...) in the dtype to work in.
+        coarse: passed on to the denoiser.
         probes: (K, N, ...) for Hutchinson's estimator, held fixed along the trajectory.
     Raises:
         ValueError: for an exact trace over more than `MAX_EXACT` coordinates, or probes missing or
@@ -338,7 +342,9 @@ def draw_noise(
     return [
         FlowNoise(
             torch.stack([e for e, _ in images]),
-            None if images[0][1] is None else torch.stack([p for _, p in images], dim=1),
+            None
+            if images[0][1] is None
+            else torch.stack([p for _, p in images if p is not None], dim=1),
         )
         for images in drawn
     ]
@@ -411,8 +417,8 @@ def cascade_flow(
     """One draw of the flow's bound on -log P(x) for every image, nats.
 
     Args:
-        x: integer images (N, *image_shape), one batch for the solver. scales: indices of the scales
-            to score, all by default.
+        x: integer images (N, *image_shape), one batch for the solver.
+        scales: indices of the scales to score, all by default.
         dtype: of the flow, which has to be that of the weights; where it is None it is theirs, and
             float64 without any.
     Raises:
@@ -427,13 +433,12 @@ def cascade_flow(
         for i, noise in zip(chosen, noises)
     ]
     *terms, evaluations = zip(*rows)
-    return FlowBound(
-        tuple(s.name for s in specs), *(torch.stack(column, dim=1) for column in terms), evaluations
-    )
+    decoder, flow, log_q = (torch.stack(column, dim=1) for column in terms)
+    return FlowBound(tuple(s.name for s in specs), decoder, flow, log_q, evaluations)
 
 
 @dataclass(frozen=True)
-class FlowEvaluation:
+class FlowEvaluation(ImageScores):
     """The flow's bound on a set of images.
 
     Attributes:
@@ -451,11 +456,6 @@ class FlowEvaluation:
     dtype: str
     weights: str
     seed: int
-
-    # the same statistics of the same kind of array, so that both kinds of record go into
-    # paired_difference
-    per_image, bpd = Evaluation.per_image, Evaluation.bpd
-    se_images, se_noise, se = Evaluation.se_images, Evaluation.se_noise, Evaluation.se
 
     @property
     def evaluations_per_scale(self) -> dict[str, float]:
@@ -526,8 +526,8 @@ def evaluate_flow(
     dimension.
 
     Args:
-        images: integers (N, *cascade.image_shape). repeats: independent estimates, at least 2 for a
-            standard error of the noise.
+        images: integers (N, *cascade.image_shape).
+        repeats: independent estimates, at least 2 for a standard error of the noise.
         weights: what the caller says of the weights ("EMA", "raw"), for the record.
         batch_size: of the solver; it changes the result within the tolerances only (see
             `flow_log_density`).

@@ -20,9 +20,10 @@ class InformationMap:
     """The bound on N images, split up.
 
     Attributes:
-        specs: the scales, coarsest first. nats: for each the share of every coordinate, (N,
-            *spec.shape) float64: an unbiased draw, so single ones scatter and may be off where the
-                mean over `times` draws has not settled. image_shape: (C, H, W).
+        specs: the scales, coarsest first.
+        nats: for each the share of every coordinate, (N, *spec.shape) float64: an unbiased draw, so
+            single ones scatter and may be off where the mean over `times` draws has not settled.
+        image_shape: (C, H, W).
 
     A coefficient's share is what it adds to the code length given the coarser scales: its part of
     the denoiser's error over all noise levels, plus what the decoder has left to say. What a
@@ -118,10 +119,10 @@ class PaidTwice:
     in bits per dimension of the image.
 
     Attributes:
-        first: (N,) what the coarser scales spent on the pixels that they hold. again: (N,) what
-            finer scales spent on those pixels, which the
-            receiver knows exactly by then: bits that a map without redundancy does not pay. new:
-                (N,) what finer scales spent on the rest.
+        first: (N,) what the coarser scales spent on the pixels that they hold.
+        again: (N,) what finer scales spent on those pixels, which the receiver knows exactly by
+            then: bits that a map without redundancy does not pay.
+        new: (N,) what finer scales spent on the rest.
     """
 
     first: Tensor

@@ -57,12 +57,16 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        head = f"{'bits per dim':20s}{'bpd':>10s}{'se images':>11s}{'se noise':>11s}{'difference':>12s}{'se':>9s}{'evaluations an image':>22s}"
+        head = (
+            f"{'bits per dim':20s}{'bpd':>10s}{'se images':>11s}{'se noise':>11s}"
+            f"{'difference':>12s}{'se':>9s}{'evaluations an image':>22s}"
+        )
         return "\n".join(
             [
                 head,
                 *(
-                    f"{w.name:20s}{w.result.bpd:10.4f}{w.result.se_images:11.4f}{w.result.se_noise:11.4f}{w.difference:12.4f}"
+                    f"{w.name:20s}{w.result.bpd:10.4f}{w.result.se_images:11.4f}"
+                    f"{w.result.se_noise:11.4f}{w.difference:12.4f}"
                     f"{w.se_difference:9.4f}{w.evaluations:22.1f}"
                     for w in self.ways
                 ),
@@ -90,11 +94,12 @@ def compare_likelihoods(
     with paired differences.
 
     Args:
-        images: integers (N, *cascade.image_shape), at least two. steps: the T of the T-step bounds.
+        images: integers (N, *cascade.image_shape), at least two.
+        steps: the T of the T-step bounds.
         flows: settings of the flows; Hutchinson's estimator and, where every scale has at most
             `MAX_EXACT` coordinates, the exact trace where it is None.
-        repeats, times_per_image: of the bounds, which share their noise. flow_repeats: of the
-            flows, which share theirs.
+        repeats, times_per_image: of the bounds, which share their noise.
+        flow_repeats: of the flows, which share theirs.
         weights, batch_size, device, dtype: as for `evaluate_flow`.
     Raises:
         ValueError, FloatingPointError: as `evaluate` and `evaluate_flow`.

@@ -5,10 +5,9 @@ A batch of M images scores (Nalisnick et al. 2019, arXiv 1906.02994)
 
     | (1/M) sum_m -log P(x_m)  -  H_hat |        H_hat = (1/N) sum_n -log P(y_n),
 
-with our bound in place of -log P, in bits per dimension. The setting is M = 1, N = 20. Appendix B.1
-of the paper was not at hand when this was written; the reading taken is that M images make up a
-test batch and that N other images of the model's own data, held back or trained on and disjoint
-from the tested ones, estimate its entropy H_hat. M and N are free here.
+with our bound in place of -log P, in bits per dimension. The setting is M = 1, N = 20. Here M
+images make up a test batch, and N other images of the model's own data estimate its entropy H_hat:
+images held back or trained on, disjoint from the tested ones. M and N are free.
 
 Beside it stands the plain code length, high for an outlier: it fails where an outlier is simpler
 than the data, because simple images have short codes under every model. And since the code length
@@ -41,9 +40,10 @@ class Scores:
 
     Attributes:
         estimates: (n, repeats, S) bits per dimension of the whole image, so that the scales of an
-            image sum to its code length; the repeats are
-            independent estimates. scales: their S names, coarsest first.
-        times_per_image: network evaluations an image, scale and repeat. seed: of the noise.
+            image sum to its code length; the repeats are independent estimates.
+        scales: their S names, coarsest first.
+        times_per_image: network evaluations an image, scale and repeat.
+        seed: of the noise.
         digests: one an image, of its pixels, by which an image in two sets is found.
     """
 
@@ -142,7 +142,7 @@ def image_scores(
 
     Raises:
         ValueError: for images of another shape, range or number than `evaluate` takes.
-            FloatingPointError: where the bound is not finite.
+        FloatingPointError: where the bound is not finite.
     """
     result = evaluate(
         cascade,
@@ -189,8 +189,8 @@ def typicality(
     scores.
 
     Args:
-        scores: (n,) code lengths of the tested images, or (n, S), scale by scale. reference: (N,)
-            or (N, S), of other images of the model's data.
+        scores: (n,) code lengths of the tested images, or (n, S), scale by scale.
+        reference: (N,) or (N, S), of other images of the model's data.
         batch, seed: M, and the choice of the batches; see `batch_means`.
 
     Returns:
@@ -257,8 +257,8 @@ def auroc(
     percentile interval.
 
     Both sets are resampled, so the interval is for the populations that they are independent draws
-    from. Where they do not overlap it is [1, 1]
-    whatever their size: it knows nothing of overlaps too rare for these sets.
+    from. Where they do not overlap it is [1, 1] whatever their size: it knows nothing of overlaps
+    too rare for these sets.
 
     Raises:
         ValueError: for scores that are empty, not finite or not one-dimensional, and for settings
@@ -324,9 +324,10 @@ def detect(
 
     Args:
         inside, outliers: scores of the tested images, from the data and by the name of the set.
-            reference: of other images of the data.
-        batches: the M to try. references: the N to try, None for all; the first N in an order of
-            the reference by the seed are taken.
+        reference: of other images of the data.
+        batches: the M to try.
+        references: the N to try, None for all; the first N in an order of the reference by the seed
+            are taken.
         over_reference: add an interval that counts the choice of the N reference images too.
 
     Returns:
@@ -354,10 +355,10 @@ def detect(
                 f"so choose 1 <= M <= {smallest // 2}"
             )
     sizes = [len(reference) if size is None else size for size in references]
-    for size in sizes:
-        if not 2 <= size <= len(reference):
+    for n in sizes:
+        if not 2 <= n <= len(reference):
             raise ValueError(
-                f"N={size}: there are {len(reference)} reference images, so choose 2 <= N <= "
+                f"N={n}: there are {len(reference)} reference images, so choose 2 <= N <= "
                 f"{len(reference)}, or None for all"
             )
     pool = reference.columns[np.random.default_rng(seed).permutation(len(reference))]
@@ -366,7 +367,8 @@ def detect(
         for batch in batches:
             means = [batch_means(s.columns, batch, seed) for s in (inside, outside)]
             for statistic, scale in statistics(inside.scales):
-                for size in sizes if statistic == "typicality" else [None]:
+                tried: list[int | None] = [*sizes] if statistic == "typicality" else [None]
+                for size in tried:
                     found = auroc(
                         *(
                             _statistic(statistic, scale, m, pool[:size], inside.names)
@@ -376,7 +378,7 @@ def detect(
                         confidence=confidence,
                         seed=seed,
                     )
-                    row = {
+                    row: dict[str, Any] = {
                         "set": name,
                         "statistic": statistic,
                         "scale": scale,
@@ -389,6 +391,7 @@ def detect(
                         "n_out": found.n_out,
                     }
                     if over_reference:
+                        figures: tuple[float | None, float | None, float | None]
                         figures = (None, None, None)
                         if size is not None:
                             values = _over_reference(

@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pcdm_lib.maps.scales import Scales, ScaleSpec
+from pcdm_lib.maps.scales import Scales, ScaleSpec, image_shape_of
 
 
 class HierarchicalMap(ABC):
@@ -66,8 +66,9 @@ class HierarchicalMap(ABC):
                 f"{self!r} on pixels 0..{max_value} would overflow 32-bit integers: use fewer "
                 f"levels"
             )
-        self._check_sides(*image_shape[1:])
-        return self._specs(tuple(image_shape), max_value)
+        channels, height, width = image_shape
+        self._check_sides(height, width)
+        return self._specs((channels, height, width), max_value)
 
     def names(self) -> tuple[str, ...]:
         """Names of the scales, coarsest first."""
@@ -103,17 +104,18 @@ class HierarchicalMap(ABC):
     def decompose(self, x: Tensor, max_value: int = 255) -> list[tuple[Tensor, Tensor | None]]:
         """For each scale its integer coordinates and the integers rebuilt from all coarser scales
         (None for the base): the pair that one conditional diffusion needs, without the other
-            scales' networks."""
+        scales' networks."""
         self._check_integers(x, max_value)
-        self.specs(tuple(x.shape[1:]), max_value)  # refuses what would overflow
+        self.specs(image_shape_of(x), max_value)  # refuses what would overflow
         return self._split_integers(x.to(torch.int32))
 
     def synthesise_integers(self, scales: Scales) -> Tensor:
         """Exact inverse of `analyse_integers`, int32 (N, C, H, W)."""
         self._check_scales(scales, integers=True)
-        coarse = None
+        coarse: Tensor | None = None
         for index, z in enumerate(scales):
             coarse = self.refine(index, coarse, z)
+        assert coarse is not None  # there is always a base
         return coarse
 
     # ---- to be given by each map

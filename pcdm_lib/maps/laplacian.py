@@ -64,6 +64,7 @@ class LaplacianPyramid(HaarWavelet):
     ) -> tuple[Tensor, float]:
         if spec.kind != "details":
             return centre, 1.0
+        assert coarse is not None, "details stand beside the coarser scale"
         return interleave(*self._finer(centre, coarse)), math.sqrt(3) / 4
 
     def phase_channels(self, spec: ScaleSpec) -> int:

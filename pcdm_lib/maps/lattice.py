@@ -2,18 +2,18 @@
 coarser) over exactly those.
 
 For every kind of scale the integers allowed for one coefficient, given the coarser scales and the
-bands before it, are an arithmetic progression `low, low + step, ..., high` (likelihood contract,
+bands before it, are an arithmetic progression `low, low + step, ..., high` (docs/likelihood.md,
 Sect. 2):
 
     kind "pixels"   x             0 .. max                       step 1
     kind "sum"      s             0 .. max * 4^level             step 1
     kind "details"  p | s         |p| <= min(s, 4M - s)          step 2, p = s (mod 2)
                     q | s, p      |q| <= A + B                   step 2, q = s (mod 2)
-                    r | s, p, q   a - b = (q + r) / 2 and c - d = (q - r) / 2 within their ranges,  step 4
+                    r | s, p, q   |a - b| <= A, |c - d| <= B     step 4
 
-with M the largest value of a pixel of the block, A = min(a+b, 2M-a-b) the largest |a-b| and B the
-same for c, d. The product of the spacings in orthonormal units is 1, the volume of a pixel's cell:
-Lemma 4.1 on integers.
+with a - b = (q + r) / 2 and c - d = (q - r) / 2, M the largest value of a pixel of the block,
+A = min(a+b, 2M-a-b) the largest |a-b| and B the same for c, d. The product of the spacings in
+orthonormal units is 1, the volume of a pixel's cell: Lemma 4.1 on integers.
 
 The decoder is P(z | z_0) proportional to q(z_0 | z) = N(z_0; alpha z, sigma^2) over the
 progression. Its sum runs over a window of candidates around z_0 (never around the true value); what
@@ -24,7 +24,7 @@ never sum to more than 1 and none of them is zero.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -56,7 +56,8 @@ def allowed(
     """The integers that `band` of a scale can hold.
 
     Args:
-        spec: the scale. band: one of its bands; the bands before it must stand in `decoded`.
+        spec: the scale.
+        band: one of its bands; the bands before it must stand in `decoded`.
         coarse: integers rebuilt from the coarser scales, (N, C, h, w); needed for kind "details"
             only.
         like: a tensor (N, C, h, w) that gives shape and device.
@@ -66,6 +67,7 @@ def allowed(
         zero = torch.zeros(like.shape, dtype=torch.int32, device=like.device)
         return Progression(zero, zero + high, 1)
     pixel_max = spec.max_value * 4 ** (spec.level - 1)
+    assert coarse is not None, "details stand beside the integers of the coarser scales"
     s = coarse
     if band == "p":
         reach = torch.minimum(s, 4 * pixel_max - s)
@@ -78,11 +80,9 @@ def allowed(
     q = decoded["q"]
     # a - b = (q + r) / 2 moves in steps of 2 between -A and A while c - d = q - (a - b) stays
     # between -B and B
-    low, high = (
-        torch.maximum(-reach_top, q - reach_bottom),
-        torch.minimum(reach_top, q + reach_bottom),
-    )
-    return Progression(2 * low - q, 2 * high - q, 4)
+    least = torch.maximum(-reach_top, q - reach_bottom)
+    most = torch.minimum(reach_top, q + reach_bottom)
+    return Progression(2 * least - q, 2 * most - q, 4)
 
 
 def check_member(z: Tensor, progression: Progression, where: str) -> None:
@@ -199,26 +199,25 @@ def scale_log_prob(
     decoder meets them.
 
     Args:
-        z_0: noisy orthonormal coordinates (N, bands*C, h, w). alpha, sigma: their scale and noise,
-            scalars or (N, 1, 1, 1).
-        z: the true integers, same shape. coarse: integers rebuilt from the coarser scales, or None
-            for the base.
+        z_0: noisy orthonormal coordinates (N, bands*C, h, w).
+        alpha, sigma: their scale and noise, scalars or (N, 1, 1, 1).
+        z: the true integers, same shape.
+        coarse: integers rebuilt from the coarser scales, or None for the base.
         per_coefficient: the share of every coefficient, (N, bands*C, h, w), instead of their sum.
     Raises:
         ValueError: where z holds integers that belong to no image.
     """
     centre, tau = to_integer_axis(spec, z_0, alpha, sigma)
-    truth, decoded, shares = spec.split(z), {}, []
+    truth, shares = spec.split(z), []
+    decoded: dict[str, Tensor] = {}
     for band, band_centre in spec.split(centre).items():  # in decoding order
         progression = allowed(spec, band, coarse, decoded, band_centre)
         check_member(truth[band], progression, f"{spec.name}, band {band}")
         shares.append(log_prob(band_centre, tau, truth[band], progression))
         decoded[band] = truth[band]
-    return (
-        torch.cat(shares, dim=1)
-        if per_coefficient
-        else sum(share.sum(dim=(1, 2, 3)) for share in shares)
-    )
+    if per_coefficient:
+        return torch.cat(shares, dim=1)
+    return cast(Tensor, sum(share.sum(dim=(1, 2, 3)) for share in shares))
 
 
 def scale_draw(
@@ -295,8 +294,8 @@ def lattice_moments(mean: Tensor, std: Tensor) -> LatticeMoments:
         * ((tau2 - (math.pi * tau2) ** 2 + f**2) * half_cosine - 2 * math.pi * tau2 * f * half_sine)
         / total,
     ]
-    first, second, *alternating = (torch.where(std > 0.6, w, n) for w, n in zip(wide, sums))
-    return LatticeMoments(nearest, first, second, tuple(alternating))
+    first, second, a, b, c = (torch.where(std > 0.6, w, n) for w, n in zip(wide, sums))
+    return LatticeMoments(nearest, first, second, (a, b, c))
 
 
 def lattice_posterior(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -314,7 +313,8 @@ def details_posterior(mean: Tensor, std: Tensor, coarse: Tensor) -> tuple[Tensor
     sums with alternating signs are all that it takes.
 
     Args:
-        mean, std: (N, 3C, h, w), band after band. coarse: s, integers (N, C, h, w).
+        mean, std: (N, 3C, h, w), band after band.
+        coarse: s, integers (N, C, h, w).
     """
     parity = coarse & 1
     offset = torch.cat([parity] * 3, dim=1).to(mean.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -55,6 +56,11 @@ class ScaleSpec:
     def split(self, z: Tensor) -> dict[str, Tensor]:
         """(N, bands*C, h, w) -> one (N, C, h, w) array a band, by name."""
         return dict(zip(self.bands, z.chunk(len(self.bands), dim=1)))
+
+
+def image_shape_of(images: Tensor) -> tuple[int, int, int]:
+    """(C, H, W) of a batch of images (N, C, H, W)."""
+    return cast("tuple[int, int, int]", tuple(images.shape[1:]))
 
 
 class Scales:

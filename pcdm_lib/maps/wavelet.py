@@ -95,7 +95,10 @@ class HaarWavelet(HierarchicalMap):
         return [(x, None), *reversed(pairs)]
 
     def refine(self, index: int, coarse: Tensor | None, z: Tensor) -> Tensor:
-        return z if index == 0 else haar_step_integers_inverse(Bands(coarse, *z.chunk(3, dim=1)))
+        if index == 0:
+            return z
+        assert coarse is not None, "only the base has no coarser scale"
+        return haar_step_integers_inverse(Bands(coarse, *z.chunk(3, dim=1)))
 
     def condition_image(self, spec: ScaleSpec, coarse: Tensor) -> Tensor:
         return coarse.to(torch.get_default_dtype()) * (2.0 / (spec.max_value * 4**spec.level)) - 1.0
@@ -108,6 +111,7 @@ class HaarWavelet(HierarchicalMap):
     ) -> tuple[Tensor, float]:
         if spec.kind != "details":
             return centre, 1.0
+        assert coarse is not None, "details stand beside the coarser scale"
         return torch.cat(self._finer(centre, coarse), dim=1), math.sqrt(3) / 4
 
     def phase_channels(self, spec: ScaleSpec) -> int:

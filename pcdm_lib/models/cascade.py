@@ -91,9 +91,10 @@ class Cascade(nn.Module):
     ):
         super().__init__()
         self.map = hierarchy
-        self.image_shape = tuple(image_shape)
+        self.specs = hierarchy.specs(image_shape, max_value)
+        channels, height, width = image_shape
+        self.image_shape = (channels, height, width)
         self.max_value = max_value
-        self.specs = hierarchy.specs(self.image_shape, max_value)
         count = len(self.specs)
         if isinstance(schedules, Schedule):
             schedules = [schedules] * count
@@ -203,13 +204,14 @@ class Cascade(nn.Module):
         if n < 1:
             raise ValueError(f"sample needs n >= 1, got {n}")
         self.check_known(range(len(self.scales)))
-        coarse, values, growth = None, [], []
+        coarse: Tensor | None = None
+        values, growth = [], []
         for index, scale in enumerate(self.scales):
             z = scale.sample(coarse, n, steps, generator, device, dtype, on_step)
             coarse = self.map.refine(index, coarse, z)
             values.append(z)
             growth.append(coarse)
-        return Samples(coarse, Scales(self.names, values), growth)
+        return Samples(growth[-1], Scales(self.names, values), growth)
 
 
 def bits_per_dim(nats: Tensor | float, dims: int) -> Any:

@@ -97,7 +97,8 @@ def load_cascade(
     the model and on the training images.
 
     Args:
-        run_dirs: folders of runs, or of checkpoints. weights: "ema" or "raw".
+        run_dirs: folders of runs, or of checkpoints.
+        weights: "ema" or "raw".
         shown: what networks were shown in place of the coarser image, where they were
             (`conditioning.load_shown` says it).
     """

@@ -27,7 +27,7 @@ class ModelConfig:
 
     map: str = "wavelet"
     levels: int = 1
-    image_shape: tuple[int, ...] = (3, 32, 32)
+    image_shape: tuple[int, int, int] = (3, 32, 32)
     max_value: int = 255
     channels: tuple[int, ...] = (48, 64)
     blocks: int = 2
@@ -123,7 +123,8 @@ class Config:
     def override(self, changes: Mapping[str, Any]) -> Config:
         """The same with some fields changed, by their names; text is read as the field's type, so
         `channels=32,48` works."""
-        model, training = {}, {}
+        model: dict[str, Any] = {}
+        training: dict[str, Any] = {}
         for key, value in changes.items():
             for record, target in ((self.model, model), (self.training, training)):
                 if key in {f.name for f in dataclasses.fields(record)}:
@@ -143,7 +144,7 @@ class Config:
 
 
 def modern_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the names of this version: before 0.2, VDM's map was "identity"."""
+    """A stored configuration with today's names: before 0.2, VDM's map was "identity"."""
     found = dict(config)
     model = found.get("model")
     if isinstance(model, Mapping) and model.get("map") == "identity":

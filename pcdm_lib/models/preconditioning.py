@@ -41,9 +41,13 @@ class Whitening(nn.Module):
     only adds to the variance along each axis.
 
     Args:
-        channels: a multiple of `together`, group after group. together: size of the rotation, the
-            same for all groups.
+        channels: a multiple of `together`, group after group.
+        together: size of the rotation, the same for all groups.
     """
+
+    mean: Tensor
+    axes: Tensor
+    variance: Tensor
 
     def __init__(self, channels: int, together: int):
         super().__init__()
@@ -97,6 +101,9 @@ class PreconditionedDenoiser(nn.Module):
             noise hides it.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         hierarchy: HierarchicalMap,
@@ -130,24 +137,26 @@ class PreconditionedDenoiser(nn.Module):
         view, waves = spec.view_shape[0], {"none": 0, "vdm": 4, "lattice": 4}[features]
         phases = hierarchy.phase_channels(spec) if features == "lattice" else view
         condition = spec.condition_shape[0] if spec.condition_shape else 0
-        self.whitening = nn.ModuleDict()
+        whitening: dict[str, Whitening] = {}
         if inputs == "whitened":
             # the pyramid's view has its bands on neighbouring pixels, not in channels
             together = math.gcd(channels, view)
-            self.whitening["scale"] = Whitening(channels, together)
+            whitening["scale"] = Whitening(channels, together)
             if spec.kind != "details":  # which are differences already
-                self.whitening["edges"] = Whitening(2 * view, together)
+                whitening["edges"] = Whitening(2 * view, together)
             if condition:
-                self.whitening["coarse"] = Whitening(condition, condition)
-                self.whitening["coarse_edges"] = Whitening(2 * condition, condition)
+                whitening["coarse"] = Whitening(condition, condition)
+                whitening["coarse_edges"] = Whitening(2 * condition, condition)
+        self.whitening = nn.ModuleDict(whitening)
         seen = (
-            sum(w.variance.shape[0] for name, w in self.whitening.items() if name != "scale") + view
-            if self.whitening
+            sum(w.variance.shape[0] for name, w in whitening.items() if name != "scale") + view
+            if whitening
             else view + condition
         )
+        net = UNet(seen + waves * phases, view, **unet)
         # channels-last: a tenth off the time of a training step at full resolution on a CPU
-        # (benchmarks/)
-        self.net = UNet(seen + waves * phases, view, **unet).to(memory_format=torch.channels_last)
+        # (benchmarks/); the stubs of torch leave this argument out
+        self.net: UNet = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def multiple(self) -> int:
@@ -167,7 +176,7 @@ class PreconditionedDenoiser(nn.Module):
         z = z.double()
         self.mean.copy_(z.mean(dim=(0, 2, 3)).reshape(self.mean.shape))
         # never below a quarter of an integer: a constant band is as well known as the lattice
-        #     allows
+        # allows
         self.std.copy_(z.std(dim=(0, 2, 3), correction=0).clamp(min=0.25).reshape(self.std.shape))
         given = {"scale": z, "edges": neighbour_differences(self.map.to_view(self.spec, z))}
         if coarse is not None:
@@ -176,6 +185,7 @@ class PreconditionedDenoiser(nn.Module):
         for name, whitening in self.whitening.items():
             # brightness runs over [-1, 1]
             grey_level = 1.0 if name in ("scale", "edges") else 2.0 / self.spec.max_value
+            assert isinstance(whitening, Whitening)
             whitening.fit(given[name], floor=(0.25 * grey_level) ** 2)
 
     def forward(self, z_t: Tensor, gamma: Tensor, coarse: Tensor | None) -> Tensor:
@@ -230,11 +240,10 @@ class PreconditionedDenoiser(nn.Module):
         mean, std = self.mean + weight * (centre - self.mean), tau * weight.sqrt()
         if self.preconditioning == "gaussian":
             return mean, (std**2).expand_as(mean)
-        return (
-            details_posterior(mean, std, coarse)
-            if self.spec.kind == "details"
-            else lattice_posterior(mean, std)
-        )
+        if self.spec.kind != "details":
+            return lattice_posterior(mean, std)
+        assert coarse is not None, "details stand beside the coarser scale"
+        return details_posterior(mean, std, coarse)
 
     def _waves(
         self, z_t: Tensor, centre: Tensor, tau: Tensor, coarse: Tensor | None

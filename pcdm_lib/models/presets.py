@@ -21,8 +21,8 @@ from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config, ModelConfig, TrainingConfig
 from pcdm_lib.models.preconditioning import PreconditionedDenoiser
 
-# The systems by the key that the shell, presets and files use, with the paper's name for each. The map
-# of a system has the same key (maps.MAPS).
+# The systems by the key that the shell, presets and files use, with the paper's name for each. The
+# map of a system has the same key (maps.MAPS).
 SYSTEMS = {"wavelet": "W-PCDM", "laplacian": "LP-PCDM", "standard": "C-VDM", "vdm": "VDM"}
 
 
@@ -49,7 +49,7 @@ _GAMMA_MAX = {
 # S - 1 by the side of the image, as Appendix B has it; images of other sides are halved once.
 LEVELS = {32: 1, 64: 2, 128: 3}
 # Karras et al. 2022, Table 1: their preconditioning is the Gaussian one, and their input and noise
-#     embedding know no lattice.
+# embedding know no lattice.
 _EDM = {"preconditioning": "gaussian", "features": "none", "inputs": "plain", "schedule": "linear"}
 
 
@@ -95,7 +95,7 @@ _PAPER_MODEL = {
     "gamma_min": (-13.3,),
     "gamma_max": (5.0,),
 }
-_PAPER_TRAINING = {
+_PAPER_TRAINING: dict[str, Any] = {
     "batch_size": 128,
     "learning_rate": 2e-4,
     "warmup_steps": 100,
@@ -211,17 +211,16 @@ def build(
             "a learned schedule that all scales share cannot be trained scale by scale: set "
             "shared_schedule=false"
         )
-    lows = config.gamma_min or tuple(gamma_for_spacing(s, config.sigma_ratio) for s in specs)
-    lows, highs = (
-        _spread(v, len(specs), n) for v, n in ((lows, "gamma_min"), (config.gamma_max, "gamma_max"))
-    )
+    lowest = config.gamma_min or tuple(gamma_for_spacing(s, config.sigma_ratio) for s in specs)
+    lows = _spread(lowest, len(specs), "gamma_min")
+    highs = _spread(config.gamma_max, len(specs), "gamma_max")
     if config.shared_schedule:
         lows, highs = [min(lows)] * len(specs), [max(highs)] * len(specs)
     schedules = [
         make_schedule(config.schedule, low, high, config.learn_endpoints)
         for low, high in zip(lows, highs)
     ]
-    denoisers = []
+    denoisers: list[PreconditionedDenoiser | None] = []
     for spec, low, high in zip(specs, lows, highs):
         if scales is not None and spec.name not in scales:
             denoisers.append(None)

@@ -5,7 +5,8 @@ A model is a folder of `weights/`:
 
     config.json              the configuration, as a training run keeps it
     <scale>.safetensors      EMA weights; trained matrices and kernels as float16, the rest exactly
-    card.json                what it was trained on, by which commands, what it scores, and the sha256 of the other files
+    card.json                what it was trained on, by which commands, what it scores, and the
+                             sha256 of the other files
 
 The card's figures were measured on the weights as stored. shipping.py writes such a folder from a
 run.

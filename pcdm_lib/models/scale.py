@@ -86,7 +86,7 @@ class Scale(nn.Module):
         part: tuple[int, int] = (0, 1),
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Training loss: the scale's part of the bound in nats a dimension, averaged over the batch.
+        """Training loss: the scale's part of the bound in nats a dimension, mean over the batch.
 
         Terms that no parameter can change (prior and reconstruction while the endpoints are fixed)
         are left out.

@@ -52,8 +52,8 @@ def processes(
 
     Args:
         device: "cpu" (gloo), or "cuda" (NCCL), where each process takes the GPU of its LOCAL_RANK.
-            timeout: seconds that a process waits for the others, at the start and in every
-                exchange, before it fails.
+        timeout: seconds that a process waits for the others, at the start and in every exchange,
+            before it fails.
 
     Raises:
         ValueError: where torchrun's announcement is not whole, or the device is not there.
@@ -311,9 +311,12 @@ class Job:
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]):
         self.command = list(command)
-        self._log = tempfile.NamedTemporaryFile(prefix="torchrun-", suffix=".log")
+        # `__exit__` closes it
+        self._log = tempfile.NamedTemporaryFile(  # noqa: SIM115
+            prefix="torchrun-", suffix=".log"
+        )
         # its own session: an interrupt of the notebook's kernel, which goes to the kernel's process
-        #     group, must come by way of `stop`
+        # group, must come by way of `stop`
         self.process = subprocess.Popen(
             self.command,
             env=environment,
@@ -374,7 +377,8 @@ def launch(arguments: Sequence[str], processes: int, threads: int = 1) -> Job:
 
     Args:
         arguments: as on the command line, for instance ["train", "runs/a", "--steps", "100",
-            "--quiet"]. threads: a process.
+            "--quiet"].
+        threads: a process.
     """
     if processes < 1 or threads < 1:
         raise ValueError(

@@ -14,7 +14,7 @@ processes alike. The tests hold the two against each other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
             )
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # takes no closure
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
     def _step(
         self, same: list[nn.Parameter], shape: torch.Size, rate: float, momentum: float
     ) -> None:
-        gradients = [p.grad for p in same]
+        gradients = [cast(Tensor, p.grad) for p in same]
         buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)
@@ -84,7 +84,9 @@ class Muon(torch.optim.Optimizer):
             .unbind()
         )
         rows, columns = shape[0], shape[1:].numel()
-        torch._foreach_add_(same, updates, alpha=-rate * max(1.0, rows / columns) ** 0.5)
+        torch._foreach_add_(
+            list[Tensor](same), updates, alpha=-rate * max(1.0, rows / columns) ** 0.5
+        )
 
 
 class CombinedOptimiser:
@@ -117,14 +119,14 @@ class CombinedOptimiser:
 Optimiser = torch.optim.Optimizer | CombinedOptimiser
 
 
-def _kernels(module: nn.Module) -> Iterator[Tensor]:
+def _kernels(module: nn.Module) -> Iterator[nn.Parameter]:
     """The kernels of the convolutions between a network's entry and its exit."""
     for name, child in module.named_modules():
         if (
             isinstance(child, (nn.Conv2d, nn.ConvTranspose2d))
             and name.rsplit(".", 1)[-1] not in _ENDS
         ):
-            yield child.weight
+            yield cast(nn.Parameter, child.weight)
 
 
 def make_optimiser(
@@ -140,7 +142,9 @@ def make_optimiser(
     schedule to multiply.
 
     Args:
-        kind: one of OPTIMISERS. learning_rate, betas, weight_decay: AdamW's. muon_rate: Muon's.
+        kind: one of OPTIMISERS.
+        learning_rate, betas, weight_decay: AdamW's.
+        muon_rate: Muon's.
         fused: AdamW in one kernel, which divided parameters (FSDP) do not take.
     """
     if kind not in OPTIMISERS:

@@ -24,7 +24,9 @@ def shard(
 ) -> None:
     """Divide a network's parameters among the processes of a group, block by block, so that at most
     one block is whole at a time."""
-    network.to(memory_format=torch.contiguous_format)  # shards are cut from plain rows
+    # shards are cut from plain rows; the stubs of torch leave this argument out
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    assert group.handle is not None, "sharding takes a group of processes"
     mesh = DeviceMesh.from_group(group.handle, device.type)
     for block in blocks:
         fully_shard(block, mesh=mesh)

@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import safetensors
@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from pcdm_lib import records
-from pcdm_lib.diffusion.schedule import Schedule
+from pcdm_lib.diffusion.schedule import FittedSchedule, Schedule
 from pcdm_lib.diffusion.weighting import EdmLoss
 from pcdm_lib.models.cascade import bits_per_dim
 from pcdm_lib.models.checkpoints import (
@@ -55,6 +55,7 @@ from pcdm_lib.models.checkpoints import (
     read_log,
 )
 from pcdm_lib.models.config import Config, config_differences, modern_names
+from pcdm_lib.models.preconditioning import PreconditionedDenoiser
 from pcdm_lib.models.presets import build
 from pcdm_lib.models.scale import Scale
 from pcdm_lib.models.unet import Attention, ResidualBlock
@@ -114,12 +115,20 @@ class SharedSchedule:
     optimiser."""
 
     schedule: Schedule
-    ema: nn.Module
+    ema: Schedule
     optimiser: Optimiser
 
 
-def _average_of(module: nn.Module) -> nn.Module:
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def _average_of(module: _Module) -> _Module:
     return copy.deepcopy(module).requires_grad_(False).eval()
+
+
+def _network(scale: Scale) -> PreconditionedDenoiser:
+    """The network of a scale that is trained here; `build` made it."""
+    return cast(PreconditionedDenoiser, scale.network)
 
 
 def _seed(*parts: int) -> int:
@@ -131,10 +140,13 @@ class Trainer:
     """Trains the chosen scales of a configuration on uint8 images.
 
     Args:
-        config: model and training. images: uint8 (N, C, H, W). run_dir: the run's folder.
+        config: model and training.
+        images: uint8 (N, C, H, W).
+        run_dir: the run's folder.
         data: JSON-able facts about the images, kept with the run; a resumed run must agree on the
             training images' checksum.
-        scales: names of the scales to train, all by default. device: where.
+        scales: names of the scales to train, all by default.
+        device: where.
         resume: continue from the newest checkpoint of run_dir where there is one. Without it a
             folder that holds a run is refused, so that nothing is overwritten.
         groups: under torchrun, whether all processes train every scale ("together") or each trains
@@ -179,19 +191,23 @@ class Trainer:
                 f"whole matrices: set optimiser=adamw"
             )
         # takes torch seconds to import
-        self._sharding = importlib.import_module("pcdm_lib.training.sharding") if shard else None
+        self._sharding: Any = (
+            importlib.import_module("pcdm_lib.training.sharding") if shard else None
+        )
         self.cascade = build(config.model, seed, scales)
         self.cascade.check_images(images)
         self.costs = self._costs()
-        self.side_by_side, self._pool = self._check_side_by_side(side_by_side), None
-        self.header = {
+        self.side_by_side = self._check_side_by_side(side_by_side)
+        self._pool: ThreadPoolExecutor | None = None
+        self.header: dict[str, Any] = {
             "format": FORMAT,
             "config": config.to_dict(),
             "data": dict(data or {}),
             "seed": seed,
             "scales": list(self.cascade.networks),
         }
-        self.step, self.seconds, self.rate, self.budget, self.torn = 0, 0.0, 0.0, {}, False
+        self.step, self.seconds, self.rate, self.torn = 0, 0.0, 0.0, False
+        self.budget: dict[str, Any] = {}
         # what the processes agreed on in this step
         self._clock, self._stop, self._save_due = 0.0, False, False
         mine = self._groups(groups)
@@ -268,7 +284,7 @@ class Trainer:
         for (z, coarse), scale in zip(self.cascade.decompose(spread), self.cascade.scales):
             if scale.network is None:
                 continue
-            scale.network.fit(z, coarse)
+            _network(scale).fit(z, coarse)
             if self.config.training.weighting == "edm":
                 # a constant scale is as well known as its integers allow
                 std = float(scale.spec.to_float(z, torch.float64).std(correction=0))
@@ -278,9 +294,10 @@ class Trainer:
         """A scale ready to train, with the weights of a checkpoint where there is one."""
         training = self.config.training
         module = self.cascade.scales[index]
-        own = module if self.shared is None else module.network
+        network = _network(module)
+        own: nn.Module = module if self.shared is None else network
         average = _average_of(module.schedule) if self.shared is None else self.shared.ema
-        ema = Scale(module.spec, _average_of(module.network), average)
+        ema = Scale(module.spec, _average_of(network), average)
         if checkpoint is not None:
             load_weights(module, checkpoint / f"raw.{name}.safetensors")
             load_weights(ema, checkpoint / f"ema.{name}.safetensors")
@@ -291,14 +308,14 @@ class Trainer:
         )
         replicated: list[nn.Parameter] = []
         if self.shard:
-            for network in (module.network, ema.network):
-                blocks = [m for m in network.modules() if isinstance(m, (ResidualBlock, Attention))]
-                self._sharding.shard(network, blocks, group, self.device)
+            for whole in (network, _network(ema)):
+                blocks = [m for m in whole.modules() if isinstance(m, (ResidualBlock, Attention))]
+                self._sharding.shard(whole, blocks, group, self.device)
             replicated = list(module.schedule.parameters()) if own is module else []
         if training.precision == "bf16":
-            module.network.autocast = torch.bfloat16
+            network.autocast = torch.bfloat16
         if training.compile:
-            module.network.net.compile()  # in place: names and weights stay as they are
+            network.net.compile()  # in place: names and weights stay as they are
         loss: nn.Module = module
         if group.size > 1 and not self.shard:
             loss = self._in_parallel(module, group)
@@ -354,7 +371,7 @@ class Trainer:
     def _shared_schedule(self) -> SharedSchedule | None:
         """A learned schedule that all scales share has an optimiser of its own, which sees the sum
         of their gradients."""
-        schedule = self.cascade.schedules[0]
+        schedule = self.cascade.scales[0].schedule
         if not self.config.model.shared_schedule or not list(schedule.parameters()):
             return None
         return SharedSchedule(schedule, _average_of(schedule), self._optimiser(schedule))
@@ -417,7 +434,8 @@ class Trainer:
         """
         if (minutes is None) == (steps is None):
             raise ValueError("give a budget: either minutes or steps")
-        if not (minutes or steps) > 0:
+        given = steps if minutes is None else minutes
+        if given is None or not given > 0:
             raise ValueError(f"the budget must be positive, got minutes={minutes}, steps={steps}")
         if self.torn:
             raise RuntimeError(
@@ -490,8 +508,9 @@ class Trainer:
     ) -> None:
         self.seconds = distributed.from_first(lambda: self.seconds)
         start, before, saved = time.monotonic(), self.seconds, time.monotonic()
-        minutes, steps = self.budget.get("minutes"), self.budget.get("steps")
-        total = max(1, round(60 * minutes)) if steps is None else steps
+        budget: dict[str, Any] = {"minutes": None, "steps": None} | self.budget
+        minutes, steps = budget["minutes"], budget["steps"]
+        total: int = max(1, round(60 * minutes)) if steps is None else steps
         bar = tqdm(
             total=total,
             initial=min(round(self.seconds) if steps is None else self.step, total),
@@ -522,10 +541,9 @@ class Trainer:
                 if self.step % log_every == 0 or self._progress() >= 1.0:
                     record = self._record(totals)
                     totals = {}
-                    bar.set_postfix_str(
-                        f"loss {record['bpd']:.3f} "
-                        f"{'bpd' if self.config.training.weighting == 'likelihood' else '(weighted)'}"
-                    )
+                    plain = self.config.training.weighting == "likelihood"
+                    unit = "bpd" if plain else "(weighted)"
+                    bar.set_postfix_str(f"loss {record['bpd']:.3f} {unit}")
                     if on_log is not None and distributed.rank() == 0:
                         on_log(record)
                 if self._save_due:
@@ -565,13 +583,13 @@ class Trainer:
         """Where schedules follow the loss: before steps 0, 16, 32, 64, 128 and so on, from draws
         that depend on seed and step alone."""
         if self.config.model.schedule == "fitted" and (
-            self.step == 0 or self.step >= 16 and self.step & (self.step - 1) == 0
+            self.step == 0 or (self.step >= 16 and self.step & (self.step - 1) == 0)
         ):
             self._each(self._fit_schedule, [(scale,) for scale in self.scales])
 
     @torch.no_grad()
     def _fit_schedule(self, scale: ScaleTrainer) -> None:
-        schedule, network = scale.module.schedule, scale.module.network
+        schedule, network = cast(FittedSchedule, scale.module.schedule), _network(scale.module)
         choice = torch.Generator().manual_seed(_seed(self.seed, scale.index, 4, self.step))
         noise = torch.Generator(self.device).manual_seed(
             _seed(self.seed, scale.index, 5, self.step)
@@ -582,10 +600,7 @@ class Trainer:
             batch = self.images[
                 torch.randint(len(self.images), (2 * schedule.bins,), generator=choice)
             ]
-            z, coarse = (
-                None if v is None else self._to_device(v)
-                for v in self.cascade.decompose(batch)[scale.index]
-            )
+            z, coarse = self._coordinates(batch, scale.index)
             profiles.append(scale.module.noise_profile(z, coarse, noise, schedule.bins))
         network.train()
         profile = torch.stack(profiles).mean(dim=0)
@@ -594,7 +609,7 @@ class Trainer:
             schedule.fit(profile)
             scale.ema.schedule.load_state_dict(schedule.state_dict())
 
-    def _gradients(self) -> list[float | Tensor]:
+    def _gradients(self) -> Sequence[float | Tensor]:
         """Loss and gradient of every scale. Changes no weight; where it fails, the random streams
         are put back too, so that the state is that of the step before. Here the processes agree on
         the clock, on a checkpoint, on stopping, and that nobody diverged."""
@@ -606,20 +621,20 @@ class Trainer:
             with (
                 torch.random.fork_rng(devices=self._cuda()) if dropout else contextlib.nullcontext()
             ):
-                losses, norms = zip(
-                    *self._each(self._gradient, [(scale,) for scale in self.scales])
-                )
+                found = self._each(self._gradient, [(scale,) for scale in self.scales])
+                losses, norms = [loss for loss, _ in found], [norm for _, norm in found]
                 where = [f"scale {scale.name}" for scale in self.scales]
                 if self.shared is not None:
-                    norms, where = (*norms, self._shared_norm()), [*where, "the shared schedule"]
+                    norms.append(self._shared_norm())
+                    where.append("the shared schedule")
                 if not self.waits:  # a norm that is not finite shows as a loss when they are logged
                     fine = torch.isfinite(
                         torch.stack([n.to(self.device, torch.float32) for n in norms])
                     ).all()
                     self._agree("")
                     return [torch.where(fine, loss, math.nan) for loss in losses]
-                losses, norms = [float(v) for v in losses], [float(v) for v in norms]
-                figures = zip(where, [*losses, 0.0], norms)
+                values = [float(v) for v in losses]
+                figures = zip(where, [*values, 0.0], [float(v) for v in norms])
                 self._agree(
                     next(
                         (
@@ -630,7 +645,7 @@ class Trainer:
                         "",
                     )
                 )
-                return losses
+                return values
         except BaseException:
             for scale, streams in zip(self.scales, before):
                 scale.load_streams(streams)
@@ -683,10 +698,7 @@ class Trainer:
         if training.flips:
             batch = random_flip(batch, scale.flips)
         part = batch.chunk(group.size)[group.place]
-        z, coarse = (
-            None if v is None else self._to_device(v)
-            for v in self.cascade.decompose(part)[scale.index]
-        )
+        z, coarse = self._coordinates(part, scale.index)
         if self.config.model.dropout:
             self._set_dropout_state(scale.dropout_state)
         loss = scale.loss(z, coarse, scale.generator, (group.place, group.size))
@@ -694,10 +706,15 @@ class Trainer:
             scale.dropout_state = self._dropout_state()
         scale.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        self._average([p.grad for p in scale.replicated], group, group.size)
+        self._average(scale.replicated, group, group.size)
         if self.shard:
             return loss.detach(), self._sharding.clip(scale.trained, training.clip, group)
         return loss.detach(), nn.utils.clip_grad_norm_(scale.trained, training.clip)
+
+    def _coordinates(self, images: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
+        """The integers of one scale of a batch and those of the coarser scales, on the device."""
+        z, coarse = self.cascade.decompose(images)[index]
+        return self._to_device(z), None if coarse is None else self._to_device(coarse)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         """The images' checks are made on the CPU, and the copy is queued: nothing here waits for a
@@ -709,18 +726,20 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def _average(self, gradients: list[Tensor], group: Group, count: int) -> None:
-        if group.size > 1 and gradients:
+    def _average(self, parameters: Sequence[nn.Parameter], group: Group, count: int) -> None:
+        if group.size > 1 and parameters:
+            gradients = [cast(Tensor, p.grad) for p in parameters]
             torch._foreach_div_(gradients, count)
             group.add(gradients)
 
     def _shared_norm(self) -> Tensor:
         """The shared schedule's gradient, summed over the scales and averaged over each scale's
         processes; its norm, clipped."""
+        assert self.shared is not None
         parameters = list(self.shared.schedule.parameters())
         everyone = Group(tuple(range(distributed.size())))
         # all scales of one process have groups of the same size
-        self._average([p.grad for p in parameters], everyone, self.scales[0].group.size)
+        self._average(parameters, everyone, self.scales[0].group.size)
         return nn.utils.clip_grad_norm_(parameters, self.config.training.clip)
 
     def _apply(self, losses: Sequence[float | Tensor]) -> dict[str, float | Tensor]:
@@ -730,12 +749,15 @@ class Trainer:
             self._rate(),
             min(self.config.training.ema, (self.step + 1) / (self.step + 10)),
         )
-        averages = [(scale.optimiser, scale.ema, scale.module) for scale in self.scales]
-        if self.shared is not None:
-            averages = [
-                (optimiser, ema.network, module.network) for optimiser, ema, module in averages
-            ]
-        self._each(self._update, [(*parts, decay) for parts in averages])
+        self._each(
+            self._update,
+            [
+                (scale.optimiser, scale.ema, scale.module, decay)
+                if self.shared is None
+                else (scale.optimiser, _network(scale.ema), _network(scale.module), decay)
+                for scale in self.scales
+            ],
+        )
         if self.shared is not None:
             self._update(self.shared.optimiser, self.shared.ema, self.shared.schedule, decay)
         self.step += 1

@@ -1,52 +1,24 @@
 """Score matching and the earth mover's distance: what holds of Theorem 5.1 (paper, Sect. 5.2, Eqs.
 26-28), with constants.
 
-Training minimises squared errors in orthonormal coordinates, scale by scale: sum_s w_s |f_s|_2^2, f
-the error of the score, f_s its scale s. The theorem bounds by that the earth mover's distance W(f)
-of the error (`pcdm_lib.transport.exact`). **As printed** the sum of squares stands against W
-itself. For no constant does that hold (unless errors are kept away from zero): replace f by eps f,
-and the left-hand side falls with eps^2, the right-hand side with eps. **What holds** is the same
-with the distance squared, or with a root over the squares. By Jensen it also holds in the mean over
-images and noise levels, E W <= C sqrt(E sum_s ...):
+Let f be the error of the score, f_s its part in scale s, in orthonormal coordinates, and W(f) the
+earth mover's distance of f (`pcdm_lib.transport.exact`). Training minimises sum_s w_s |f_s|_2^2.
 
-    W(f) <= sum_s C_s |f_s|_2                                                                                                       (1)
-    W(f)^2 <= C^2 sum_s w_s |f_s|_2^2,     C^2 = sum_s C_s^2 / w_s     (Cauchy-Schwarz on 1)                                        (2)
+As printed, the theorem sets this sum against W itself. No constant can do that: with eps f in place
+of f, the sum falls with eps^2, the distance with eps. What holds, on images of H x W pixels with
+Haar's scales at L levels, is
 
-on images of H x W pixels, with Haar's scales at any number L of levels, `scale_constants` giving
+    W(f)   <= sum_s C_s |f_s|_2                                                            (1)
+    W(f)^2 <= C^2 sum_s w_s |f_s|_2^2,        C^2 = sum_s C_s^2 / w_s                      (2)
 
-    details of level j:             C_j^2 = H W 2^(2j-3)                                                                            (3)
-    base (level L, zero mean):      C_0^2 = H W (H^2 + W^2 - 2 * 4^L) / 12                                                          (4)
-    all, for equal weights w_s = 1: C^2   = H W (H^2 + W^2 - 2) / 12, whatever L                                                    (5)
+where, for the Euclidean ground distance and equal mass,
 
-for the Euclidean ground distance and equal mass. Derivation. W(f) = max <f, u> over functions u
-with |u(x) - u(y)| <= |x - y| (Kantorovich duality). Haar's scales are orthogonal, so <f, u> = sum_s
-<f_s, P_s u> <= sum_s |f_s|_2 |P_s u|_2, P_s the projection on scale s, and C_s has to bound |P_s
-u|_2.
+    details of level j:           C_j^2 = H W 2^(2j-3)                                     (3)
+    base (level L, zero mean):    C_0^2 = H W (H^2 + W^2 - 2 * 4^L) / 12                   (4)
+    all, with all w_s = 1:        C^2   = H W (H^2 + W^2 - 2) / 12, whatever L             (5)
 
-* Details of level j: a block has side 2h, h = 2^(j-1). Let m_1..m_4 be the means of u over its
-  quadrants and m their mean. Its three coefficients of u are h/2 times sums of the m_i with signs,
-  so their squares sum to h^2 sum_i (m_i - m)^2 = h^2/8 sum_(i,k) (m_i - m_k)^2. A quadrant moved by
-  h (or by h sqrt(2) on the diagonal) is its neighbour, so |m_i - m_k| <= h for 8 of the ordered
-  pairs, h sqrt(2) for 4: at most h^2/8 * 16 h^2 = 2 h^4 a block. There are H W / 4^j blocks, hence
-      (3).
-* Base: K = H W / 4^L blocks, at positions r_i on the coarse grid; their means satisfy |m_i - m_k|
-  <= 2^L |r_i - r_k| by the same shift. So
-  |P_0 u - mean|^2 = 4^L sum_i (m_i - m)^2 = 4^L / (2K) sum_(i,k) (m_i - m_k)^2 <= 16^L / (2K) sum_(i,k) |r_i - r_k|^2 = 16^L sum_i |r_i - r|^2, and a grid
-  of h x w points has sum_i |r_i - r|^2 = K (h^2 + w^2 - 2) / 12: (4).
-* (5) is the sum of (3) over j = 1..L and (4). It is what the argument gives without scales, L = 0:
-  splitting the error costs nothing.
-
-How sharp: a ramp f(x) = x_1 - mean has W = |f|_2^2 (u = f in the duality), so in one row of pixels
-(5) is an equality, and on a square it is within sqrt(2). So is (3), for a level whose row
-coefficients are all alike (u the row again).
-
-Other cases. With the "l1" ground distance the three coefficients of a block have the sum of squares
-of their own bounds (`haar_cost`, which is
-|<psi, u>| by duality), and (h^2 + w^2 - 2) / 6, the mean of |r_i - r_k|^2, becomes that of |r_i - r_k|_1^2, by 2 (h^2 - 1) (w^2 - 1) / (9 h w) more.
-With `create_cost` lambda the duality adds |u| <= lambda, so |P_s u|_2 <= lambda sqrt(H W) and C_s
-becomes the smaller of the two; and the mean of f, which now may differ from zero, adds lambda times
-the mass, which is C_mean |f_mean|_2 with C_mean = lambda sqrt(H W). In (2) C^2 gains C_mean^2 /
-w_0, and min(C^2, lambda^2 H W / min_s w_s) does as well.
+The proof, how sharp the constants are, and what changes with the "l1" ground distance and with
+`create_cost`: docs/theory.md, "The bound that holds, with its constants".
 """
 
 from __future__ import annotations
@@ -191,8 +163,9 @@ def transport_bound(
         exact: W(f), (N, C), where it is known from an earlier call (other weights, or the same
             error split into other scales).
 
-    Raises ValueError for other shapes, for weights that are not positive, and what `exact_emd`
-        raises.
+    Raises:
+        ValueError: for other shapes, or weights that are not positive. Also what `exact_emd`
+            raises.
     """
     given = [v.detach().cpu() for v in scales]
     _check_shapes(given[0], given[1:])
@@ -206,19 +179,22 @@ def transport_bound(
     haar = HaarWavelet(levels)
     error = haar.synthesise(Scales(haar.names(), values))
     if exact is None:
-        options = {
-            "metric": metric,
-            "create_cost": create_cost,
-            "solver": solver,
-            "rounding": rounding,
-        }
-        exact = np.asarray(exact_emd(error, torch.zeros_like(error), **options))
+        exact = np.asarray(
+            exact_emd(
+                error,
+                torch.zeros_like(error),
+                metric=metric,
+                create_cost=create_cost,
+                solver=solver,
+                rounding=rounding,
+            )
+        )
     elif np.shape(exact) != tuple(error.shape[:2]):
         raise ValueError(
             f"exact must hold one distance an image and channel, {tuple(error.shape[:2])}, got "
             f"{np.shape(exact)}"
         )
-    shape = tuple(error.shape[2:])
+    shape = (error.shape[2], error.shape[3])
     constants = scale_constants(shape, levels, metric=metric, create_cost=create_cost)
     mean = values[0].mean(dim=(2, 3), keepdim=True)
     parts = np.stack([_norm(values[0] - mean), *map(_norm_of_bands, values[1:])])
@@ -272,8 +248,11 @@ def score_errors(
             schedule's range.
         generator: each scale draws its noise once, for all levels.
 
-    Returns one `Scales` a level, named as the map's. ValueError for a gamma that some schedule does
-        not reach.
+    Returns:
+        One `Scales` a level, named as the map's.
+
+    Raises:
+        ValueError: for a gamma that some schedule does not reach.
     """
     low, high = (
         pick(float(end(s)) for s in cascade.schedules)

@@ -163,9 +163,10 @@ def potential(
     """A best potential u (H, W) of the dual problem for one pair of images: <a - b, u> = W(a - b),
     and u is the gradient of W there.
 
-    |u(x) - u(y)| <= |x - y| and, with `create_cost`, |u| <= create_cost; without, u has mean zero. It is unique, but for that constant, where W has a
-    gradient, that is for nearly all differences; else it is one of several. By POT. Errors are
-    those of `exact_emd`, but for `solver`.
+    u obeys |u(x) - u(y)| <= |x - y|. With `create_cost` it also obeys |u| <= create_cost; without,
+    it has mean zero. Where W has a gradient, which is so for nearly all differences, u is unique
+    but for a constant; elsewhere it is one of several. POT computes it. Errors are those of
+    `exact_emd`, but for `solver`.
     """
     f, rounding = _differences(a, b)
     _check_options(metric, create_cost, "pot")
@@ -296,10 +297,10 @@ def _problem(
     f: np.ndarray, rounding: float, metric: str, create_cost: float | None
 ) -> _Problem | None:
     """The transport problem of a difference, None where nothing is to be moved."""
-    if create_cost is None:
-        f = _balanced(f, rounding)
-    if f is None or not f.any():
+    balanced = f if create_cost is not None else _balanced(f, rounding)
+    if balanced is None or not balanced.any():
         return None
+    f = balanced
     sources, sinks = np.argwhere(f > 0), np.argwhere(f < 0)
     supply, demand = f[f > 0], -f[f < 0]
     rows, cols = (
@@ -329,8 +330,8 @@ def _emd(
     if solver == "auto":
         solver = "grid" if metric == "l1" and np.count_nonzero(f) > GRID_PAYS else "pot"
     if solver == "grid":
-        f = f if create_cost is not None else _balanced(f, rounding)
-        return 0.0 if f is None or not f.any() else _grid(f, create_cost)
+        balanced = f if create_cost is not None else _balanced(f, rounding)
+        return 0.0 if balanced is None or not balanced.any() else _grid(balanced, create_cost)
     problem = _problem(f, rounding, metric, create_cost)
     return 0.0 if problem is None else _dense(problem, solver)[0]
 

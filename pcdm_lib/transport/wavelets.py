@@ -36,7 +36,7 @@ class Ratios(NamedTuple):
 # difference of equal masses has a larger ratio than some pair of pixels, and all pairs were
 # compared. It doubles with the side for Haar (10 side - 12), grows by three quarters for coif1, and
 # by about 36 a doubling for coif2: on these sides bounded for none, in keeping with arXiv
-#     2411.12153, whose equivalence is for orders below 1. With C0 = 0 the ratios of coif1 and coif2
+# 2411.12153, whose equivalence is for orders below 1. With C0 = 0 the ratios of coif1 and coif2
 # spread more (greatest over least 3.3 and 3.4 at side 32, where C0 = 1 has 2.8 and 3.1 on the same
 # 180 cases).
 RATIOS: dict[str, dict[int, Ratios]] = {
@@ -71,7 +71,8 @@ def wavelet_emd(
     """Wavelet earth mover's distance of differences f (..., H, W), in mass times pixels^p, in time
     linear in the pixels.
 
-        C0 2^(L(p + n/2)) |approximation_L|_1 + C1 sum_(level=1)^L 2^(level(p + n/2)) |details_level|_1,     n = 2
+        C0 2^(L(p + n/2)) |approximation_L|_1
+            + C1 sum_(level=1)^L 2^(level(p + n/2)) |details_level|_1,        n = 2
 
     (Shirdhonkar and Jacobs 2008; paper, Eq. 26, whose n is the dimension of the domain, not the
     image's height or width.)
@@ -204,9 +205,9 @@ def wavelet_emd_of_scales(
         )
     for level in range(len(details) + 1, depth + 1):
         padded = torch.nn.functional.pad(base, (0, base.shape[-1] % 2, 0, base.shape[-2] % 2))
-        base, *bands = haar_step(padded)
+        base, *details_of_step = haar_step(padded)
         total = total + c1 * 2 ** (level * (p + 1)) * sum(
-            band.abs().sum(dim=(2, 3)) for band in bands
+            band.abs().sum(dim=(2, 3)) for band in details_of_step
         )
     return total + c0 * 2 ** (depth * (p + 1)) * base.abs().sum(dim=(2, 3))
 

@@ -1,11 +1,12 @@
 """Two ways of counting bits that are no likelihood, rebuilt as arithmetic beside the one that is
-(likelihood contract, Sect. 4).
+(docs/likelihood.md, Sect. 4).
 
 The code released with the paper has networks for the scales, but one decoder at the end, over
 pixels, from the noisy z_0 of all scales:
 
-    coarse clean   its fine scale is shown the clean coarse scale, which that decoder never has;
-    LL/2           its base is scored on LL / 2^levels, so the noise whose squared error it counts has variance 4^-levels instead of 1.
+    coarse clean   its fine scale is shown the clean coarse scale, which that decoder never has
+    LL/2           its base is scored on LL / 2^levels, so the noise whose squared error it counts
+                   has variance 4^-levels instead of 1
 
 Facts only; nothing here is taken from that code. What the paper proves is not touched: Lemma 4.1
 and Eq. 15 hold, and the first row of `ACCOUNTINGS` is what follows from them.
@@ -31,7 +32,7 @@ from pcdm_lib.likelihood.enumerable import EnumeratedSource
 from pcdm_lib.likelihood.evaluation import Evaluation, evaluate
 from pcdm_lib.maps.hierarchical import HierarchicalMap
 from pcdm_lib.maps.lattice import scale_log_prob
-from pcdm_lib.maps.scales import Scales, ScaleSpec
+from pcdm_lib.maps.scales import Scales, ScaleSpec, image_shape_of
 from pcdm_lib.maps.standard import Identity
 from pcdm_lib.maps.wavelet import HaarWavelet
 from pcdm_lib.models.cascade import Bound, Cascade, bits_per_dim
@@ -43,9 +44,13 @@ MOST_IMAGES = 1024  # of a source: every pair of its images is compared
 
 
 class Accounting(NamedTuple):
-    """Which terms of a ledger are added up. `pixels`: one decoder over pixels from noisy scales
-    instead of one a scale, given the clean
-    coarser ones. `halved`: the base's squared error is that of LL / 2^levels."""
+    """Which terms of a ledger are added up.
+
+    Attributes:
+        pixels: one decoder over pixels from noisy scales, instead of one a scale given the clean
+            coarser ones.
+        halved: the base's squared error is that of LL / 2^levels.
+    """
 
     pixels: bool
     halved: bool
@@ -119,14 +124,14 @@ def pixel_decoder(cascade: Cascade, x: Tensor, eps: list[Tensor]) -> Tensor:
     over its grey levels.
 
     Args:
-        x: integer images (N, C, H, W). eps: noise of every scale in its orthonormal coordinates,
-            coarsest first, float64.
+        x: integer images (N, C, H, W).
+        eps: noise of every scale in its orthonormal coordinates, coarsest first, float64.
     """
-    views, variance = [], 0.0
-    for spec, schedule, (z, _), noise in zip(
-        cascade.specs, cascade.schedules, cascade.decompose(x), eps
-    ):
-        alpha, sigma = alpha_sigma(schedule.gamma_min.double())
+    views = []
+    variance = torch.zeros((), dtype=torch.float64)
+    for scale, (z, _), noise in zip(cascade.scales, cascade.decompose(x), eps):
+        spec = scale.spec
+        alpha, sigma = alpha_sigma(scale.schedule.gamma_min.double())
         views.append(
             cascade.map.to_view(spec, spec.to_float(z, torch.float64) + sigma / alpha * noise)
         )
@@ -143,10 +148,9 @@ def lattice_decoder(cascade: Cascade, x: Tensor, eps: list[Tensor]) -> Tensor:
     """-log P(z_s | z_0 of scale s, clean coarser scales) in nats, (N, S): the reconstruction terms
     of the bound, at that noise."""
     rows = []
-    for spec, schedule, (z, coarse), noise in zip(
-        cascade.specs, cascade.schedules, cascade.decompose(x), eps
-    ):
-        alpha, sigma = alpha_sigma(schedule.gamma_min.double())
+    for scale, (z, coarse), noise in zip(cascade.scales, cascade.decompose(x), eps):
+        spec = scale.spec
+        alpha, sigma = alpha_sigma(scale.schedule.gamma_min.double())
         rows.append(
             -scale_log_prob(
                 spec,
@@ -216,9 +220,9 @@ def leak_bits(ratio: float, levels: int = 1) -> float:
 
     Networks, prior and noise being the same, the two counts differ in their decoders alone. In
     pixel spacings the grid of the base is 2^-levels wide, those of level j's details are 2^(1-j),
-    2^(1-j) and 2^(2-j) (contract, Sect. 2), and a level's band is 4^-j of the dimensions. The ends
-    of the ranges are left out of this, so it is exact only for images that stay away from black and
-    white. One scale (0 levels) leaves nothing out.
+    2^(1-j) and 2^(2-j) (docs/likelihood.md, Sect. 2), and a level's band is 4^-j of the dimensions.
+    The ends of the ranges are left out of this, so it is exact only for images that stay away from
+    black and white. One scale (0 levels) leaves nothing out.
 
     Raises:
         ValueError: for levels that no map has, and unless 0 < ratio < infinity.
@@ -245,7 +249,7 @@ def decoder_gap(
     """What "coarse clean" leaves out of integer images (N, C, H, W): lattice decoders less the
     pixel one, (N,) bits per dimension, an unbiased draw. No network takes part. `leak_bits` is its
     expectation where no image comes near the ends of the range."""
-    cascade = _undenoised(hierarchy, tuple(images.shape[1:]), sigma_ratio, max_value=max_value)
+    cascade = _undenoised(hierarchy, image_shape_of(images), sigma_ratio, max_value=max_value)
     generator = torch.Generator().manual_seed(seed)
     gaps = [
         lattice_decoder(cascade, images, eps).sum(1) - pixel_decoder(cascade, images, eps)
@@ -298,8 +302,8 @@ def exact_ledger(
     spreads best), in each of `repeats` independently.
 
     Args:
-        hierarchy: the map, one wavelet step by default. sigma_ratio: noise at t = 0 over the
-            spacing of pixels, the same in all coordinates.
+        hierarchy: the map, one wavelet step by default.
+        sigma_ratio: noise at t = 0 over the spacing of pixels, the same in all coordinates.
     Raises:
         ValueError: for a source of more than `MOST_IMAGES` images, and for fewer than 2 draws or
             repeats.
@@ -315,7 +319,7 @@ def exact_ledger(
         )
     hierarchy = hierarchy or HaarWavelet(1)
     cascade = _undenoised(hierarchy, source.image_shape, sigma_ratio, gamma_max, source.max_value)
-    specs, schedule = cascade.specs, cascade.schedules[0]
+    specs, schedule = cascade.specs, cascade.scales[0].schedule
     x, count = source.images, len(source.images)
     many, generator, rows = x.repeat(draws, 1, 1, 1), torch.Generator().manual_seed(seed), []
     for _ in range(repeats):
@@ -333,7 +337,8 @@ def exact_ledger(
         lattice = lattice_decoder(cascade, many, every).reshape(-1, count, len(specs)).mean(0)
         pixels = pixel_decoder(cascade, many, every).reshape(-1, count).mean(0)
         rows.append((torch.stack(prior, 1), torch.stack(diffusion, 1), lattice, pixels))
-    return Ledger(*(torch.stack(column) for column in zip(*rows)), 4.0 ** -specs[0].level, source)
+    priors, diffusions, lattices, decoders = (torch.stack(column) for column in zip(*rows))
+    return Ledger(priors, diffusions, lattices, decoders, 4.0 ** -specs[0].level, source)
 
 
 def _mixture_kl(
@@ -374,7 +379,7 @@ class Recount(Cascade):
             cascade.map,
             cascade.image_shape,
             [scale.denoiser for scale in cascade.scales],
-            list(cascade.schedules),
+            [scale.schedule for scale in cascade.scales],
             cascade.max_value,
         )
         self.accounting = accounting
@@ -406,13 +411,13 @@ def started_at(cascade: Cascade, sigma_ratio: float) -> Cascade:
         ValueError: for noise below what the networks were trained on.
     """
     gamma = gamma_for_spacing(_pixels(cascade.image_shape, cascade.max_value), sigma_ratio)
-    low = max(float(s.gamma_min) for s in cascade.schedules)
+    low = max(float(s.schedule.gamma_min) for s in cascade.scales)
     if gamma < low - 1e-6:
         raise ValueError(
             f"sigma_0 of {sigma_ratio} of a pixel's spacing is gamma {gamma:.2f}: these networks "
             f"were trained from {low:.2f} on"
         )
-    schedules = [LinearSchedule(gamma, float(s.gamma_max)) for s in cascade.schedules]
+    schedules = [LinearSchedule(gamma, float(s.schedule.gamma_max)) for s in cascade.scales]
     return cascade.with_schedules(schedules)
 
 
@@ -430,8 +435,8 @@ def recount(
     differences are well known (`worth`).
 
     Args:
-        images: integers (N, *cascade.image_shape). decoder_draws: draws of z_0 an image and repeat
-            for the decoders, which need no network.
+        images: integers (N, *cascade.image_shape).
+        decoder_draws: draws of z_0 an image and repeat for the decoders, which need no network.
     """
     measured = evaluate(
         cascade, images, repeats=repeats, times_per_image=times_per_image, seed=seed

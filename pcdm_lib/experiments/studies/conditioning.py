@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from pcdm_lib.maps.hierarchical import HierarchicalMap
 from pcdm_lib.models import checkpoints
 from pcdm_lib.models.cascade import Cascade
+from pcdm_lib.models.preconditioning import PreconditionedDenoiser
 from pcdm_lib.training.trainer import Trainer
 
 Change = Callable[[Tensor], Tensor]  # coarser integers (N, C, h, w) -> those that are shown instead
@@ -41,7 +43,10 @@ def another(coarse: Tensor) -> Tensor:
 def showing(hierarchy: HierarchicalMap, change: Change) -> HierarchicalMap:
     """The map with another conditioning image; all else as it is."""
     other = copy.copy(hierarchy)
-    other.condition_image = lambda spec, coarse: hierarchy.condition_image(spec, change(coarse))
+    # on this one object: the class and its other methods stay
+    vars(other)["condition_image"] = lambda spec, coarse: hierarchy.condition_image(
+        spec, change(coarse)
+    )
     return other
 
 
@@ -50,13 +55,14 @@ def shown(cascade: Cascade, change: Change) -> Cascade:
     image."""
     networks: list[nn.Module | None] = []
     for spec in cascade.specs:
-        network = copy.copy(cascade.networks[spec.name]) if spec.name in cascade.networks else None
-        if network is not None:
-            network.map = showing(network.map, change)
+        if spec.name not in cascade.networks:
+            networks.append(None)
+            continue
+        network = cast(PreconditionedDenoiser, copy.copy(cascade.networks[spec.name]))
+        network.map = showing(network.map, change)
         networks.append(network)
-    return Cascade(
-        cascade.map, cascade.image_shape, networks, list(cascade.schedules), cascade.max_value
-    )
+    schedules = [scale.schedule for scale in cascade.scales]
+    return Cascade(cascade.map, cascade.image_shape, networks, schedules, cascade.max_value)
 
 
 def train_shown(trainer: Trainer, change: Change) -> Trainer:
@@ -65,7 +71,8 @@ def train_shown(trainer: Trainer, change: Change) -> Trainer:
     resumed."""
     for scale in trainer.scales:
         for module in (scale.module, scale.ema):
-            module.network.map = showing(module.network.map, change)
+            network = cast(PreconditionedDenoiser, module.network)
+            network.map = showing(network.map, change)
     trainer.header["shown"] = change.__name__
     return trainer
 

@@ -4,45 +4,60 @@ cost? (The open question of the paper's conclusion.)
 A small exponential family in which everything can be computed, and three ways of minimising such a
 distance without knowing the true score s.
 
-**Squares.** With f_s the part of an error f in Haar scale s, training minimises E sum_s w_s |f_s|^2
-= E f' A f, A = sum_s w_s P_s. `transport_weights` takes w_s = C_s^2 from `emd_bound`: then W(f)^2
-<= S sum_s w_s |f_s|^2 (S scales), the distance being bounded by what is minimised. Integrating by
-parts (Hyvarinen 2005; A is constant, so nothing changes),
+**Squares.** Let f_s be the part of an error f in Haar scale s. Training minimises
 
-    1/2 E (s_theta - s)' A (s_theta - s) = E[ 1/2 s_theta' A s_theta + div(A s_theta) ] + what does not depend on theta,                     (1)
+    E sum_s w_s |f_s|^2 = E f' A f,        A = sum_s w_s P_s.
 
-whose sample mean needs no s. *Consistent* for every A > 0, theta in a compact set, in every family
-that is regular (Hyvarinen's conditions: s_theta differentiable, second moments finite, p s_theta
-zero at infinity) and identifiable by its score: (1) is minimal where s_theta = s, and that must be
-the truth alone. Where the support of p is connected, identifiable is enough; of pieces that do not
-touch, a score does not tell the weights. For a Gaussian with precision Q = sum_i theta_i B_i the
-score -Q x is linear in theta and (1) is a quadratic form: theta_hat = H_n^-1 g in closed form, H_ij
-= mean(x' B_i A B_j x), g_i = tr(A B_i), and sqrt(n) (theta_hat - theta) -> N(0, H^-1 V H^-1) with
-H_ij = tr(B_i A B_j Sigma), V_ij = 2 tr(M_i Sigma M_j Sigma), M_i the symmetric part of B_i A Q
-(`score_matching_covariance`). *Efficient in the limit* where A is proportional to the true
-covariance: M_i = B_i, H = 2 I and V = 4 I with the Fisher information I. At the truth, and there
-    only, the equations mean(x' B_i x) = tr(B_i Sigma) are those of maximum likelihood: for finite n
-    the two estimates differ. Such an A, or weights by the field's own length, need theta: in
-    practice a first estimate of it.
+`transport_weights` takes w_s = C_s^2 from `scale_constants`. Then W(f)^2 <= S sum_s w_s |f_s|^2 for
+S scales: the distance is bounded by what is minimised. Integration by parts (Hyvarinen 2005; A is
+constant, so nothing changes) gives
 
-**The distance itself.** E W(s_theta - s) is minimal at s_theta = s as well, but W is no square:
-there is no cross term to integrate by parts, and s is in it. Putting in the true score (the oracle)
-gives theta exactly from as many data as make it identifiable, and is no estimator. What remains is
-denoising
-(Vincent 2011): x_noisy = alpha x + sigma eps, and minimise mean W(eps - m_theta(x_noisy)), m_theta
-= E_theta[eps | x_noisy]. Its minimum over all functions m is not the posterior's mean but its
-*W-median*. Where the posterior is symmetric both are one: *consistent in every Gaussian family*,
-theta in a compact set (a norm's mean over a symmetric law is minimal at its centre: average |r + c|
-and |r - c|). In general they differ, and it is *not consistent in
-general*: `tilted_mixture` has a counterexample. `denoising_covariance` is the sandwich of the
-Gaussian case: with r = eps - m ~ N(0, S) independent of x_noisy, g the gradient of W at r,
+    1/2 E (s_theta - s)' A (s_theta - s) = E[ 1/2 s_theta' A s_theta + div(A s_theta) ] + c,    (1)
 
-    H_ij = sigma^2 tr(D_i B D_j Sigma_noisy),  V_ij = sigma^2 tr(D_i G D_j Sigma_noisy),  G = E g g',  B = E dg/dr = E[g r'] S^-1 (Stein),       (2)
+where c does not depend on theta. The sample mean of the right-hand side needs no s.
 
-D_i the derivative of the noisy precision. By least squares with general weights (Aitken) the best A
-of the squares is S^-1 there, which leans to the fine scales, against transport's; with small noise
-that is averaged out, as by training long, to the coarse ones again (`averaged_denoising`).
-Covariances are those of sqrt(n) (theta_hat - theta).
+*Consistent* for every A > 0, theta in a compact set, in every family that is regular (Hyvarinen's
+conditions: s_theta differentiable, second moments finite, p s_theta zero at infinity) and
+identifiable by its score: (1) is minimal where s_theta = s, and that must be the truth alone. Where
+the support of p is connected, identifiable is enough. Where it has pieces that do not touch, a
+score does not tell their weights.
+
+For a Gaussian with precision Q = sum_i theta_i B_i the score -Q x is linear in theta, and (1) is a
+quadratic form. So theta_hat = H_n^-1 g in closed form, with
+
+    (H_n)_ij = mean(x' B_i A B_j x),        g_i = tr(A B_i),
+    sqrt(n) (theta_hat - theta) -> N(0, H^-1 V H^-1),
+    H_ij = tr(B_i A B_j Sigma),    V_ij = 2 tr(M_i Sigma M_j Sigma),
+
+M_i the symmetric part of B_i A Q (`score_matching_covariance`).
+
+*Efficient in the limit* where A is proportional to the true covariance: M_i = B_i, H = 2 I and
+V = 4 I with the Fisher information I. Only at the truth are the equations mean(x' B_i x) =
+tr(B_i Sigma) those of maximum likelihood, so for finite n the two estimates differ. Such an A, or
+weights by the field's own length, need theta: in practice a first estimate of it.
+
+**The distance itself.** E W(s_theta - s) is minimal at s_theta = s as well. But W is no square:
+there is no cross term to integrate by parts, and s is in it. With the true score put in (the
+oracle) it gives theta exactly from as many data as make it identifiable, and is no estimator. What
+remains is denoising (Vincent 2011): x_noisy = alpha x + sigma eps, and minimise
+
+    mean W(eps - m_theta(x_noisy)),        m_theta = E_theta[eps | x_noisy].
+
+Its minimum over all functions m is not the posterior's mean but its *W-median*. Where the posterior
+is symmetric both are one: *consistent in every Gaussian family*, theta in a compact set (a norm's
+mean over a symmetric law is minimal at its centre: average |r + c| and |r - c|). In general they
+differ, and the estimator is *not consistent*: `tilted_mixture` has a counterexample.
+
+`denoising_covariance` is the sandwich of the Gaussian case. With r = eps - m ~ N(0, S) independent
+of x_noisy, g the gradient of W at r, and D_i the derivative of the noisy precision,
+
+    H_ij = sigma^2 tr(D_i B D_j Sigma_noisy),    B = E dg/dr = E[g r'] S^-1  (Stein),
+    V_ij = sigma^2 tr(D_i G D_j Sigma_noisy),    G = E g g'.                                    (2)
+
+By least squares with general weights (Aitken) the best A of the squares is S^-1 there. It leans to
+the fine scales, against transport's. With small noise that is averaged out, as by long training, it
+leans to the coarse ones again (`averaged_denoising`). Covariances are those of
+sqrt(n) (theta_hat - theta).
 """
 
 from __future__ import annotations
@@ -371,18 +386,18 @@ def denoising(
 
     By default it starts from maximum likelihood on the clean images (the noise is known); where it
     ends does not depend on that. Losses with corners have gradients that jump, so they vanish to a
-    few jumps only: the smallest one met is taken, steps getting shorter. RuntimeError where its
-        square is above a twentieth of the square of the gradient's own standard error, which would
-        add as much to the estimate's variance.
+    few jumps only: the smallest one met is taken, steps getting shorter.
+
+    Raises:
+        RuntimeError: where the square of the smallest gradient is above a twentieth of the square
+            of the gradient's own standard error, which would add as much to the estimate's
+            variance.
     """
     if start is None:
-        start = maximum_likelihood(
-            field,
-            second_moments(
-                (noised.images - noised.sigma * noised.eps) / math.sqrt(1 - noised.sigma**2)
-            ),
-        )
-    theta = np.array(start, dtype=float)
+        clean = (noised.images - noised.sigma * noised.eps) / math.sqrt(1 - noised.sigma**2)
+        theta = np.array(maximum_likelihood(field, second_moments(clean)), dtype=float)
+    else:
+        theta = np.array(start, dtype=float)
     rotated = noised.images @ field.vectors
     curvature, variance = gradient_moments(field, theta, noised.sigma, loss)
     best, least = theta, math.inf
@@ -460,11 +475,11 @@ def averaged_denoising_covariance(
     H_ij = tr(D_i A D_j Sigma_noisy), V_ij = 2 alpha^4 tr(M_i Sigma M_j Sigma), M_i the symmetric
     part of D_i A Q, Q and D_i noisy.
     """
-    theta = np.asarray(theta, dtype=float)
+    values = np.asarray(theta, dtype=float)
     (q, d), a, clean = (
-        _noisy(field, theta, sigma),
+        _noisy(field, values, sigma),
         field.vectors.T @ metric @ field.vectors,
-        1 / field.precisions(theta),
+        1 / field.precisions(values),
     )
     h = np.einsum("ik,kl,jl,lk->ij", d, a, d, np.diag(1 / q))
     halves = d[:, :, None] * a * q

@@ -29,7 +29,8 @@ class TiltedMixture:
         in closed form.
 
     Args:
-        weights, means: of the components at theta = 0, (2,). sd: of both.
+        weights, means: of the components at theta = 0, (2,).
+        sd: of both.
     """
 
     def __init__(
@@ -130,10 +131,9 @@ class TiltedMixture:
         log p] / 6.
 
         A posterior's mean lies above its median by kappa_3 / (6 kappa_2) to first order in its
-        third cumulant. For eps given the noisy d, kappa_3 is
-        - sigma^3 times that derivative, kappa_2 = 1 and dm / dtheta = - sigma. Solving (2F(m) - 1)
-        dm / dtheta = 0 in the mean to first order divides E[kappa_3 / 6 * dm / dtheta] by - E[(dm /
-        dtheta)^2].
+        third cumulant. For eps given the noisy d, kappa_2 = 1, dm / dtheta = -sigma, and kappa_3 is
+        -sigma^3 times that derivative. To first order, the root of (2F(m) - 1) dm / dtheta = 0 in
+        the mean is E[kappa_3 / 6 * dm / dtheta] divided by -E[(dm / dtheta)^2].
         """
         d, step = np.linspace(-12, 12, 24001, retstep=True)
         weights, means = self._components(theta)

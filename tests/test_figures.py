@@ -462,6 +462,9 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "maps.progressions": progressions,
     "runs.training_curve": lambda: figures.runs.training_curve(training_rows(3), LABEL, 3.9),
     "runs.training_curve, one scale": lambda: figures.runs.training_curve(training_rows(1), LABEL),
+    "runs.training_curve, one row": lambda: figures.runs.training_curve(
+        training_rows(2)[:1], LABEL, 3.9
+    ),
     "runs.training_curve, weighted": lambda: figures.runs.training_curve(
         training_rows(2, weighting="edm"), LABEL
     ),

@@ -294,8 +294,8 @@ def bound_shapes(
     label: str = "",
 ) -> Figure:
     """Distance against the sum of squares, a point an image, channel and noise level; one error
-    shrunk step by step (squares, distances); and the two shapes of bound: the printed one, whose slope is
-    1 whatever its constant, and the one with a root, whose slope is 1/2."""
+    shrunk step by step (squares, distances); and the two shapes of bound: the printed one, whose
+    slope is 1 whatever its constant, and the one with a root, whose slope is 1/2."""
     figure, ax = plt.subplots(figsize=(7.5, 5.0), layout="constrained")
     for gamma, bound, shade in zip(gammas, found, np.linspace(0.15, 0.85, len(found))):
         drawn = ax.plot(

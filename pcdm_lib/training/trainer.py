@@ -341,13 +341,16 @@ class Trainer:
         )
 
     def _in_parallel(self, scale: Scale, group: Group) -> nn.Module:
-        """A scale whose gradients are averaged over its group. A schedule that all scales share is
-        left out: its gradient is summed over the scales first (`_shared_norm`)."""
+        """A scale whose gradients are averaged over its group.
+
+        Buffers stay as they are: every process fits them to the same images. A schedule that all
+        scales share is left out: its gradient is summed over the scales first (`_shared_norm`).
+        """
+        left_out = [name for name, _ in scale.named_buffers()]
         if self.shared is not None:
-            shared = [f"schedule.{name}" for name, _ in scale.schedule.named_parameters()]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(scale, shared)
-        # every process fits its buffers to the same images
-        return DistributedDataParallel(scale, process_group=group.handle, broadcast_buffers=False)
+            left_out += [f"schedule.{name}" for name, _ in scale.schedule.named_parameters()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(scale, left_out)
+        return DistributedDataParallel(scale, process_group=group.handle)
 
     def _fresh_dropout(self, index: int, place: int) -> Tensor:
         """Where the dropout stream of a scale starts: another place for every process of its

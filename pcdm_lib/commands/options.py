@@ -28,7 +28,7 @@ PRESETS = (
     "paper-imagenet64",
     "paper-imagenet128",
 )
-SYSTEMS = ("wavelet", "laplacian", "vdm", "standard")
+SYSTEMS = ("wavelet", "laplacian", "standard", "vdm")
 DATA, MODEL, TRAINING, BUDGET, SCORING, CODING, OUTPUT, MACHINE, PROCESSES = (
     "Data",
     "Model",

@@ -132,7 +132,7 @@ def test_every_published_figure_has_a_source():
     [
         {"source": ""},
         {"value": None},
-        {"missing": published.NOT_AT_HAND},
+        {"missing": published.NOT_AVAILABLE},
         {"value": None, "missing": "who knows"},
     ],
 )
@@ -157,7 +157,7 @@ def test_no_number_where_the_paper_was_not_at_hand():
     for figure in published.PUBLISHED:
         ours = figure.data == "CIFAR-10" and figure.system in ("laplacian", "standard")
         if ours or figure.quantity in (published.AUROC, published.LIKELIHOODS):
-            assert (figure.value, figure.text) == (None, "not at hand"), figure
+            assert (figure.value, figure.text) == (None, "not available"), figure
     assert {p.name for p in published.PUBLISHED if p.value is None} == {
         "W-PCDM",
         "LP-PCDM",
@@ -172,8 +172,8 @@ def test_published_figures_as_quoted():
         "W-PCDM (VDM weight)": "2.35",
         "W-PCDM (EDM weight)": "10.31",
         "VDM": "2.65",
-        "LP-PCDM": "not at hand",
-        "C-VDM": "not at hand",
+        "LP-PCDM": "not available",
+        "C-VDM": "not available",
         "ScoreFlow": "2.80",
         "Flow Matching": "2.99",
         "Stochastic Interpolants": "2.99",
@@ -467,7 +467,7 @@ def test_ood(tmp_path):
     write(tmp_path / "w", ood={"rows": [row, row | {"statistic": "likelihood", "N": None}]})
     rows = tables.ood_table(read(tmp_path))
     assert [(r["system"], r["AUROC"]) for r in rows[:3]] == [
-        (f"{n}, paper", "not at hand") for n in ("W-PCDM", "LP-PCDM", "VDM")
+        (f"{n}, paper", "not available") for n in ("W-PCDM", "LP-PCDM", "VDM")
     ]
     one, two = cells(rows, run="w")
     assert (one["AUROC"], one["interval"], one["batches in, out"], one["N"], two["N"]) == (
@@ -510,7 +510,7 @@ def test_quality(tmp_path):
     assert cells(rows, run="c")[0]["system"] == "W-PCDM (EDM weight)"
     (paper,) = cells(rows, system="W-PCDM (EDM weight), paper")
     assert (paper["value"], paper["bpd"]) == ("2.42", "10.31")
-    assert cells(rows, system="LP-PCDM, paper")[0]["value"] == "not at hand"
+    assert cells(rows, system="LP-PCDM, paper")[0]["value"] == "not available"
 
 
 def test_cascade(tmp_path):
@@ -518,7 +518,7 @@ def test_cascade(tmp_path):
     write(tmp_path / "w")
     write(tmp_path / "v", "vdm")
     rows = tables.cascade_table(read(tmp_path))
-    assert (rows[0]["system"], rows[0]["bpd"]) == ("C-VDM, paper", "not at hand")
+    assert (rows[0]["system"], rows[0]["bpd"]) == ("C-VDM, paper", "not available")
     by_run = {r["run"]: r for r in rows}
     assert (
         by_run["c"]["paid twice"] == "0.7500 ± 0.0100"
@@ -550,7 +550,7 @@ def test_likelihoods(tmp_path):
     ]
     write(tmp_path / "w", likelihoods=ways)
     rows = tables.likelihood_table(read(tmp_path))
-    assert rows[0]["bpd"] == "not at hand"
+    assert rows[0]["bpd"] == "not available"
     assert [(r["likelihood"], r["bpd"], r["minus continuous"]) for r in cells(rows, run="w")] == [
         ("continuous bound", "3.5000", "0.0000"),
         ("T=1000", "3.5100", "0.0100"),
@@ -714,8 +714,8 @@ def test_learning_curves(four):
     for words in (
         "W-PCDM 3.50",
         "LP-PCDM 3.70",
-        "C-VDM 3.90",
-        "VDM 4.10",
+        "C-VDM 4.10",
+        "VDM 3.90",
         "JPEG XL files, held out 4.07",
         "CIFAR-10",
         "without prior and decoder",
@@ -742,7 +742,7 @@ def test_learning_curves_of_one_run_and_without_logs(four):
         and "the log was edited" in said
         and "C-VDM has no line: its log is missing or empty" in said
     )
-    assert "VDM 4.10" in said  # its held-out figure is drawn all the same
+    assert "VDM 3.90" in said  # its held-out figure is drawn all the same
     plt.close(figure)
 
 
@@ -784,12 +784,12 @@ def test_bits_by_scale(four):
     for words in (
         "base\n1.75",
         "details1\n1.75",
-        "one scale\n4.10",
-        "\N{MINUS SIGN}0.600 ± ",
+        "one scale\n3.90",
+        "\N{MINUS SIGN}0.400 ± ",
         "JPEG XL files 4.07",
         "difference from VDM, image by image",
     ):
-        assert words in said
+        assert words in said or words in " ".join(said.split())
     plt.close(figure)
     (four / "vdm" / "scores.npz").unlink()
     figure = tables_figures.bits_by_scale(read(four))

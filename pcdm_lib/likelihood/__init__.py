@@ -5,8 +5,8 @@ from pcdm_lib.likelihood.enumerable import (
     EnumeratedSource,
     all_images,
     code_lengths,
-    contract_source,
     exact_cascade,
+    example_source,
     kraft_sum,
 )
 from pcdm_lib.likelihood.evaluation import Evaluation, evaluate, paired_difference
@@ -18,7 +18,7 @@ __all__ = [
     "InformationMap",
     "all_images",
     "code_lengths",
-    "contract_source",
+    "example_source",
     "evaluate",
     "exact_cascade",
     "information_map",

@@ -53,7 +53,7 @@ Preset = Annotated[
 System = Annotated[
     str,
     typer.Option(
-        help="wavelet (W-PCDM), laplacian (LP-PCDM), vdm (VDM) or standard (C-VDM).",
+        help="wavelet (W-PCDM), laplacian (LP-PCDM), standard (C-VDM) or vdm (VDM).",
         rich_help_panel=MODEL,
         **one_of(SYSTEMS),
     ),

@@ -22,11 +22,12 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE / "_ext")]
 
 import apipages  # noqa: E402
+
 import pcdm_lib  # noqa: E402
 
 project = "PCDM"
 author = "The PCDM reproduction authors"
-copyright = "the PCDM reproduction authors, MIT licence"  # noqa: A001
+copyright = "the PCDM reproduction authors, MIT licence"
 release = version = pcdm_lib.__version__
 language = "en"
 

@@ -91,6 +91,22 @@ def check_device(name: str) -> torch.device:
     return device
 
 
+def find_device(name: str = "auto") -> torch.device:
+    """The device of that name, usable; "auto" is a GPU where there is one, else the CPU.
+
+    Under torchrun "auto" is a GPU only where this machine has one for each of its processes.
+
+    Raises:
+        ValueError: where torch does not know the name or cannot reach the device.
+    """
+    if name == "auto":
+        wanted = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        name = (
+            "cuda" if torch.cuda.is_available() and torch.cuda.device_count() >= wanted else "cpu"
+        )
+    return check_device(name)
+
+
 def read_json(path: Path | str) -> Any:
     """A JSON file; ValueError naming the file where it is missing, cut short or not JSON."""
     try:

@@ -213,7 +213,7 @@ def test_photos_too_large_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="astronaut.png: expected sha256 ab, found 88431c"):
         _read_photo("astronaut.png", "ab")
     monkeypatch.setattr(photos.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install scikit-image"):
+    with pytest.raises(FileNotFoundError, match=r'pip install "pcdm-lib\[photos\]"'):
         load_data("photos")
 
 

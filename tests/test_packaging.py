@@ -20,6 +20,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import pcdm_lib
+from pcdm_lib import advice
+
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
@@ -38,6 +41,8 @@ IMPORT_NAMES = {
     "IPython": "ipython",
     "ot": "pot",
 }
+# what belongs to an extra as a whole, and may import it at the top
+OF_AN_EXTRA = {"figures": "notebooks", "experiments/runner.py": "notebooks"}
 SCRIPTS = ("pcdm_lib", "tests", "benchmarks", "notebooks", "reproduce")
 
 
@@ -52,8 +57,20 @@ def requirements(lines: list[str]) -> dict[str, SpecifierSet]:
     return found
 
 
+def unfolded(extra: str) -> list[str]:
+    """The lines of an extra, with those of the extras of this project that it names."""
+    found = []
+    for line in PROJECT["optional-dependencies"][extra]:
+        requirement = Requirement(line)
+        if requirement.name == PROJECT["name"]:
+            found += [inner for name in sorted(requirement.extras) for inner in unfolded(name)]
+        else:
+            found.append(line)
+    return found
+
+
 RUNTIME = requirements(PROJECT["dependencies"])
-EXTRAS = {extra: requirements(lines) for extra, lines in PROJECT["optional-dependencies"].items()}
+EXTRAS = {extra: requirements(unfolded(extra)) for extra in PROJECT["optional-dependencies"]}
 TESTED = RUNTIME | EXTRAS["test"]
 
 
@@ -78,7 +95,7 @@ def pins() -> dict[str, Version]:
 
 def test_conda_environment_states_the_ranges_of_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    assert environment["name"] == PROJECT["name"]
+    assert environment["name"] == "pcdm"
     assert environment["channels"] == ["conda-forge"]
     plain = [line for line in environment["dependencies"] if isinstance(line, str)]
     conda = requirements(plain)
@@ -91,7 +108,7 @@ def test_conda_environment_states_the_ranges_of_pyproject():
     }
     # Through pip comes this checkout and nothing else.
     assert [line for line in environment["dependencies"] if line not in plain] == [
-        {"pip": ["-e ."]}
+        {"pip": ["-e .[coding]"]}  # constriction, and nothing else, comes with it
     ]
 
 
@@ -191,11 +208,8 @@ def sources() -> list[Path]:
     return [p for p in found if ".ipynb_checkpoints" not in p.parts]
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_are_declared(path):
-    """What a file always imports is a dependency; what it imports on demand is one, or in an
-    extra."""
-    top = path.relative_to(ROOT).parts[0]
+def names_of(path: Path) -> tuple[set[str], set[str]]:
+    """The distributions that a file always imports, and those that it imports on demand."""
     own = {"pcdm_lib", *(p.stem for p in path.parent.iterdir()), *SCRIPTS}
     always, on_demand = (
         {
@@ -204,12 +218,70 @@ def test_imports_are_declared(path):
         }
         for names in imported(python_source(path))
     )
-    declared = set(TESTED if top == "tests" else RUNTIME)
+    return always, on_demand
+
+
+def extra_of(path: Path) -> str | None:
+    """The extra that a file of the library belongs to as a whole."""
+    inner = path.relative_to(ROOT / "pcdm_lib").as_posix()
+    return next((extra for part, extra in OF_AN_EXTRA.items() if inner.startswith(part)), None)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_are_declared(path):
+    """What a file of the library always imports is in the core, or in the extra that the file
+    belongs to; what it imports on demand is in some extra. All else is tested with `test`."""
+    top = path.relative_to(ROOT).parts[0]
+    always, on_demand = names_of(path)
+    declared = set(TESTED)
+    if top == "pcdm_lib":
+        extra = extra_of(path)
+        declared = set(RUNTIME).union(EXTRAS[extra] if extra else ())
     assert always <= declared, f"declare in pyproject.toml and environment.yml: {always - declared}"
     optional = declared.union(*EXTRAS.values())
     assert on_demand <= optional, (
         f"declare in pyproject.toml, in an extra at least: {on_demand - optional}"
     )
+
+
+def test_the_core_is_what_the_library_always_imports():
+    """Nothing stands in the core that no core module needs, and no module of the library imports
+    one of an extra, directly or through another module, before it is used."""
+    used = set()
+    for path in sorted((ROOT / "pcdm_lib").rglob("*.py")):
+        if extra_of(path) is None:
+            used |= set().union(*names_of(path))
+    assert set(RUNTIME) <= used, f"no core module imports {set(RUNTIME) - used}"
+    modules = ["pcdm_lib.commands.app", "pcdm_lib.experiments.tables", "pcdm_lib.experiments.suite"]
+    packages = ["coding", "data", "likelihood", "maps", "models", "training", "transport"]
+    modules += [f"pcdm_lib.{name}" for name in packages]
+    code = (
+        "import sys\n"
+        f"for name in {sorted(advice.EXTRAS)!r}: sys.modules[name] = None\n"
+        f"for name in {modules!r}: __import__(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", sorted(advice.EXTRAS))
+def test_a_missing_extra_says_what_to_install(module, monkeypatch):
+    """One line with the command, and the extra that it names does bring the module."""
+    extra = advice.EXTRAS[module]
+    distribution = canonicalize_name(IMPORT_NAMES.get(module, module).replace("_", "-"))
+    assert distribution in EXTRAS[extra] and distribution not in RUNTIME
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(advice.MissingExtra) as caught:
+        advice.need(module)
+    assert str(caught.value) == f'needs {module}: pip install "pcdm-lib[{extra}]"'
+    with pytest.raises(advice.MissingExtra):
+        _ = advice.Later(module).anything
+
+
+def test_extras_name_no_module_that_is_not_theirs():
+    with pytest.raises(ValueError, match="belongs to no extra"):
+        advice.need("torch")
+    assert set(EXTRAS["all"]) == set().union(*EXTRAS.values())
 
 
 # -- what is installed -------------------------------------------------------------------
@@ -231,11 +303,20 @@ def test_wheel_holds_every_file_of_the_package(tmp_path):
     subprocess.run(
         [sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, text=True
     )
-    (wheel,) = (tmp_path / "dist").glob("pcdm-*.whl")
+    (wheel,) = (tmp_path / "dist").glob("pcdm_lib-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
+        scripts = next(name for name in held if name.endswith("/entry_points.txt"))
+        points = configparser.ConfigParser()
+        points.read_string(archive.read(scripts).decode())
     assert {name for name in held if ".dist-info/" not in name} == files
     assert any(name.endswith("/LICENSE") for name in held)
+    assert points["console_scripts"]["pcdm"] == "pcdm_lib.commands.app:run"
+    assert points["papermill.engine"]["pcdm"] == "pcdm_lib.experiments.runner:Engine"
+
+
+def test_one_version_everywhere():
+    assert pcdm_lib.__version__ == PROJECT["version"]
 
 
 def test_licence_is_mit():
@@ -280,11 +361,13 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     [
         (
             ["reproduce"],
-            '".venv/bin/python" -m papermill --log-output reproduce/cifar_wavelet.ipynb out.ipynb',
+            '".venv/bin/python" -m papermill --engine pcdm --log-output --no-progress-bar '
+            "reproduce/cifar_wavelet.ipynb out.ipynb",
         ),
         (
             ["reproduce", "VENV=v", "OUT=a.ipynb", "PARAMS=-p minutes 2 -p dataset photos"],
-            '"v/bin/python" -m papermill --log-output reproduce/cifar_wavelet.ipynb a.ipynb -p '
+            '"v/bin/python" -m papermill --engine pcdm --log-output --no-progress-bar '
+            "reproduce/cifar_wavelet.ipynb a.ipynb -p "
             "minutes 2 -p dataset photos",
         ),
         (
@@ -292,6 +375,8 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
             'OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ".venv/bin/python" -m pytest --nbval -n 3 '
             "--dist loadfile -k maps",
         ),
+        (["docs"], '".venv/bin/python" -m sphinx -W --keep-going -b html docs docs/_build/html'),
+        (["lint"], '".venv/bin/python" -m mypy'),
         (["lab", "LAB_ARGS=--no-browser"], '".venv/bin/python" -m jupyterlab --no-browser'),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -347,7 +432,7 @@ def test_make_asks_for_the_python_that_pyproject_asks_for():
 
 def test_make_help_lists_the_targets_for_users():
     listed = set(re.findall(r"make (\w+)", make("help").stdout))
-    assert {"reproduce", "test", "lab", "clean", "constraints"} <= listed
+    assert {"reproduce", "test", "lint", "docs", "lab", "clean", "constraints"} <= listed
 
 
 def test_ci_calls_make_test_in_a_new_environment():
@@ -357,6 +442,14 @@ def test_ci_calls_make_test_in_a_new_environment():
     assert text.startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in text
     assert "work=$(mktemp -d)" in text
     assert re.search(r'^timeout \d+ make test VENV="\$work/venv"', text, re.MULTILINE)
+
+
+def test_commits_are_checked_by_the_ruff_that_is_installed():
+    """Without a download: hooks of the environment, no repositories of others."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [repo["repo"] for repo in hooks["repos"]] == ["local"]
+    assert {hook["language"] for hook in hooks["repos"][0]["hooks"]} == {"system"}
+    assert {"ruff", "mypy", "pre-commit"} <= set(EXTRAS["dev"])
 
 
 def test_no_package_index_is_hard_coded():

@@ -135,7 +135,9 @@ def test_missing_imagecodecs_is_explained(
 ) -> None:
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     assert list(reference_sizes(photos[:1], ["PNG", "WebP"])) == ["PNG", "WebP"]
-    with pytest.raises(ImportError, match="pip install imagecodecs"):
+    with pytest.raises(
+        ImportError, match=r'JPEG XL needs imagecodecs: pip install "pcdm-lib\[coding\]"'
+    ):
         reference_sizes(photos[:1])
     for codec in ("JPEG XL", "JPEG-LS"):
         for call in (

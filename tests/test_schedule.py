@@ -69,10 +69,6 @@ def test_value_derivative_and_inverse(schedule: Schedule) -> None:
     assert torch.allclose(schedule.derivative(t), slope, rtol=1e-10, atol=1e-10) and bool(
         (slope > 0).all()
     )
-    assert torch.allclose(schedule.inverse(gamma.detach()), t, atol=1e-9)
-    assert schedule.inverse(
-        torch.tensor([-20.0, 20.0], dtype=torch.float64)
-    ).tolist() == pytest.approx([0, 1], abs=1e-9)
 
 
 def test_monotone_starts_near_linear_and_can_leave_it() -> None:
@@ -95,10 +91,8 @@ def test_a_fitted_schedule_levels_the_loss() -> None:
     assert weighted.mean().item() == pytest.approx(loss.mean().item(), rel=1e-4)
     assert weighted.std() / weighted.mean() < 0.5 < 1.5 < loss.std() / loss.mean()
     # not unseen
-    assert (
-        schedule.inverse(torch.tensor([0.9], dtype=torch.float64)).item()
-        < 1.0 - 0.05 * FittedSchedule.FLOOR
-    )
+    late = torch.tensor([1.0 - 0.05 * FittedSchedule.FLOOR], dtype=torch.float64)
+    assert schedule(late).item() > 0.9
 
 
 @pytest.mark.parametrize("loss", [torch.ones(5), torch.full((32,), math.nan), -torch.ones(32)])

@@ -245,7 +245,7 @@ def test_a_part_that_was_interrupted_is_not_taken_for_done(
         if calls[-1] == "laplacian":
             raise RuntimeError("Kernel died")
 
-    monkeypatch.setattr(suite.papermill, "execute_notebook", execute)
+    monkeypatch.setattr("papermill.execute_notebook", execute)
     with pytest.raises(KeyboardInterrupt):
         suite.run(1.0, only=["vdm"], folder=tmp_path)
     assert suite.run(1.0, only=["vdm"], folder=tmp_path)[1] == {} and calls == [

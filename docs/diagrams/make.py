@@ -75,8 +75,15 @@ def card() -> Axes:
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, WIDTH), ylim=(FLOOR, FLOOR + HEIGHT))
     ax.axis("off")
-    box = FancyBboxPatch((0.06, FLOOR + 0.06), WIDTH - 0.12, HEIGHT - 0.12, fc="white",
-                         ec="#d0d0d0", lw=1, boxstyle="round,pad=0,rounding_size=0.15")
+    box = FancyBboxPatch(
+        (0.06, FLOOR + 0.06),
+        WIDTH - 0.12,
+        HEIGHT - 0.12,
+        fc="white",
+        ec="#d0d0d0",
+        lw=1,
+        boxstyle="round,pad=0,rounding_size=0.15",
+    )
     ax.add_patch(box)
     return ax
 
@@ -85,17 +92,35 @@ def picture(
     ax: Axes, pixels: np.ndarray, x: float, y: float, side: float, edge: str = LINE
 ) -> None:
     """An image (h, w, 3) in 0..1 with its lower left corner at (x, y)."""
-    ax.imshow(pixels, extent=(x, x + side, y, y + side), interpolation="nearest", zorder=3,
-              aspect="auto")
+    ax.imshow(
+        pixels, extent=(x, x + side, y, y + side), interpolation="nearest", zorder=3, aspect="auto"
+    )
     ax.add_patch(plt.Rectangle((x, y), side, side, fill=False, ec=edge, lw=1.2, zorder=4))
 
 
-def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = INK,
-          bend: float = 0.0, width: float = 1.6) -> None:
+def arrow(
+    ax: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    colour: str = INK,
+    bend: float = 0.0,
+    width: float = 1.6,
+) -> None:
     """An arrow; `bend` is the curvature of its arc."""
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, lw=width,
-                                 color=colour, shrinkA=0, shrinkB=0, zorder=5,
-                                 connectionstyle=f"arc3,rad={bend}"))
+    ax.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=12,
+            lw=width,
+            color=colour,
+            shrinkA=0,
+            shrinkB=0,
+            zorder=5,
+            connectionstyle=f"arc3,rad={bend}",
+        )
+    )
 
 
 def heading(ax: Axes, x: float, title: str, below: str) -> None:
@@ -109,24 +134,34 @@ def draw_image(ax: Axes, image: torch.Tensor) -> None:
     heading(ax, 0.93, "Image", r"integers $x$")
     picture(ax, image[0].permute(1, 2, 0).numpy() / 255, 0.28, 1.75, 1.3, INK)
     ax.text(0.93, 1.57, "32 × 32 × 3", ha="center", va="center", size=9.5, color=INK)
-    ax.text(0.93, 1.35, f"{image[0].numel() * 8:,} bits", ha="center", size=9.5, color=SOFT,
-            va="center")
+    ax.text(
+        0.93, 1.35, f"{image[0].numel() * 8:,} bits", ha="center", size=9.5, color=SOFT, va="center"
+    )
 
 
 def draw_map(ax: Axes) -> None:
     """The arrows from the image to its scales."""
     heading(ax, 2.1, "Map", "keeps volume")
-    for name, (y, _) in ROWS.items():
+    for _name, (y, _) in ROWS.items():
         arrow(ax, (1.66, 2.4), (2.66, y + SIDE / 2), bend=0.0)
-    ax.text(2.13, 2.4, r"$h$", ha="center", va="center", size=13, color=INK, zorder=7,
-            bbox={"boxstyle": "circle,pad=0.22", "fc": "white", "ec": INK, "lw": 1.2})
+    ax.text(
+        2.13,
+        2.4,
+        r"$h$",
+        ha="center",
+        va="center",
+        size=13,
+        color=INK,
+        zorder=7,
+        bbox={"boxstyle": "circle,pad=0.22", "fc": "white", "ec": INK, "lw": 1.2},
+    )
 
 
 def draw_scale(ax: Axes, name: str, values: torch.Tensor) -> None:
     """One row: the scale, and its diffusion from clean to noise and back."""
     y, colour = ROWS[name]
     base = name == "base"
-    label = (r"$z_1$  coarse image" if base else r"$z_2$  detail")
+    label = r"$z_1$  coarse image" if base else r"$z_2$  detail"
     shape = " × ".join(str(n) for n in (*values.shape[2:], values.shape[1]))
     picture(ax, pixels(values), 2.72, y, SIDE, colour)
     ax.text(2.72 + SIDE / 2, y - 0.15, label, ha="center", va="center", size=9.5, color=INK)
@@ -145,8 +180,15 @@ def draw_scale(ax: Axes, name: str, values: torch.Tensor) -> None:
     model = r"network 1 removes it" if base else r"network 2 removes it, shown $z_1$"
     ax.text((left + right) / 2, y - 0.24, model, ha="center", va="center", size=9.5, color=INK)
     if base:
-        ax.text((left + right) / 2, y + SIDE + 0.18, "noise is added", ha="center", va="center",
-                size=9.5, color=SOFT)
+        ax.text(
+            (left + right) / 2,
+            y + SIDE + 0.18,
+            "noise is added",
+            ha="center",
+            va="center",
+            size=9.5,
+            color=SOFT,
+        )
     enters = y + (SIDE / 2 if base else 0.3)
     arrow(ax, (2.72 + SIDE + 0.08, enters), (left - 0.06, enters), colour)
 
@@ -195,8 +237,15 @@ def draw_bits(ax: Axes, bits: dict[str, float]) -> None:
         start += size
     length = rf"$-\log_2 P(x)$ ≤ {round(total, -2):,.0f} bits"
     ax.text(left, 0.45, length, ha="left", va="center", size=10, color=INK, weight="bold")
-    ax.text(left, 0.24, f"{total / 3072:.2f} bits a dimension (Eq. 15)", ha="left", va="center",
-            size=9.5, color=SOFT)
+    ax.text(
+        left,
+        0.24,
+        f"{total / 3072:.2f} bits a dimension (Eq. 15)",
+        ha="left",
+        va="center",
+        size=9.5,
+        color=SOFT,
+    )
 
 
 if __name__ == "__main__":

@@ -32,9 +32,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import constriction
 import numpy as np
 from numpy.typing import NDArray
+
+from pcdm_lib.advice import Later
 
 FRACTION = 30  # bits after the point
 PREDICTION = 2.0**-6  # eps_hat is rounded to multiples of it: costs about 3e-4 bits a dimension
@@ -49,9 +50,14 @@ _DRAW_REACH = 6.0
 _ESCAPE = 15  # bits of each of the two halves of an escape
 _PHASES = 8  # bits in which the decoder sees where z_0 lies between two integers
 
-_models = constriction.stream.model
-_half = constriction.stream.model.Uniform(2**_ESCAPE)
+constriction: Any = Later("constriction")
 Ints = NDArray[np.int64]
+
+
+@functools.cache
+def _half() -> Any:
+    """The model of one half of an escape."""
+    return constriction.stream.model.Uniform(2**_ESCAPE)
 
 
 class Message:
@@ -157,7 +163,7 @@ class Gaussian:
         self.std, self.centre = std, (mean + (1 << (FRACTION - 1))) >> FRACTION
         # exact: at most FRACTION bits
         self.offset = (mean - (self.centre << FRACTION)) * 2.0**-FRACTION
-        self._model = _models.QuantizedGaussian(-self.reach, self.reach, std=std)
+        self._model = constriction.stream.model.QuantizedGaussian(-self.reach, self.reach, std=std)
 
     def push(self, message: Message, x: Ints) -> None:
         symbols = (x - self.centre).ravel()
@@ -172,7 +178,7 @@ class Gaussian:
             halves = np.concatenate([beyond >> _ESCAPE, beyond & ((1 << _ESCAPE) - 1)]).astype(
                 np.int32
             )
-            message.push(halves, _half)
+            message.push(halves, _half())
             symbols = np.clip(symbols, -self.reach, self.reach)
         message.push(symbols.astype(np.int32), self._model, self.offset.ravel())
 
@@ -180,7 +186,7 @@ class Gaussian:
         symbols = message.pop(self._model, self.offset.ravel()).astype(np.int64)
         outside = np.flatnonzero(np.abs(symbols) == self.reach)
         if len(outside):
-            high, low = message.pop(_half, 2 * len(outside)).astype(np.int64).reshape(2, -1)
+            high, low = message.pop(_half(), 2 * len(outside)).astype(np.int64).reshape(2, -1)
             symbols[outside] += np.sign(symbols[outside]) * ((high << _ESCAPE) + low)
         return symbols.reshape(self.centre.shape) + self.centre
 
@@ -281,7 +287,7 @@ class Progressions:
         candidates = self.nearest.ravel()[:, None] + np.arange(-self.window, self.window + 1)
         inside = (candidates >= 0) & (candidates <= last.ravel()[:, None])
         self.probabilities = table[phase.ravel() + half] * inside
-        self._model = _models.Categorical(perfect=False)
+        self._model = constriction.stream.model.Categorical(perfect=False)
 
     def _symbols(self, x: Ints) -> Ints:
         return ((x - self.low) // self.step - self.nearest + self.window).ravel()

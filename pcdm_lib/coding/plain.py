@@ -22,6 +22,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from pcdm_lib.advice import MissingExtra, need
+
 # Measured in bits per dimension on the first 600 CIFAR-10 test images, with the libwebp of Pillow
 # 13.0 and libjxl 0.11: methods 1, 3, 4, 5 and 6 give 4.562, 4.568, 4.598, 4.698 and 4.693; the
 # smallest of the first four 4.547. Method 6 alone takes as long as all of them four times over.
@@ -69,12 +71,10 @@ def _imagecodecs(name: str):
     """The module imagecodecs, imported only for the codecs that need it; ImportError with advice
     where it is missing."""
     try:
-        import imagecodecs
-    except ImportError as error:
-        raise ImportError(
-            f"{name} needs imagecodecs: pip install imagecodecs, or leave it out of `codecs`"
-        ) from error
-    return imagecodecs
+        return need("imagecodecs")
+    except MissingExtra as error:
+        error.msg = f"{name} {error.msg}, or leave it out of `codecs`"
+        raise
 
 
 def _jpeg_xl() -> PlainCodec:

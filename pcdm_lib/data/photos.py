@@ -85,7 +85,7 @@ def _read_photo(name: str, digest: str) -> np.ndarray:
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            "photos come with scikit-image, which is not installed: pip install scikit-image"
+            'photos come with scikit-image, which is not installed: pip install "pcdm-lib[photos]"'
         )
     path = Path(spec.submodule_search_locations[0]) / "data" / name
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no such file"

@@ -60,7 +60,7 @@ class _GradientOfVariance(torch.autograd.Function):
 
 
 class Schedule(nn.Module, ABC):
-    """Base: endpoints, value, derivative and inverse over the `progress` that subclasses give.
+    """Base: endpoints, value and derivative over the `progress` that subclasses give.
 
     Args:
         gamma_min, gamma_max: gamma at t = 0 and t = 1; gamma_min < gamma_max.
@@ -117,17 +117,6 @@ class Schedule(nn.Module, ABC):
     def derivative(self, t: Tensor) -> Tensor:
         """d gamma / dt, of the shape of t; positive."""
         return self.span * self.progress(t)[1]
-
-    @torch.no_grad()
-    def inverse(self, gamma: Tensor) -> Tensor:
-        """The t in [0, 1] with gamma(t) = gamma, by bisection to float precision; values outside
-        the range clip to the ends."""
-        low, high = torch.zeros_like(gamma), torch.ones_like(gamma)
-        for _ in range(60 if gamma.dtype == torch.float64 else 30):
-            middle = (low + high) / 2
-            below = self(middle) < gamma
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
 
 
 class LinearSchedule(Schedule):

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import papermill
-from papermill.exceptions import PapermillExecutionError
-
 from pcdm_lib import records
+from pcdm_lib.advice import need
 from pcdm_lib.experiments.experiment import home
 
 
@@ -48,7 +46,22 @@ PARTS = (
 )
 
 
-def run(
+@dataclass(frozen=True)
+class Step:
+    """One part with all its parameters: what `run` executes, or finds done."""
+
+    part: Part
+    parameters: Mapping[str, Any]
+    out: Path
+    done: bool
+
+    @property
+    def marker(self) -> Path:
+        """The file that says that the part was executed to its end."""
+        return self.out.with_suffix(".done.json")
+
+
+def plan(
     minutes: float,
     *,
     dataset: str = "auto",
@@ -58,9 +71,8 @@ def run(
     only: Sequence[str] = (),
     folder: Path | str | None = None,
     changes: Mapping[str, Any] | None = None,
-    progress: bool = True,
-) -> tuple[Path, dict[str, str]]:
-    """Run the parts that are not done yet.
+) -> tuple[Path, list[Step]]:
+    """The folder, and the parts in their order with their parameters; does no work.
 
     Args:
         minutes: training of each system.
@@ -70,8 +82,6 @@ def run(
             preset, budget and seed.
         changes: other values of notebooks' parameters, such as `heldout_images`, for the parts that
             have them.
-    Returns:
-        The folder, and for each part that failed its error; the others are run all the same.
     Raises:
         ValueError: for a part that does not exist, a parameter that none has, or a budget that is
             not positive.
@@ -83,58 +93,54 @@ def run(
         raise ValueError(
             f"unknown parts {unknown}: there are {', '.join(part.name for part in PARTS)}"
         )
-    notebooks = home() / "reproduce"
-    if not notebooks.is_dir():
-        raise ValueError(
-            f"{notebooks} is missing: the notebooks come with the repository, not with an "
-            f"installed package; clone it"
-        )
+    notebooks = _notebooks()
     kind = dataset.replace("/", "_").replace(":", "-")
     folder = (
         Path(folder)
         if folder
         else home() / "runs" / "tables" / f"{kind}-{preset}-{minutes:g}min-seed{seed}"
-    )
-    folder = folder.resolve()
-    parts = [part for part in PARTS if part.always or not only or part.name in only]
-    known = {
-        part.name: {*papermill.inspect_notebook(notebooks / f"{part.notebook}.ipynb")}
-        for part in PARTS
-    }
-    strange = sorted({*(changes or {})} - set().union(*known.values()))
-    if strange:
-        raise ValueError(f"no notebook has the parameters {strange}")
-    taken = sorted(
-        {*(changes or {})}
-        & {"minutes", "steps", "dataset", "size", "seed", "preset", "device", "output_dir", "runs"}
-    )
-    if taken:
-        raise ValueError(
-            f"{taken} are set by the suite itself: use its own options, or run the notebook by "
-            f"papermill"
-        )
+    ).resolve()
+    changes = changes or {}
+    inspect = need("papermill").inspect_notebook
+    known = {part.name: {*inspect(notebooks / f"{part.notebook}.ipynb")} for part in PARTS}
+    _check_changes(changes, set().union(*known.values()))
     if dataset.startswith(("folder:", "crops:")):  # the notebooks run in the repository's folder
         prefix, _, path = dataset.partition(":")
         dataset = f"{prefix}:{Path(path).expanduser().absolute()}"
+    steps: list[Step] = []
+    for part in (part for part in PARTS if part.always or not only or part.name in only):
+        parameters = _parameters(part, minutes, dataset, seed, preset, device, folder)
+        parameters |= {key: value for key, value in changes.items() if key in known[part.name]}
+        step = Step(part, parameters, folder / f"{part.name}.ipynb", False)
+        trained_anew = not part.trains and any(s.part.trains and not s.done for s in steps)
+        steps.append(replace(step, done=not trained_anew and _is_done(step)))
+    return folder, steps
+
+
+def run(minutes: float, *, progress: bool = True, **choices: Any) -> tuple[Path, dict[str, str]]:
+    """Run the parts that are not done yet.
+
+    Args:
+        minutes, choices: as `plan` takes them.
+        progress: show each notebook's progress bars.
+    Returns:
+        The folder, and for each part that failed its error; the others are run all the same.
+    Raises:
+        ValueError: as `plan`.
+    """
+    folder, steps = plan(minutes, **choices)
     folder.mkdir(parents=True, exist_ok=True)
     failed = {}
-    for number, part in enumerate(parts, start=1):
-        parameters = _parameters(part, minutes, dataset, seed, preset, device, folder)
-        parameters |= {
-            key: value for key, value in (changes or {}).items() if key in known[part.name]
-        }
-        out = folder / f"{part.name}.ipynb"
-        head = f"part {number} of {len(parts)}, {part.name}"
-        # what reads the runs of others is done only while no run has been made anew
-        ends = [folder / f"{p.name}.done.json" for p in PARTS if p.trains and not part.trains]
-        newest = max((path.stat().st_mtime for path in ends if path.exists()), default=0.0)
-        marker = folder / f"{part.name}.done.json"
-        if not part.always and done(out, marker, parameters) and marker.stat().st_mtime >= newest:
+    for number, step in enumerate(steps, start=1):
+        part = step.part
+        head = f"part {number} of {len(steps)}, {part.name}"
+        if _is_done(step):  # anew: what was done may have been made older by a part just now
             print(f"{head}: done before", flush=True)
             continue
-        print(f"{head}: {part.notebook}.ipynb into {out}", flush=True)
-        marker.unlink(missing_ok=True)
-        error = _execute(notebooks / f"{part.notebook}.ipynb", out, parameters, progress)
+        print(f"{head}: {part.notebook}.ipynb into {step.out}", flush=True)
+        step.marker.unlink(missing_ok=True)
+        notebook = _notebooks() / f"{part.notebook}.ipynb"
+        error = _execute(notebook, step.out, step.parameters, progress)
         if error:
             failed[part.name] = error
             print(f"{head}: failed, {error}", flush=True)
@@ -142,23 +148,63 @@ def run(
             # papermill marks a notebook as ended however it ended: what is done says so in a file
             # of its own
             records.write_json(
-                marker, {"parameters": parameters, "commit": records.provenance()["commit"]}
+                step.marker,
+                {"parameters": step.parameters, "commit": records.provenance()["commit"]},
             )
     return folder, failed
 
 
+def _notebooks() -> Path:
+    notebooks = home() / "reproduce"
+    if not notebooks.is_dir():
+        raise ValueError(
+            f"{notebooks} is missing: the notebooks come with the repository, not with an "
+            f"installed package; clone it"
+        )
+    return notebooks
+
+
+def _check_changes(changes: Mapping[str, Any], known: set[str]) -> None:
+    strange = sorted({*changes} - known)
+    if strange:
+        raise ValueError(f"no notebook has the parameters {strange}")
+    own = {"minutes", "steps", "dataset", "size", "seed", "preset", "device", "output_dir", "runs"}
+    taken = sorted({*changes} & own)
+    if taken:
+        raise ValueError(
+            f"{taken} are set by the suite itself: use its own options, or run the notebook by "
+            f"papermill"
+        )
+
+
+def _is_done(step: Step) -> bool:
+    """Whether a part was executed to its end with these parameters, and no run that it reads is
+    newer."""
+    if step.part.always or not done(step.out, step.marker, step.parameters):
+        return False
+    if step.part.trains:
+        return True
+    ends = [step.out.with_name(f"{part.name}.done.json") for part in PARTS if part.trains]
+    newest = max((path.stat().st_mtime for path in ends if path.exists()), default=0.0)
+    return step.marker.stat().st_mtime >= newest
+
+
 def _execute(notebook: Path, out: Path, parameters: Mapping[str, Any], progress: bool) -> str:
     """Run one notebook in the repository's folder; empty, or the error that ended it."""
+    papermill = need("papermill")
+    from pcdm_lib.experiments import runner  # needs papermill
+
     try:
         papermill.execute_notebook(
             notebook,
             out,
             parameters=parameters,
             cwd=home(),
-            progress_bar=progress,
+            progress_bar=False,
+            engine_name=runner.register() if progress else None,
             kernel_name="python3",
         )
-    except PapermillExecutionError as error:
+    except papermill.exceptions.PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
     except RuntimeError as error:  # a kernel that died or did not start
         return f"{type(error).__name__}: {error}"

@@ -402,7 +402,7 @@ def file_parts(
     """
     colours = dict(zip(scales, COLOURS)) | PARTS
     fig, ax = plt.subplots(figsize=(9.5, 0.75 * len(files) + 1.7))
-    for row, (name, parts) in enumerate(files.items()):
+    for row, (_name, parts) in enumerate(files.items()):
         left = 0.0
         for part, bits in parts.items():
             ax.barh(row, bits / 8, 0.6, left=left, color=colours[part])

@@ -55,7 +55,7 @@ def noise_law(
         title="Every pixel is an independent draw",
     )
     axes[0].legend(loc="upper left")
-    for y, ((name, (value, error)), colour) in enumerate(zip(bits.items(), COLOURS)):
+    for y, ((_name, (value, error)), colour) in enumerate(zip(bits.items(), COLOURS)):
         axes[1].errorbar(
             value, y, xerr=2 * error, fmt=MARKERS[y % len(MARKERS)], color=colour, capsize=3
         )

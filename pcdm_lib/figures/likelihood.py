@@ -251,7 +251,7 @@ def model_counts(counted: Mapping[str, Evaluation], title: str, label: str = "")
     errors over images and noise."""
     figure, ax = plt.subplots(figsize=(8.6, 3.9))
     top = counted["valid"].bpd
-    for x, (name, found) in enumerate(counted.items()):
+    for x, (_name, found) in enumerate(counted.items()):
         table = found.table()
         scales = [row for key, row in table.items() if key != "total"]
         parts = {

@@ -137,7 +137,7 @@ def bits_figure(
         va="bottom",
         fontweight="bold",
     )
-    for x, (codec, (mean, error)) in enumerate(codecs.items(), start=1):
+    for x, (_codec, (mean, error)) in enumerate(codecs.items(), start=1):
         axes.bar(x, mean, 0.6, color="0.65")
         axes.errorbar(x, mean, yerr=2 * error, color="black", capsize=4)
         axes.text(

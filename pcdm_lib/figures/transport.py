@@ -367,7 +367,7 @@ def noise_level(
         "bound (1)": found.by_scales[0, 0],
         "bound (2)": found.bound[0, 0],
     }
-    for row, ((name, value), colour) in enumerate(zip(sides.items(), (BLACK, BLUE, SKY))):
+    for row, (value, colour) in enumerate(zip(sides.values(), (BLACK, BLUE, SKY))):
         axes[-1].plot(value, row, "o", ms=8, color=colour)
         axes[-1].text(value * 1.35, row, f"{value:.0f}", va="center", fontsize=8.5)
     axes[-1].set(

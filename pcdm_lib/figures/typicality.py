@@ -128,10 +128,7 @@ def auroc_by_scale(
         squeeze=False,
         layout="constrained",
     )
-    colours = {
-        statistic: colour
-        for statistic, colour in zip(dict.fromkeys(k for k, _ in kinds), (COLOURS[1], COLOURS[0]))
-    }
+    colours = dict(zip(dict.fromkeys(k for k, _ in kinds), (COLOURS[1], COLOURS[0])))
     for ax, name in zip(axes[0], sets):
         for row in (r for r in rows if r["set"] == name):
             y, (value, low, high) = kinds.index((row["statistic"], row["scale"])), _interval(row)

@@ -13,15 +13,15 @@ from pcdm_lib.likelihood.evaluation import Evaluation, evaluate, paired_differen
 from pcdm_lib.likelihood.information import InformationMap, information_map
 
 __all__ = [
-    "EnumeratedSource",
     "Evaluation",
-    "InformationMap",
-    "all_images",
-    "code_lengths",
-    "contract_source",
     "evaluate",
-    "exact_cascade",
-    "information_map",
-    "kraft_sum",
     "paired_difference",
+    "EnumeratedSource",
+    "all_images",
+    "contract_source",
+    "exact_cascade",
+    "code_lengths",
+    "kraft_sum",
+    "InformationMap",
+    "information_map",
 ]

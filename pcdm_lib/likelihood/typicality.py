@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from pcdm_lib.advice import need
 from pcdm_lib.likelihood.evaluation import evaluate
 from pcdm_lib.models.cascade import Cascade
 
@@ -270,7 +270,7 @@ def auroc(
     )
     _check_bootstrap(draws, confidence)
     truth = np.repeat([0, 1], [len(inside), len(outside)])
-    value = float(roc_auc_score(truth, np.concatenate([inside, outside])))
+    value = float(need("sklearn.metrics").roc_auc_score(truth, np.concatenate([inside, outside])))
     rng = np.random.default_rng(seed)
     levels = _levels(inside, outside)
     low, high = _interval([_resampled(*levels, rng) for _ in range(draws)], confidence)

@@ -7,13 +7,13 @@ from pcdm_lib.maps.standard import MAPS, Identity, Subsampling, make_map
 from pcdm_lib.maps.wavelet import HaarWavelet
 
 __all__ = [
-    "MAPS",
-    "HaarWavelet",
     "HierarchicalMap",
-    "Identity",
+    "HaarWavelet",
     "LaplacianPyramid",
-    "ScaleSpec",
-    "Scales",
     "Subsampling",
+    "Identity",
+    "MAPS",
     "make_map",
+    "Scales",
+    "ScaleSpec",
 ]

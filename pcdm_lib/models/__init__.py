@@ -11,18 +11,18 @@ from pcdm_lib.models.scale import Scale
 from pcdm_lib.models.unet import UNet
 
 __all__ = [
-    "Bound",
     "Cascade",
+    "Scale",
+    "Bound",
+    "Samples",
+    "bits_per_dim",
     "Config",
     "ModelConfig",
-    "PreconditionedDenoiser",
-    "Samples",
-    "Scale",
     "TrainingConfig",
-    "UNet",
-    "bits_per_dim",
+    "preset",
     "build",
+    "UNet",
+    "PreconditionedDenoiser",
     "load_cascade",
     "load_pretrained",
-    "preset",
 ]

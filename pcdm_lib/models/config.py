@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pcdm_lib.advice import did_you_mean
 from pcdm_lib.diffusion.weighting import WEIGHTINGS
 
 OPTIMISERS = ("adamw", "muon")
@@ -131,7 +132,10 @@ class Config:
                     break
             else:
                 known = [f.name for r in (self.model, self.training) for f in dataclasses.fields(r)]
-                raise ValueError(f"unknown setting {key!r}: one of {', '.join(known)}")
+                raise ValueError(
+                    f"unknown setting {key!r}{did_you_mean(key, known) or ':'} "
+                    f"one of {', '.join(known)}"
+                )
         return dataclasses.replace(
             self,
             model=dataclasses.replace(self.model, **model),

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pcdm_lib.advice import did_you_mean
 from pcdm_lib.diffusion.schedule import make_schedule
 from pcdm_lib.diffusion.terms import gamma_for_spacing
 from pcdm_lib.maps.standard import make_map
@@ -120,9 +121,15 @@ def preset(
             it was made for.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: one of {', '.join(PRESETS)}")
+        raise ValueError(
+            f"unknown preset {name!r}{did_you_mean(name, PRESETS) or ':'} one of "
+            f"{', '.join(PRESETS)}"
+        )
     if system not in SYSTEMS:
-        raise ValueError(f"unknown system {system!r}: one of {', '.join(SYSTEMS)}")
+        raise ValueError(
+            f"unknown system {system!r}{did_you_mean(system, SYSTEMS) or ':'} one of "
+            f"{', '.join(SYSTEMS)}"
+        )
     levels = 0 if system == "vdm" else LEVELS.get(max(image_shape[1:]), 1)
     model: dict[str, Any] = {
         "map": system,

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from pcdm_lib import records
+from pcdm_lib.advice import did_you_mean
 from pcdm_lib.models import checkpoints
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config
@@ -43,7 +44,8 @@ def card(name: str, root: Path | str = WEIGHTS) -> dict[str, Any]:
     known = names(root)
     if name not in known:
         raise ValueError(
-            f"no shipped model is called {name!r}: there are {', '.join(known) or 'none'}"
+            f"no shipped model is called {name!r}{did_you_mean(name, known) or ':'} there are "
+            f"{', '.join(known) or 'none'}"
         )
     found = records.read_json(Path(root) / name / "card.json")
     if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -93,6 +95,10 @@ def open_model(
     """A cascade and the headers of its training, from run folders or from the name of a shipped
     model. A folder of that name goes first."""
     name = str(sources[0]) if len(sources) == 1 else ""
+    if name and not Path(name).exists() and name not in names():
+        near = did_you_mean(name, names())
+        if near:
+            raise FileNotFoundError(f"no run and no shipped model is called {name!r}{near}")
     if name not in names() or Path(name).exists():
         return checkpoints.load_cascade(*sources, weights=weights, device=device)
     if weights != "ema":

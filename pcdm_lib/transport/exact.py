@@ -27,6 +27,8 @@ from scipy import sparse
 from scipy.optimize import linprog
 from torch import Tensor
 
+from pcdm_lib.advice import MissingExtra, need
+
 METRICS = ("euclidean", "l1")
 SOLVERS = ("auto", "pot", "grid", "lp")
 # units of rounding of the whole mass by which masses of floats may differ: what dividing by a sum
@@ -362,12 +364,10 @@ def _network_simplex(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The flow, and the potentials of sources and sinks."""
     try:
-        import ot
-    except ImportError:
-        raise ImportError(
-            'exact distances need POT: pip install -e ".[emd]" (or solver="lp", or "grid" with '
-            'the metric "l1")'
-        ) from None
+        ot = need("ot")
+    except MissingExtra as error:
+        error.msg += ' (or solver="lp", or "grid" with the metric "l1")'
+        raise
     # `log` keeps the solver from warning: its verdict stands in there
     flow, log = ot.emd(supply, demand, cost, numItermax=10**9, log=True, center_dual=False)
     if log["warning"] is not None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pywt
 import torch
 from torch import Tensor
 
+from pcdm_lib.advice import Later
 from pcdm_lib.maps.haar import haar_step
 from pcdm_lib.maps.scales import Scales
 from pcdm_lib.transport.exact import Array, _numbers
 
+pywt: Any = Later("pywt")
 STRIP = 2**18  # numbers that are transformed at a time: two megabytes
 
 
@@ -149,9 +150,7 @@ def weighted_bands(
     yield c0 * 2 ** (depth * (p + 1)), values
 
 
-def _strips(
-    values: np.ndarray, filters: pywt.Wavelet
-) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+def _strips(values: np.ndarray, filters: Any) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """One step of the transform of images (..., H, W), strip by strip of about `STRIP` numbers:
     approximation and the three bands of some rows.
 

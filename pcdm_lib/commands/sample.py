@@ -1,0 +1,62 @@
+"""`pcdm sample`: images from a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pcdm_lib.commands.options import (
+    MODEL,
+    OUTPUT,
+    Device,
+    Quiet,
+    Runs,
+    Seed,
+    Weights,
+    examples,
+    sources,
+)
+
+
+@examples(
+    "pcdm sample photos32-wavelet --out samples/ --count 4 --steps 50",
+    "pcdm sample runs/base runs/details -o samples/ --seed 1",
+)
+def sample(
+    runs: Runs,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for the PNG files, made if need be.", rich_help_panel=OUTPUT
+        ),
+    ],
+    count: Annotated[int, typer.Option(help="Number of images.", rich_help_panel=OUTPUT)] = 16,
+    steps: Annotated[
+        int, typer.Option(help="Reverse steps of each scale.", rich_help_panel=MODEL)
+    ] = 100,
+    weights: Weights = "ema",
+    device: Device = "auto",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> int:
+    """Draw images from a trained model, and write each at every scale."""
+    import torch
+    from tqdm.auto import tqdm
+
+    from pcdm_lib import records
+    from pcdm_lib.experiments.pictures import write_samples
+    from pcdm_lib.models import pretrained
+
+    where = records.find_device(device)
+    cascade, headers = pretrained.open_model(sources(runs), weights, where)
+    label = headers[0]["data"].get("label", "unnamed data")
+    print(f"trained on: {label}", flush=True)
+    generator = torch.Generator(where).manual_seed(seed)
+    total = steps * len(cascade.specs)
+    with tqdm(total=total, desc="sampling", unit="step", disable=quiet) as bar:
+        samples = cascade.sample(count, steps, generator, where, on_step=bar.update)
+    write_samples(cascade, samples, out, f"sample of a model trained on {label}")
+    print(f"{count} images, scale by scale, in {out}")
+    return 0

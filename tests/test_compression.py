@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from figure_rules import faults
 from matplotlib import pyplot as plt
 
 from pcdm_lib import data, load_pretrained, records
@@ -68,17 +69,19 @@ def test_images_that_are_all_plain():
         found.row()["within 2 % from"] == "never"
         and records.finite(found.to_dict())["excess"]["bpd"] is None
     )
-    for figure in (coding.sizes([found], "noise"), coding.destinations([found], "noise")):
+    for figure in (coding.file_sizes([found], "noise"), coding.file_contents([found], "noise")):
+        assert faults(figure) == []
         plt.close(figure)
 
 
 def test_figures(measured):
-    figure = coding.sizes([measured, measured], "photos")
+    figure = coding.file_sizes([measured, measured], "photos")
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         "W-PCDM\nT = 20, 4 images"
     ] * 2
+    assert faults(figure) == []
     plt.close(figure)
-    figure = coding.destinations([measured], "photos")
+    figure = coding.file_contents([measured], "photos")
     line = figure.axes[1].lines[0]
     assert len(line.get_xdata()) == 20 and np.isfinite(line.get_ydata()).all()
     plt.close(figure)

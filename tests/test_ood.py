@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from figure_rules import faults
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -446,7 +447,7 @@ def test_shipped_model_and_plain_colours(photo_rows: list[dict]) -> None:
 def test_figures(photo_rows: list[dict]) -> None:
     """Every set is drawn, with titles and units; a choice that has no rows is refused."""
     inside, outside = normal(30, 0, name="i"), normal(30, 1, (50.0, 0.0), "o")
-    figure = typicality_figures.code_lengths(
+    figure = typicality_figures.code_length_histograms(
         inside, normal(30, 2, name="r"), {"far": outside}, "the data", "a label"
     )
     assert [ax.get_title() for ax in figure.axes[:3]] == [
@@ -456,20 +457,20 @@ def test_figures(photo_rows: list[dict]) -> None:
     ]
     assert (
         all(ax.get_xlabel() == "bits per dimension" for ax in figure.axes[3:])
-        and "the data" in figure.get_suptitle()
+        and "95 % of the data" in figure.get_supxlabel()
     )
     assert any("30 off the axis" in text.get_text() for text in figure.axes[3].texts)
     scales = typicality_figures.auroc_by_scale(photo_rows, size=10)
     assert [ax.get_title() for ax in scales.axes] == ["uniform noise", "black", "plain colours"]
-    assert (
-        len(scales.axes[0].get_yticklabels()) == len(statistics(("base", "details1")))
-        and "N = 10" in scales.get_suptitle()
-    )
+    assert len(scales.axes[0].get_yticklabels()) == len(
+        statistics(("base", "details1"))
+    ) and "N = 10" in scales.get_suptitle().replace("\n", " ")
     settings = typicality_figures.auroc_by_setting(photo_rows, "details1")
     assert [ax.get_xlabel() for ax in settings.axes] == [
         "images in a batch, M",
         "reference images, N",
     ]
+    assert [faults(drawn) for drawn in (figure, scales, settings)] == [[], [], []]
     for call in (
         lambda: typicality_figures.auroc_by_scale(photo_rows, batch=9),
         lambda: typicality_figures.auroc_by_setting(photo_rows, "details7"),

@@ -39,8 +39,8 @@ def test_pushes_that_follow_one_another_are_one_move():
     assert [height for _, height in coding.merged(MOVES)] == [100, 60, 62, 20, 63, 30, 110, 90, 130]
 
 
-def test_by_hand():
-    figure = coding.by_hand(
+def test_symbol_costs():
+    figure = coding.symbol_costs(
         {"a": (["1", "2"], [-1.5, 4.0])}, {"code": [1.0, 2.0], "other": [2.0, 2.0]}, "title"
     )
     assert "net 2.500 bits" in texts(figure) and "+4.00" in texts(figure)

@@ -10,6 +10,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from figure_rules import faults
 
 from pcdm_lib.experiments import experiment, published, suite, tables
 from pcdm_lib.figures import tables as tables_figures
@@ -674,7 +675,7 @@ def test_one_image_has_no_standard_error(tmp_path):
     results = read(tmp_path)
     (row,) = tables.paired_table(results)
     assert (row["bpd"], row["standard error"]) == ("1.0000", "n/a")
-    plt.close(tables_figures.scales_figure(results))
+    plt.close(tables_figures.bits_by_scale(results))
 
 
 def test_summary_line(tmp_path):
@@ -701,12 +702,12 @@ def four(tmp_path):
 
 
 def texts(figure) -> str:
-    figure.canvas.draw()
+    assert faults(figure) == []
     return "\n".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
 
 
-def test_learning_figure(four):
-    figure = tables_figures.learning_figure(read(four))
+def test_learning_curves(four):
+    figure = tables_figures.learning_curves(read(four))
     (ax,) = figure.axes
     assert ax.get_xscale() == "log" and ax.get_xlabel() == "minutes of training (logarithmic)"
     said = texts(figure)
@@ -727,14 +728,14 @@ def test_learning_figure(four):
     plt.close(figure)
 
 
-def test_learning_figure_of_one_run_and_without_logs(four):
+def test_learning_curves_of_one_run_and_without_logs(four):
     (run,) = read(four / "wavelet")
-    figure = tables_figures.learning_figure([run])
+    figure = tables_figures.learning_curves([run])
     assert "W-PCDM ends at 3.50 held-out bits per dimension" in texts(figure)
     plt.close(figure)
     (four / "vdm" / "log.jsonl").write_text("not JSON\n" + '{"step": 1}\n')
     (four / "standard" / "log.jsonl").unlink()
-    figure = tables_figures.learning_figure(read(four))
+    figure = tables_figures.learning_curves(read(four))
     said = " ".join(texts(figure).split())
     assert (
         "VDM has no line:" in said
@@ -745,15 +746,15 @@ def test_learning_figure_of_one_run_and_without_logs(four):
     plt.close(figure)
 
 
-def test_learning_figure_leaves_out_what_is_no_bits(tmp_path):
+def test_learning_curves_leaves_out_what_is_no_bits(tmp_path):
     config = presets.preset("tiny").to_dict()
     write(tmp_path / "e", config=config | {"training": config["training"] | {"weighting": "edm"}})
     log(tmp_path / "e", weighting="edm")
     with pytest.raises(ValueError, match="e: neither a log of bits nor a held-out figure"):
-        tables_figures.learning_figure(read(tmp_path))
+        tables_figures.learning_curves(read(tmp_path))
     write(tmp_path / "w")
     log(tmp_path / "w")
-    figure = tables_figures.learning_figure(read(tmp_path))
+    figure = tables_figures.learning_curves(read(tmp_path))
     assert "not drawn: W-PCDM (EDM weight), 3.50 held out" in texts(figure)
     plt.close(figure)
 
@@ -777,8 +778,8 @@ def test_smooth_log():
     assert abs(noisy[-1] - 3) < 0.25 and len(tables_figures.smooth_log([])[0]) == 0
 
 
-def test_scales_figure(four):
-    figure = tables_figures.scales_figure(read(four))
+def test_bits_by_scale(four):
+    figure = tables_figures.bits_by_scale(read(four))
     said = texts(figure)
     for words in (
         "base\n1.75",
@@ -791,12 +792,12 @@ def test_scales_figure(four):
         assert words in said
     plt.close(figure)
     (four / "vdm" / "scores.npz").unlink()
-    figure = tables_figures.scales_figure(read(four))
+    figure = tables_figures.bits_by_scale(read(four))
     assert "there is no run of VDM to pair with" in " ".join(texts(figure).split())
     plt.close(figure)
 
 
-@pytest.mark.parametrize("draw", [tables_figures.learning_figure, tables_figures.scales_figure])
+@pytest.mark.parametrize("draw", [tables_figures.learning_curves, tables_figures.bits_by_scale])
 def test_figures_refuse_what_cannot_be_compared(tmp_path, draw):
     with pytest.raises(ValueError, match="no runs to draw"):
         draw([])
@@ -820,7 +821,7 @@ def test_figures_tell_runs_of_one_system_apart(tmp_path):
     for seed in (0, 1):
         write(tmp_path / f"seed{seed}", bpd=HELDOUT + seed)
         log(tmp_path / f"seed{seed}")
-    for draw in (tables_figures.learning_figure, tables_figures.scales_figure):
+    for draw in (tables_figures.learning_curves, tables_figures.bits_by_scale):
         figure = draw(read(tmp_path))
         assert {"W-PCDM (seed0)", "W-PCDM (seed1)"} <= {t[:14] for t in texts(figure).splitlines()}
         plt.close(figure)
@@ -829,7 +830,7 @@ def test_figures_tell_runs_of_one_system_apart(tmp_path):
 def test_level_runs_are_called_level(tmp_path):
     write(tmp_path / "w")
     write(tmp_path / "v", "vdm", HELDOUT + np.array([0.1, -0.1, 0.1, -0.08]))
-    figure = tables_figures.scales_figure(read(tmp_path))
+    figure = tables_figures.bits_by_scale(read(tmp_path))
     assert "W-PCDM and VDM end level" in texts(figure)
     plt.close(figure)
 

@@ -1,5 +1,5 @@
 """Figures of the bits-back notebook: a stack that grows and shrinks, what its noise and its grid
-cost, where a file's bits are. For notebooks only."""
+cost, where a file's bits are."""
 
 from __future__ import annotations
 
@@ -13,15 +13,32 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from pcdm_lib.experiments.measured_files import Measured
-from pcdm_lib.figures.style import BLACK, BLUE, COLOURS, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from pcdm_lib.figures.style import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    LINES,
+    ORANGE,
+    PALE,
+    PURPLE,
+    SKY,
+    SMALL,
+    VERMILION,
+    finish,
+    legend,
+    minus,
+)
 
 PUSH, POP, NET = BLUE, VERMILION, BLACK
 PARTS = {"start of the stack": ORANGE, "plain files": SKY, "container": PURPLE}
+PART_COLOURS = (BLUE, *PARTS.values())
 Moves = Sequence[tuple[str, float]]  # ("push" or "pop", bits on the stack after it)
 
 
 def waterfall(
-    ax: Axes, levels: Sequence[float], labels: Sequence[str], numbers: bool = True, size: float = 9
+    ax: Axes, levels: Sequence[float], labels: Sequence[str], numbers: bool = True
 ) -> None:
     """Moves of a stack as floating bars: red downwards, blue upwards, and a line at the end.
 
@@ -47,19 +64,19 @@ def waterfall(
         if numbers:
             down = step < 0
             ax.annotate(
-                f"{step:+.2f}".replace("-", "\N{MINUS SIGN}"),
+                minus(f"{step:+.2f}"),
                 (i, low + step),
                 (0, -3 if down else 3),
                 textcoords="offset points",
                 ha="center",
                 va="top" if down else "bottom",
-                fontsize=size,
+                fontsize=SMALL,
             )
     ax.axhline(levels[0], color="0.6", lw=0.8, ls=":")
-    ax.set_xticks(range(len(labels)), labels, fontsize=size)
+    ax.set_xticks(range(len(labels)), labels, fontsize=SMALL)
 
 
-def by_hand(
+def symbol_costs(
     moves: Mapping[str, tuple[Sequence[str], Sequence[float]]],
     costs: Mapping[str, Sequence[float]],
     title: str = "",
@@ -74,16 +91,18 @@ def by_hand(
     fig, axes = plt.subplots(
         1,
         len(moves) + 1,
-        figsize=(3.2 * len(moves) + 4.6, 3.4),
+        figsize=(3.2 * len(moves) + 4.6, 3.8),
         width_ratios=[1] * len(moves) + [1.4],
     )
     span = [level for _, bits in moves.values() for level in np.cumsum([0, *bits])]
     for ax, (name, (labels, bits)) in zip(axes, moves.items()):
         levels = np.cumsum([0.0, *bits])
-        waterfall(ax, levels, labels, size=8.5)
+        waterfall(ax, levels, labels)
         ax.axhline(levels[-1], color=NET, lw=1.2, ls="--")
         ax.set(title=f"{name}\nnet {levels[-1]:.3f} bits", ylim=(min(span) - 0.6, max(span) + 0.7))
     axes[0].set_ylabel("bits on the stack, from its start")
+    for ax in axes[1:-1]:
+        ax.sharey(axes[0])
     width = 0.8 / len(costs)
     for i, (name, bits) in enumerate(costs.items()):
         axes[-1].bar(
@@ -98,11 +117,9 @@ def by_hand(
         xlabel="value of x",
         ylabel="bits",
         title="what each x costs",
-        ylim=(0, 1.6 * max(map(max, costs.values()))),
     )
-    axes[-1].legend(loc="upper center", fontsize=8.5)
-    fig.suptitle(title)
-    return fig
+    legend(axes[-1])
+    return finish(fig, title)
 
 
 def growth(
@@ -115,7 +132,7 @@ def growth(
         zoom: the moves, the first entry being the height at the start. heights: by name, bits after
             0, 1, 2, ... symbols.
     """
-    fig, axes = plt.subplots(1, 2, figsize=(10, 3.5), width_ratios=(1, 1.2))
+    fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(1, 1.2))
     levels = [h - zoom[0][1] for _, h in zoom]
     waterfall(axes[0], levels, [], numbers=False)
     axes[0].set_ylim(min(levels) - 1, max(levels) + 1)
@@ -124,10 +141,7 @@ def growth(
         ylabel="bits on the stack, from its start",
         title="the first symbols",
     )
-    axes[0].legend(
-        handles=[Patch(color=POP, label="drawn (popped)"), Patch(color=PUSH, label="pushed")],
-        loc="upper left",
-    )
+    legend(axes[0], [Patch(color=POP, label="drawn (popped)"), Patch(color=PUSH, label="pushed")])
     most = max(len(h) for h in heights.values()) - 1
     for (name, h), colour in zip(heights.items(), COLOURS):
         axes[1].plot(
@@ -146,9 +160,8 @@ def growth(
     axes[1].set(
         xlabel="symbols coded", ylabel="bits on the stack, from its start", title="all of them"
     )
-    axes[1].legend(fontsize=8.5)
-    fig.suptitle(title)
-    return fig
+    legend(axes[1])
+    return finish(fig, title)
 
 
 def merged(moves: Moves) -> list[tuple[str, float]]:
@@ -171,7 +184,7 @@ def chain(
             how many entries of `moves` lie before its
             end. dims: pixels times channels of all tiles; heights are drawn in bits a dimension.
     """
-    fig, axes = plt.subplots(1, 2, figsize=(11, 3.9), width_ratios=(1, 1.5))
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.3), width_ratios=(1, 1.5))
     start = moves[0][1]
     opening = merged(moves[: next(iter(ends.values()))])[: first + 1]
     labels, k = [], 0
@@ -180,7 +193,7 @@ def chain(
             f"draw\n$z_{k}$" if what == "pop" else "push\n$x$" if k == 1 else f"push\n$z_{k - 2}$"
         )
         k += what == "pop"
-    waterfall(axes[0], [(h - start) / dims for _, h in opening], labels, size=8.5)
+    waterfall(axes[0], [(h - start) / dims for _, h in opening], labels)
     low, high = axes[0].get_ylim()
     axes[0].set(
         ylabel="bits a dimension, from the start",
@@ -203,18 +216,21 @@ def chain(
     lowest = (min(h for _, h in moves) - start) / dims
     axes[1].axhline(0, color="0.6", lw=0.8, ls=":")
     axes[1].annotate(
-        f"lowest point: {lowest:.2f}".replace("-", "\N{MINUS SIGN}"),
+        minus(f"lowest point: {lowest:.2f}"),
         (3, lowest),
         (35, 2),
         textcoords="offset points",
         va="center",
-        fontsize=9,
+        fontsize=SMALL,
         arrowprops={"arrowstyle": "->", "color": "0.3"},
     )
-    axes[1].set(xlabel="moves (a draw and a push for every step)", title="all moves")
-    axes[1].legend(loc="lower right")
-    fig.suptitle(title)
-    return fig
+    axes[1].set(
+        xlabel="moves (a draw and a push for every step)",
+        ylabel="bits a dimension, from the start",
+        title="all moves",
+    )
+    legend(axes[1])
+    return finish(fig, title)
 
 
 def dirty_bits(
@@ -226,19 +242,19 @@ def dirty_bits(
         variance: by name, of z_0, z_1, ..., z_T. net: by the same names, bits a dimension. bound:
             the T-step bound.
     """
-    fig, axes = plt.subplots(1, 2, figsize=(10, 3.5), width_ratios=(1.5, 1))
+    fig, axes = plt.subplots(1, 2, figsize=(10, 4.0), width_ratios=(1.5, 1))
     for (name, values), colour in zip(variance.items(), COLOURS):
         axes[0].plot(values, "o-", ms=3.5, color=colour, label=name)
-    axes[0].axhline(1, color="0.4", ls=":")
+    axes[0].axhline(1, color=GREY, ls=":")
     axes[0].set(
         xlabel="k",
         ylabel=r"variance of $(z_k - \alpha_k y)/\sigma_k$",
         title="the noise of the latents: it should be 1",
     )
-    axes[0].legend()
+    legend(axes[0])
     names = ["bound", *net]
     values = [bound, *net.values()]
-    bars = axes[1].bar(range(len(values)), values, 0.6, color=["0.65", *COLOURS[: len(net)]])
+    bars = axes[1].bar(range(len(values)), values, 0.6, color=[PALE, *COLOURS[: len(net)]])
     axes[1].bar_label(
         bars,
         [
@@ -248,7 +264,7 @@ def dirty_bits(
             for i, v in enumerate(values)
         ],
         padding=2,
-        fontsize=9,
+        fontsize=SMALL,
     )
     axes[1].set(
         xticks=range(len(names)),
@@ -257,8 +273,7 @@ def dirty_bits(
         title="what the stack grows by",
         ylim=(0, 1.25 * max(values)),
     )
-    fig.suptitle(title)
-    return fig
+    return finish(fig, title)
 
 
 def grid_costs(
@@ -282,9 +297,9 @@ def grid_costs(
     def error(values: NDArray) -> NDArray:
         return values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
 
-    fig, axes = plt.subplots(1, 3, figsize=(12, 3.6))
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4.0))
     axes[0].errorbar(fineness, cost.mean(axis=1), error(cost), fmt="o", color=BLUE, capsize=3)
-    axes[0].axhline(0, color="0.4", ls=":")
+    axes[0].axhline(0, color=GREY, ls=":")
     reach = max(0.5, 1.3 * np.abs(cost).max())
     axes[0].set(
         xlabel="fineness (grid / narrower deviation)",
@@ -309,7 +324,7 @@ def grid_costs(
         label="measured",
     )
     axes[2].plot(rounding, law, color=VERMILION, label="formula")
-    axes[2].axhline(0, color="0.4", ls=":")
+    axes[2].axhline(0, color=GREY, ls=":")
     axes[2].set_xscale("log", base=2)
     axes[2].set(
         xlabel="grid of the prediction, units of the noise",
@@ -318,9 +333,9 @@ def grid_costs(
     )
     for ax, value in zip(axes, (chosen[0], chosen[0], chosen[1])):
         ax.axvline(value, color="0.8", lw=6, zorder=0, label="what files use")
-    axes[2].legend(loc="upper left")
-    fig.suptitle(title)
-    return fig
+    for ax in axes:
+        legend(ax)
+    return finish(fig, title)
 
 
 def last_bits(
@@ -341,7 +356,7 @@ def last_bits(
             rounded to.
         wrong: decoded minus true latent, in the order of decoding, where one mean was off.
     """
-    fig, axes = plt.subplots(1, 2, figsize=(11, 3.7), width_ratios=(1.2, 1))
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(1.2, 1))
     for (name, found), colour in zip(differences.items(), COLOURS):
         size = np.abs(found)
         seen = size[size > 0]
@@ -366,16 +381,15 @@ def last_bits(
         rotation=90,
         ha="right",
         va="center",
-        fontsize=9,
+        fontsize=SMALL,
     )
     axes[0].set(
         xlabel=r"$\log_{10}$ of the difference, in units of the noise",
         ylabel="predictions that differ at all",
         title="the same network, a tile alone or among sixteen",
     )
-    axes[0].set_ylim(0, axes[0].get_ylim()[1] * 1.5)
     axes[0].set_xticks(range(-18, 1, 3))
-    axes[0].legend(loc="upper left", fontsize=8.5)
+    legend(axes[0], columns=1)
     axes[1].plot(wrong, ",", color=VERMILION)
     axes[1].plot(wrong, ".", ms=2, color=VERMILION)
     axes[1].set(
@@ -384,8 +398,7 @@ def last_bits(
         title=f"one mean off by the smallest amount: {int((wrong != 0).sum())} of {wrong.size} "
         f"wrong",
     )
-    fig.suptitle(title)
-    return fig
+    return finish(fig, title)
 
 
 def file_parts(
@@ -414,7 +427,7 @@ def file_parts(
                     ha="center",
                     va="center",
                     color="white" if part in scales else "black",
-                    fontsize=9,
+                    fontsize=SMALL,
                 )
             left += bits / 8
         ax.text(
@@ -423,10 +436,10 @@ def file_parts(
             f"{left:.0f}",
             va="center",
             fontweight="bold",
-            fontsize=9,
+            fontsize=SMALL,
             bbox={"fc": "white", "ec": "none", "pad": 1},
         )
-    ax.axvline(raw / 8, color="0.4", ls=":", zorder=0)
+    ax.axvline(raw / 8, color=GREY, ls=":", zorder=0)
     ax.annotate(
         "pixels",
         (raw / 8, -0.5),
@@ -434,11 +447,10 @@ def file_parts(
         textcoords="offset points",
         ha="right",
         va="center",
-        fontsize=9,
+        fontsize=SMALL,
     )
     present = {part for parts in files.values() for part in parts}
     patches = [Patch(color=c, label=p) for p, c in colours.items() if p in present]
-    fig.legend(handles=patches, ncols=5, loc="outside lower center", fontsize=9)
     ax.set(
         yticks=range(len(files)),
         yticklabels=list(files),
@@ -446,8 +458,8 @@ def file_parts(
         xlim=(0, 1.08 * raw / 8),
         ylim=(len(files) - 0.4, -0.7),
     )
-    fig.suptitle(title)
-    return fig
+    legend(ax, patches)
+    return finish(fig, title)
 
 
 def bits_by_step(steps: Mapping[str, NDArray], title: str = "") -> Figure:
@@ -464,8 +476,7 @@ def bits_by_step(steps: Mapping[str, NDArray], title: str = "") -> Figure:
             f"{abs(row[0]):.3f}, the end: {abs(row[-1]):.3f})",
         )
     axes[0, 0].set_ylabel("bits a dimension")
-    fig.suptitle(title)
-    return fig
+    return finish(fig, title)
 
 
 def overhead(
@@ -483,7 +494,7 @@ def overhead(
             limit: a line, per cent, and
         enough: the number of images from which the total stays below it.
     """
-    fig, ax = plt.subplots(figsize=(8, 3.5))
+    fig, ax = plt.subplots(figsize=(8, 4.0))
     ax.stackplot(
         images, list(share.values()), labels=list(share), colors=[PARTS[name] for name in share]
     )
@@ -500,35 +511,31 @@ def overhead(
         (enough, limit),
         (6, 6),
         textcoords="offset points",
-        fontsize=9,
+        fontsize=SMALL,
     )
     ax.set(
         xscale="log",
         xlabel="images in the file",
         ylabel="per cent of the net bits",
-        title=title,
         xlim=(images[0], images[-1]),
         ylim=(0, 1.6 * measured[1]),
     )
-    ax.legend(loc="upper right")
-    return fig
+    legend(ax)
+    return finish(fig, title)
 
 
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-
-
-def sizes(measured: Sequence[Measured], label: str) -> Figure:
+def file_sizes(measured: Sequence[Measured], label: str) -> Figure:
     """Bound, net and file of every model and T, bits per dimension; error bars are the standard
     error of net minus bound."""
     names = [f"{m.model}\nT = {m.settings.steps}, {m.books.images} images" for m in measured]
-    figure, ax = plt.subplots(figsize=(8.5, 0.75 * len(names) + 1.4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8.5, 0.75 * len(names) + 1.9))
     rows = np.arange(len(names))[::-1]
     ax.plot(
         [np.nan if m.bound is None else m.bound.bpd for m in measured],
         rows,
         "o",
         mfc="none",
-        mec=_COLOURS[5],
+        mec=VERMILION,
         ms=11,
         mew=2,
         label="T-step bound",
@@ -538,7 +545,7 @@ def sizes(measured: Sequence[Measured], label: str) -> Figure:
         rows,
         xerr=[m.excess[1] for m in measured],
         fmt=".",
-        color=_COLOURS[0],
+        color=BLUE,
         capsize=3,
         label="net bits on the stack",
     )
@@ -553,17 +560,16 @@ def sizes(measured: Sequence[Measured], label: str) -> Figure:
     )
     ax.set_yticks(rows, names)
     ax.set_ylim(-0.7, len(names) - 0.3)
-    ax.set_xlabel(f"bits per dimension\n{label}")
-    ax.set_title("The stack grows by the bound, and the file is little more")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=3, frameon=False)
-    return figure
+    ax.set_xlabel("bits per dimension")
+    legend(ax)
+    return finish(figure, "The stack grows by the bound, and the file is little more", label)
 
 
-def destinations(measured: Sequence[Measured], label: str) -> Figure:
+def file_contents(measured: Sequence[Measured], label: str) -> Figure:
     """Left: the bytes of each file by what they carry. Right: net bits of each scale against the
     step of its chain."""
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 3.9), layout="constrained", width_ratios=(1, 1.3)
+        1, 2, figsize=(11, 4.6), layout="constrained", width_ratios=(1, 1.3)
     )
     kinds = ("by the model", "start of the stack", "plain files", "container")
     for row, m in enumerate(measured):
@@ -574,27 +580,24 @@ def destinations(measured: Sequence[Measured], label: str) -> Figure:
             / m.books.dims
         )
         begins = np.concatenate([[0], values.cumsum()[:-1]])
-        left.barh(row, values, left=begins, color=_COLOURS[:4], edgecolor="white")
+        left.barh(row, values, left=begins, color=PART_COLOURS, edgecolor="white")
     left.set_yticks(range(len(measured)), [f"{m.model}\nT = {m.settings.steps}" for m in measured])
     left.set_xlabel("bits per dimension of the file")
     left.set_title("What the bytes carry")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS[:4]]
-    left.legend(
-        handles, kinds, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False
-    )
+    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in PART_COLOURS]
+    legend(left, handles, kinds)
     for number, m in enumerate(measured):
-        for style, (scale, row) in zip(("-", "--", ":", "-."), m.books.steps.items()):
+        for style, (scale, row) in zip(LINES, m.books.steps.items()):
             right.plot(
                 np.arange(1, len(row) - 1) / m.settings.steps,
                 np.cumsum(row)[1:-1] / m.books.model_dims,
                 style,
-                color=_COLOURS[number],
+                color=COLOURS[number % len(COLOURS)],
                 label=f"{m.model}, {scale}",
             )
     right.set_xlabel("time step k / T of the latent that was just coded")
     right.set_ylabel("bits per dimension so far")
     right.set_title("Bits along the chain: each latent less the next one's noise")
     if right.lines:  # there is nothing to see where no image was the model's
-        right.legend(frameon=False, fontsize=8)
-    figure.suptitle(label, fontsize=9, y=-0.02, va="top")
-    return figure
+        legend(right)
+    return finish(figure, "Nearly all of a file is the model's bits", label)

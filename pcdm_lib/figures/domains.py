@@ -1,5 +1,5 @@
 """Figures of the notebook on other domains: noise beside its law, bits by domain, what the coarser
-image is worth, where energy lies. For notebooks only."""
+image is worth, where energy lies."""
 
 from __future__ import annotations
 
@@ -12,31 +12,28 @@ from torch import Tensor
 
 from pcdm_lib.data.domains import HIGH_DB, LOW_DB, SAMPLE_RATE
 from pcdm_lib.figures.style import (
+    BITS,
     BLUE,
     COLOURS,
     GREEN,
+    MARKERS,
     ORANGE,
     PURPLE,
     SKY,
+    SMALL,
     VERMILION,
+    apart,
     bare,
+    finish,
+    legend,
+    legend_beside,
+    minus,
     picture,
 )
 from pcdm_lib.likelihood.evaluation import Evaluation
 
-BITS = "bits per dimension"
-MARKERS = ("D", "s", "o", "^")
 BANDS = {"p": "p: across rows", "q": "q: across columns", "r": "r: diagonal"}
 Figures = Mapping[str, tuple[float, float]]  # a value and its standard error, by name
-
-
-def _apart(values: Sequence[float], gap: float) -> np.ndarray:
-    """Places for labels of the values, moved up where they would be nearer than `gap` to the one
-    below."""
-    places, order = np.array(values, float), np.argsort(values)
-    for below, above in zip(order, order[1:]):
-        places[above] = max(places[above], places[below] + gap)
-    return places
 
 
 def noise_law(
@@ -44,22 +41,22 @@ def noise_law(
 ) -> Figure:
     """Grey levels of noise spectrograms beside their law (left); code lengths of them, with two
     standard errors, beside the entropy (right)."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.5), width_ratios=(1.1, 1))
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.9), width_ratios=(1.1, 1))
     share = np.bincount(images.ravel(), minlength=256) / images.size
     shown = np.flatnonzero(pmf > 1e-7)
     axes[0].bar(shown, 100 * share[shown], 1.0, color=SKY, label=f"{images.size} pixels")
     axes[0].plot(shown, 100 * pmf[shown], color=VERMILION, lw=1.5, label="the law")
     axes[0].set(
-        xlabel=f"grey level ({LOW_DB:g} to {HIGH_DB:g} dB)",
+        xlabel=minus(f"grey level ({LOW_DB:g} to {HIGH_DB:g} dB)"),
         ylabel="share of pixels  [%]",
         title="Every pixel is an independent draw",
     )
-    axes[0].legend(loc="upper left")
-    for y, ((_name, (value, error)), colour) in enumerate(zip(bits.items(), COLOURS)):
+    legend(axes[0])
+    for y, ((value, error), colour) in enumerate(zip(bits.values(), COLOURS)):
         axes[1].errorbar(
             value, y, xerr=2 * error, fmt=MARKERS[y % len(MARKERS)], color=colour, capsize=3
         )
-        axes[1].text(value + 2 * error + 0.04, y, f"{value:.2f}", va="center", fontsize=9)
+        axes[1].text(value + 2 * error + 0.04, y, f"{value:.2f}", va="center", fontsize=SMALL)
     axes[1].axvspan(0, entropy, color="0.9")
     axes[1].axvline(entropy, color="black", ls="--", lw=1.2)
     low, high = entropy - 0.35, max(value for value, _ in bits.values()) + 0.35
@@ -69,7 +66,7 @@ def noise_law(
         f"entropy {entropy:.3f}",
         ha="right",
         va="bottom",
-        fontsize=9,
+        fontsize=SMALL,
         rotation=90,
     )
     axes[1].set(
@@ -80,9 +77,7 @@ def noise_law(
         xlabel=BITS,
         title="No code is shorter than the entropy",
     )
-    figure.suptitle(title)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    return finish(figure, title, label)
 
 
 def domain_bits(
@@ -91,6 +86,7 @@ def domain_bits(
     """Bounds stacked by scale, one bar a domain, with two standard errors; beside each, other codes
     of the same images as marks."""
     figure, ax = plt.subplots(figsize=(8.8, 4.1))
+    top = max(value for row in beside.values() for value, _ in row.values())
     for x, (domain, result) in enumerate(results.items()):
         bottom = 0.0
         for (scale, row), colour in zip(list(result.table().items())[:-1], (SKY, BLUE)):
@@ -108,7 +104,7 @@ def domain_bits(
                 f"{row['total']:.2f}",
                 ha="center",
                 va="center",
-                fontsize=9,
+                fontsize=SMALL,
                 color="black" if colour == SKY else "white",
             )
             bottom += row["total"]
@@ -121,7 +117,7 @@ def domain_bits(
             va="bottom",
             fontweight="bold",
         )
-        places = _apart([value for value, _ in beside[domain].values()], 0.32)
+        places = apart([value for value, _ in beside[domain].values()], 0.06 * top)
         for k, ((name, (value, error)), marker, colour) in enumerate(
             zip(beside[domain].items(), MARKERS, (ORANGE, VERMILION, GREEN))
         ):
@@ -134,19 +130,16 @@ def domain_bits(
                 capsize=3,
                 label=name if x == 0 else None,
             )
-            ax.text(x + 0.43, places[k], f"{value:.2f}", va="center", fontsize=9, color=colour)
-    top = max(value for row in beside.values() for value, _ in row.values())
+            ax.text(x + 0.43, places[k], f"{value:.2f}", va="center", fontsize=SMALL, color=colour)
     ax.set(
         xticks=range(len(results)),
         xticklabels=[f"{domain}\n{len(r.parts)} held-out images" for domain, r in results.items()],
         ylabel=BITS,
         ylim=(0, 1.1 * top),
         xlim=(-0.5, len(results) - 0.3),
-        title=title,
     )
-    figure.legend(loc="outside right center")
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    legend_beside(ax)
+    return finish(figure, title, label)
 
 
 def coarse_worth(
@@ -158,7 +151,7 @@ def coarse_worth(
     """Bits of the fine scale by domain and by what its network is shown (left), and what they are
     more than with the own image (right), with two standard errors. `rows` and `differences`:
     {domain: {what is shown: (value, standard error)}}."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.9))
+    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.2), width_ratios=(1.7, 1))
     kinds = list(next(iter(rows.values())))
     for ax, table in zip(axes, (rows, differences)):
         for k, kind in enumerate(kinds):
@@ -178,18 +171,19 @@ def coarse_worth(
             )
             for place, value, error in zip(x, values, errors):
                 ax.text(
-                    place, value + 2 * error, f"{value:.2f}", ha="center", va="bottom", fontsize=8
+                    place,
+                    value + 2 * error,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="bottom",
+                    fontsize=SMALL,
                 )
         ax.set(xticks=range(len(table)), xticklabels=list(table), ylabel=BITS)
         ax.margins(y=0.12)
     axes[0].set_title("The fine scale's bits")
     axes[1].set_title("More than with the own coarse image")
-    axes[1].legend(
-        *axes[0].get_legend_handles_labels(), loc="upper left", title="shown to the network"
-    )
-    figure.suptitle(title)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    legend(axes[0], title="coarse image shown to the network")
+    return finish(figure, title, label)
 
 
 def band_shares(
@@ -197,15 +191,17 @@ def band_shares(
 ) -> Figure:
     """Share of the energy about the mean in each detail band, by source (left); share of each
     principal colour axis of colour images (right), both in %."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.7), width_ratios=(1.7, 1))
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.0), width_ratios=(1.9, 1))
     for k, ((band, name), colour) in enumerate(zip(BANDS.items(), (BLUE, ORANGE, GREEN))):
         x = np.arange(len(energy)) + 0.26 * (k - 1)
         values = [row[band] for row in energy.values()]
         axes[0].bar(x, values, 0.24, color=colour, label=name)
         for place, value in zip(x, values):
-            axes[0].text(place, value * 1.05, f"{value:.1f}", ha="center", va="bottom", fontsize=8)
+            axes[0].text(
+                place, value * 1.05, f"{value:.1f}", ha="center", va="bottom", fontsize=SMALL
+            )
     axes[0].axhline(25, color="black", ls=":", lw=1)
-    axes[0].text(-0.45, 26, "white noise: a quarter each", fontsize=8, va="bottom")
+    axes[0].text(-0.45, 26, "white noise: a quarter each", fontsize=SMALL, va="bottom")
     axes[0].set(
         yscale="log",
         ylim=(0.1, 200),
@@ -218,7 +214,9 @@ def band_shares(
         x = np.arange(1, 4) + 0.36 * (k - 0.5)
         axes[1].bar(x, shares, 0.34, color=colour, label=name)
         for place, share in zip(x, shares):
-            axes[1].text(place, share * 1.08, f"{share:.2g}", ha="center", va="bottom", fontsize=8)
+            axes[1].text(
+                place, share * 1.08, f"{share:.2g}", ha="center", va="bottom", fontsize=SMALL
+            )
     axes[1].set(
         yscale="log",
         ylim=(0.03, 700),
@@ -230,10 +228,9 @@ def band_shares(
     for ax, ticks in zip(axes, ([0.1, 1, 10], [0.1, 1, 10, 100])):
         ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
-    axes[0].legend(loc="upper left", ncols=3, fontsize=9)
-    axes[1].legend(loc="upper right")
-    figure.suptitle(title)
-    return figure
+    legend(axes[0])
+    legend(axes[1])
+    return finish(figure, title)
 
 
 def aliased_tone(fine: Tensor, coarse: Tensor, pitch: float, title: str) -> Figure:
@@ -241,7 +238,7 @@ def aliased_tone(fine: Tensor, coarse: Tensor, pitch: float, title: str) -> Figu
     of both against frequency in Hz."""
     n = fine.shape[-1]
     width = SAMPLE_RATE / (2 * n)
-    figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.3), width_ratios=(1, 1, 2))
+    figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.6), width_ratios=(1, 1, 2))
     for ax, image, name in ((axes[0], fine, "the tone"), (axes[1], coarse, "its coarse image")):
         bare(ax, name).imshow(picture(image), vmin=0, vmax=1)
     axes[0].set(xlabel="time", ylabel="frequency")
@@ -270,6 +267,5 @@ def aliased_tone(fine: Tensor, coarse: Tensor, pitch: float, title: str) -> Figu
         ylim=(min(column) - 10, max(column) + 15),
         title="One column",
     )
-    axes[2].legend(loc="center", fontsize=9)
-    figure.suptitle(title)
-    return figure
+    legend(axes[2], columns=1)
+    return finish(figure, title)

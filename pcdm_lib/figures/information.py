@@ -1,5 +1,5 @@
 """Figures of the quickstart: what a bit is, where an image's bits lie, what files take, what is
-unusual. For notebooks only."""
+unusual."""
 
 from __future__ import annotations
 
@@ -10,13 +10,26 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pcdm_lib.figures.style import BLUE, COLOURS, GREEN, SKY, VERMILION, bare, picture
+from pcdm_lib.figures.style import (
+    BITS,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    HEAT,
+    PALE,
+    SKY,
+    VERMILION,
+    bare,
+    common_legend,
+    finish,
+    legend_beside,
+    picture,
+)
 from pcdm_lib.likelihood.information import InformationMap
 
-HEAT = "magma"
 
-
-def code_lengths(
+def symbol_probabilities(
     values: Sequence[int], probabilities: Mapping[str, np.ndarray], truth: int, title: str = ""
 ) -> Figure:
     """Probabilities over the same integers, one panel each; the bar that happened in red, with what
@@ -37,11 +50,10 @@ def code_lengths(
             title=f"{name}\nthe one that came costs {-np.log2(p[place]):.1f} bits",
         )
     axes[0].set_ylabel("probability")
-    figure.suptitle(title)
-    return figure
+    return finish(figure, title)
 
 
-def information(
+def bit_map(
     image: Tensor, found: InformationMap, title: str, index: int = 0, label: str = ""
 ) -> Figure:
     """One image (C, H, W) beside its map of bits: one panel a scale, then all scales, on a common
@@ -55,7 +67,7 @@ def information(
     if not single:
         panels.append((f"all scales: {bits.sum():.0f} bits", maps.sum(axis=0)))
     figure, axes = plt.subplots(
-        1, len(panels) + 2, figsize=(2.6 * (len(panels) + 2), 3.1), layout="constrained"
+        1, len(panels) + 2, figsize=(2.4 * (len(panels) + 2), 2.9), layout="constrained"
     )
     bare(axes[0], "the image").imshow(picture(image))
     top = np.quantile(panels[-1][1], 0.99)
@@ -75,9 +87,7 @@ def information(
         yticks=range(len(bands)), yticklabels=list(bands), xlabel="bits", title="band by band"
     )
     axes[-1].invert_yaxis()
-    figure.suptitle(title)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    return finish(figure, title, label)
 
 
 def message_sizes(
@@ -95,7 +105,7 @@ def message_sizes(
     heights = [bottom, *(v / 8 for v in codecs.values()), raw / 8]
     for x, height in enumerate(heights):
         if x:
-            axes.bar(x, height, 0.6, color="0.65")
+            axes.bar(x, height, 0.6, color=PALE)
         axes.text(
             x,
             height + raw / 8 * 0.015,
@@ -110,14 +120,12 @@ def message_sizes(
         xticklabels=names,
         ylabel="bytes",
         ylim=(0, 1.1 * max(heights)),
-        title=title,
     )
-    axes.legend(loc="upper left", frameon=False)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    legend_beside(axes, reverse=True)
+    return finish(figure, title, label)
 
 
-def information_row(images: Tensor, found: InformationMap, title: str, label: str = "") -> Figure:
+def bit_maps(images: Tensor, found: InformationMap, title: str, label: str = "") -> Figure:
     """Images (N, C, H, W) above their maps of bits, all scales together, on a common colour
     scale."""
     maps, bits = found.pixel_bits().sum(dim=1).numpy(), found.bits().sum(dim=1)
@@ -129,12 +137,10 @@ def information_row(images: Tensor, found: InformationMap, title: str, label: st
         bare(column[0], f"{total / image.numel():.2f} bits/dim").imshow(picture(image))
         drawn = bare(column[1]).imshow(m, cmap=HEAT, vmin=0, vmax=top)
     figure.colorbar(drawn, ax=axes[1, :], label="bits a pixel", shrink=0.9, extend="max")
-    figure.suptitle(title)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    return finish(figure, title, label)
 
 
-def unusual(
+def unusual_images(
     groups: Mapping[str, np.ndarray], examples: Mapping[str, Tensor], marked: float, label: str = ""
 ) -> Figure:
     """Histograms of bits per dimension, one group of images below the other with an example of
@@ -158,16 +164,12 @@ def unusual(
         ax.hist(values, bins=bins, color=colour)
         ax.axvspan(first.min(), first.max(), color=BLUE, alpha=0.1, lw=0)
         ax.axvline(marked, color=VERMILION, lw=2, label=f"your image: {marked:.2f}")
-        ax.axvline(8, color="0.4", ls=":", label="raw pixels: 8")
+        ax.axvline(8, color=GREY, ls=":", label="raw pixels: 8")
         ax.set(yticks=[], xlim=(bins[0], bins[-1]))
         ax.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=4)
         ax.spines["left"].set_visible(False)
         if ax is not axes[-1, 1]:
             ax.set_xticklabels([])
-    axes[-1, 1].set_xlabel("bits per dimension")
-    figure.legend(
-        *axes[0, 1].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9
-    )
-    figure.suptitle("What images cost", x=0.2)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    axes[-1, 1].set_xlabel(BITS)
+    common_legend(figure, *axes[0, 1].get_legend_handles_labels(), 2, label)
+    return finish(figure, "What images cost: yours beside some that are unusual")

@@ -1,8 +1,8 @@
 """Figures of the notebook on exact likelihoods: code lengths of all images, what two slips of
-accounting leave out, float errors. For notebooks only.
+accounting leave out, float errors.
 
-`label`, the small print under a figure: which data, how many images, which seeds and how many
-    draws."""
+`label`, the caption under a figure: which data, how many images, which seeds and how many draws.
+"""
 
 from __future__ import annotations
 
@@ -15,49 +15,52 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pcdm_lib.experiments.studies.accounting import ACCOUNTINGS, Ledger
-from pcdm_lib.figures.style import BLUE, COLOURS, GREEN, ORANGE, PURPLE, SKY, VERMILION, bare
+from pcdm_lib.figures.style import (
+    BITS,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    LINES,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    SKY,
+    SMALL,
+    VERMILION,
+    bare,
+    common_legend,
+    end_labels,
+    finish,
+    legend,
+    legend_beside,
+)
 from pcdm_lib.likelihood.evaluation import Evaluation
 
-BITS = "bits per dimension"
 BPD = "bits per dimension (bpd)"
-MARKERS = "osD^vP"
 COUNT_COLOURS = dict(zip(ACCOUNTINGS, (BLUE, VERMILION, ORANGE, PURPLE)))  # by accounting
 RATIO = r"noise at t = 0, $\sigma_0/\alpha_0$  [spacing of pixels]"
 
 
-def _small_print(figure: Figure, label: str) -> None:
-    if label:
-        figure.supxlabel(label, fontsize=8, color="0.35")
-
-
-def _legend_below(figure: Figure, handles: tuple, columns: int, label: str) -> None:
-    """A legend under the figure, with the small print between the two."""
-    legend = figure.legend(*handles, loc="outside lower center", ncols=columns)
-    legend.set_title(label, prop={"size": 8})
-    legend.get_title().set_color("0.35")
-
-
 def source_images(images: Tensor, bits: Tensor, levels: int, title: str, label: str = "") -> Figure:
     """Code lengths (K,) in bits of all 2x2 images in order, with the cheapest, a middling and the
-    dearest drawn beside."""
+    most expensive drawn beside."""
     order = bits.argsort()
     shown, alike = [0, len(bits) // 2, len(bits) - 1], images[0].numel() * np.log2(levels)
-    figure = plt.figure(figsize=(8.6, 3.2))
-    grid = figure.add_gridspec(3, 2, width_ratios=(7, 1))
+    figure = plt.figure(figsize=(8.6, 3.8))
+    grid = figure.add_gridspec(3, 2, width_ratios=(5, 1))
     ax = figure.add_subplot(grid[:, 0])
     ax.plot(range(1, len(bits) + 1), bits[order], color=BLUE, lw=2)
-    for row, (rank, name) in enumerate(zip(shown, ("cheapest", "middle", "dearest"))):
+    for row, (rank, name) in enumerate(zip(shown, ("cheapest", "middle", "most expensive"))):
         ax.plot(rank + 1, bits[order[rank]], "o", color=VERMILION)
-        small = bare(figure.add_subplot(grid[row, 1]), f"{name}: {bits[order[rank]]:.1f} bits")
+        small = bare(figure.add_subplot(grid[row, 1]), f"{name}:\n{bits[order[rank]]:.1f} bits")
         small.imshow(images[order[rank]].reshape(2, 2), cmap="gray", vmin=0, vmax=levels - 1)
     ax.axhline(alike, color="0.4", ls=":", lw=1)
-    ax.text(len(bits), alike - 0.2, "all images alike", color="0.4", ha="right", va="top")
+    ax.text(len(bits), alike - 0.3, "all images equally likely", color=GREY, ha="right", va="top")
     ax.set(
         xlabel="image, from likely to unlikely", ylabel=r"$-\log_2 P(x)$  [bits]", ylim=(0, None)
     )
-    figure.suptitle(title)
-    _small_print(figure, label)
-    return figure
+    return finish(figure, title, label)
 
 
 def areas(
@@ -72,7 +75,7 @@ def areas(
     """Bits per dimension per unit of gamma, so that areas are bits per dimension: thin lines for
     `densities`, thick ones for `sums`; a line marks t = 0, left of which it is the decoder that
     pays. `spacing`: of pixels in the units of the noise."""
-    figure, ax = plt.subplots(figsize=(8.6, 3.8))
+    figure, ax = plt.subplots(figsize=(8.6, 4.6))
     for (name, values), colour in zip(densities.items(), (SKY, GREEN)):
         ax.plot(gammas, values, color=colour, lw=1.2, ls="--", label=name)
     for (name, values), colour in zip(sums.items(), (BLUE, VERMILION)):
@@ -95,18 +98,16 @@ def areas(
     ax.text(gamma_0 + 0.1, 0.97 * top, "diffusion pays", ha="left", va="top", color="0.3")
     ax.set(
         xlabel=r"noise level $\gamma = \log \sigma^2/\alpha^2$",
-        ylabel="bits per dimension per unit of γ",
+        ylabel=r"bits per dimension per unit of $\gamma$",
         ylim=(0, top),
         xlim=(gammas[0], gammas[-1]),
-        title=title,
     )
     ticks = np.array([0.02, 0.05, 0.1, 0.166, 0.5, 1, 2, 5, 20])
     upper = ax.secondary_xaxis("top")
     upper.set_xticks(2 * np.log(ticks * spacing), [f"{t:g}" for t in ticks])
     upper.set_xlabel("noise in spacings of pixels")
-    ax.legend(loc="center right", title="one area, one code length")
-    _small_print(figure, label)
-    return figure
+    legend(ax, title="one area, one code length")
+    return finish(figure, title, label)
 
 
 def counts(
@@ -145,20 +146,19 @@ def counts(
             fontweight="bold" if wrong else "normal",
         )
     ax.axvline(entropy, color="black", ls="--", lw=1.2)
-    ax.text(entropy, -0.55, f"entropy {entropy:.4f} ", ha="right", va="bottom", fontsize=9)
+    ax.text(entropy, -0.55, f"entropy {entropy:.4f} ", ha="right", va="bottom", fontsize=SMALL)
     ax.set(
         yticks=range(len(rows)),
         yticklabels=list(rows),
         xlabel=BPD,
         xlim=(0, 1.55 * entropy),
         ylim=(len(rows) - 0.5, -1.0),
-        title=title,
     )
-    _legend_below(figure, (), len(terms), label)
-    return figure
+    legend(ax)
+    return finish(figure, title, label)
 
 
-def points(
+def estimates(
     groups: Mapping[str, Mapping[str, tuple[float, float]]],
     line: float,
     line_label: str,
@@ -182,10 +182,9 @@ def points(
         yticklabels=names,
         ylim=(len(names) - 0.5, -0.5),
         xlabel=xlabel,
-        title=title,
     )
-    _legend_below(figure, (), len(groups) + 1, label)
-    return figure
+    legend(ax)
+    return finish(figure, title, label)
 
 
 def leak_curves(
@@ -206,9 +205,6 @@ def leak_curves(
     entropy = ledgers[0].source.entropy_bits_per_dim
     axes[0].axhline(1, color="black", lw=1, ls=":")
     axes[1].axhline(entropy, color="black", lw=1, ls=":")
-    axes[1].text(
-        ratios[-1], entropy - 0.02, f"entropy {entropy:.4f}", ha="right", va="top", fontsize=9
-    )
     axes[0].set(
         yscale="log",
         ylabel="Kraft's sum",
@@ -223,8 +219,10 @@ def leak_curves(
         ax.minorticks_off()
         if mark is not None:
             ax.axvline(mark, color=GREEN, lw=2)
-    _legend_below(figure, (), len(ACCOUNTINGS), label)
-    return figure
+    end_labels(axes[1], [(entropy, f"entropy\n{entropy:.4f}", "black")])
+    title = "Wrong counts can fall below the entropy, where no code exists"
+    common_legend(figure, *axes[0].get_legend_handles_labels(), len(ACCOUNTINGS), label)
+    return finish(figure, title)
 
 
 def slider_view(
@@ -240,10 +238,9 @@ def slider_view(
             )
         values = ", ".join(form.format(getattr(f, pick)) for f in found.values())
         ax.set_title({"kraft": "Kraft's sum: ", "bpd": "bits per dimension: "}[pick] + values)
-    figure.suptitle(
-        f"$\\sigma_0$ = {ratio:.3g} of a pixel's spacing (values in the legend's order)"
+    return finish(
+        figure, f"$\\sigma_0$ = {ratio:.3g} of a pixel's spacing (values in the legend's order)"
     )
-    return figure
 
 
 def model_counts(counted: Mapping[str, Evaluation], title: str, label: str = "") -> Figure:
@@ -283,6 +280,7 @@ def model_counts(counted: Mapping[str, Evaluation], title: str, label: str = "")
             va="bottom",
             color=VERMILION if x else "black",
             fontweight="bold",
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},
         )
     ax.axhline(top, color="black", ls="--", lw=1)
     ax.set(
@@ -290,11 +288,9 @@ def model_counts(counted: Mapping[str, Evaluation], title: str, label: str = "")
         xticklabels=list(counted),
         ylabel=BITS,
         ylim=(0, 1.28 * top),
-        title=title,
     )
-    figure.legend(loc="outside right center", reverse=True)
-    _small_print(figure, label)
-    return figure
+    legend_beside(ax, reverse=True)
+    return finish(figure, title, label)
 
 
 def leak_law(
@@ -307,7 +303,7 @@ def leak_law(
 ) -> Figure:
     """What the first slip leaves out of real images, against the noise at t = 0: lines by
     arithmetic, points measured (two standard errors), by (levels, noise)."""
-    figure, ax = plt.subplots(figsize=(8.6, 3.6))
+    figure, ax = plt.subplots(figsize=(8.6, 4.2))
     for (name, values), colour, style in zip(laws.items(), (BLUE, GREEN, PURPLE), ("-", "--", ":")):
         ax.plot(ratios, values, style, color=colour, lw=2, label=f"by arithmetic, {name}")
     for n, marker, colour in ((1, "o", VERMILION), (2, "s", ORANGE)):
@@ -326,24 +322,21 @@ def leak_law(
                 label=f"photographs, {n} level{'s' * (n > 1)}",
             )
     ax.axvline(mark, color="0.4", ls=":")
-    ax.text(mark * 1.03, 0.003, r"$\gamma_{\min}$ = " + "\N{MINUS SIGN}13.3", color="0.3")
-    ax.set(xscale="log", xlabel=RATIO, ylabel="bits per dimension left out", title=title)
+    ax.text(mark * 1.03, 0.003, r"$\gamma_{\min}$ = " + "\N{MINUS SIGN}13.3", color=GREY)
+    ax.set(xscale="log", xlabel=RATIO, ylabel="bits per dimension left out")
     ax.set_xticks([0.03, 0.1, 0.2, 0.3, 0.5, 1], ["0.03", "0.1", "0.2", "0.3", "0.5", "1"])
     ax.minorticks_off()
-    ax.legend()
-    _small_print(figure, label)
-    return figure
+    legend(ax)
+    return finish(figure, title, label)
 
 
 def _by_level(ax: Axes, levels: Sequence[int], rows: Mapping[str, Sequence[float]]) -> None:
-    for (name, values), marker, colour, style in zip(
-        rows.items(), MARKERS, COLOURS, ("-", "--", "-.", ":")
-    ):
+    for (name, values), marker, colour, style in zip(rows.items(), MARKERS, COLOURS, LINES):
         ax.plot(levels, values, marker + style, color=colour, label=name, ms=6, mfc="none", mew=1.5)
     ax.set(xticks=list(levels), xlabel="levels")
 
 
-def exact_until(
+def exact_levels(
     levels: Sequence[int],
     wrong: Mapping[str, Sequence[float]],
     allowed: Mapping[str, int],
@@ -358,10 +351,9 @@ def exact_until(
         levels,
         {f"{name}: room up to level {allowed[name]}": values for name, values in wrong.items()},
     )
-    ax.set(ylabel="coefficients that are wrong  [%]", ylim=(-4, 104), title=title)
-    figure.legend(loc="outside right center")
-    _small_print(figure, label)
-    return figure
+    ax.set(ylabel="coefficients that are wrong  [%]", ylim=(-4, 104))
+    legend_beside(ax)
+    return finish(figure, title, label)
 
 
 def float_errors(
@@ -376,7 +368,7 @@ def float_errors(
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.9))
     _by_level(axes[0], levels, grey)
     axes[0].axhline(0.5, color="black", ls=":", lw=1)
-    axes[0].text(levels[-1], 0.6, "half a grey level", ha="right", va="bottom", fontsize=9)
+    axes[0].text(levels[-1], 0.6, "half a grey level", ha="right", va="bottom", fontsize=SMALL)
     axes[0].set(
         yscale="log",
         ylabel="root mean square error  [grey levels]",
@@ -396,6 +388,5 @@ def float_errors(
         ylabel="the same in units of rounding",
         title="Divided by the type's own rounding: one curve",
     )
-    _legend_below(figure, axes[0].get_legend_handles_labels(), len(grey), label)
-    figure.suptitle(title)
-    return figure
+    common_legend(figure, *axes[0].get_legend_handles_labels(), len(grey), label)
+    return finish(figure, title)

@@ -1,5 +1,4 @@
-"""Figures of a training run: the live curve, where the bits go, samples that grow scale by scale.
-For notebooks only."""
+"""Figures of a training run: the live curve, where the bits go, samples that grow scale by scale."""
 
 from __future__ import annotations
 
@@ -10,9 +9,18 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from pcdm_lib.figures.style import COLOURS, bare, picture
+from pcdm_lib.figures.style import (
+    BLACK,
+    COLOURS,
+    GREY,
+    PALE,
+    bare,
+    end_labels,
+    finish,
+    legend_beside,
+    picture,
+)
 from pcdm_lib.likelihood.evaluation import TERMS, Evaluation
 from pcdm_lib.models.cascade import Cascade, Samples
 
@@ -23,26 +31,26 @@ def training_curve(
     """Training loss against time: each scale's share in bits per dimension of the image, and their
     sum. While the schedule's endpoints are fixed the loss is the diffusion term alone: prior and
     decoder cannot be trained."""
-    figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
     minutes = np.array([r["seconds"] for r in rows]) / 60
-    series = {"all scales": np.array([r["bpd"] for r in rows])}
     names = list(rows[-1]["scales"]) if rows else []
+    whole = "all scales" if len(names) > 1 else "one scale"
+    series = {whole: np.array([r["bpd"] for r in rows])}
     if len(names) > 1:
         series |= {name: np.array([r["scales"][name] for r in rows]) for name in names}
-    for colour, (name, values) in zip(("black", *COLOURS), series.items()):
+    ends = []
+    for colour, (name, values) in zip((BLACK, *COLOURS), series.items()):
+        smooth = _smooth(values)
         axes.plot(minutes, values, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(
-            minutes,
-            _smooth(values),
-            color=colour,
-            linewidth=2,
-            label=f"{name}: {_smooth(values)[-1]:.2f}",
-        )
+        axes.plot(minutes, smooth, color=colour, linewidth=2)
+        if len(smooth):
+            ends.append((smooth[-1], f"{name}: {smooth[-1]:.2f}", colour))
     weighting = rows[-1].get("weighting") if rows else None
     # a weighted loss is no bits, and files have no place beside it
     if target is not None and not weighting:
-        axes.axhline(target, color="0.4", linestyle=":", label=f"JPEG XL, held out: {target:.2f}")
-    top = np.quantile(series["all scales"], 0.9) if rows else 8
+        axes.axhline(target, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
+        ends.append((target, f"JPEG XL, held out: {target:.2f}", GREY))
+    top = np.quantile(series[whole], 0.9) if rows else 8
     unit = (
         f"training loss, weighted ({weighting}): not bits"
         if weighting
@@ -52,13 +60,11 @@ def training_curve(
         xlabel="minutes of training",
         ylabel=unit,
         ylim=(0, 2 * top if weighting else max(6.0, 1.3 * top)),
-        title="Each scale learns its own part of the loss"
-        if weighting
-        else "Each scale learns its own part of the bound",
     )
-    axes.legend(loc="upper right", frameon=False)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    end_labels(axes, ends)
+    what = "loss" if weighting else "bound"
+    learns = f"Each scale learns its own part of the {what}"
+    return finish(figure, learns if len(names) > 1 else f"The {what} falls", label)
 
 
 def _smooth(values: np.ndarray, keep: float = 0.8) -> np.ndarray:
@@ -106,7 +112,7 @@ class LiveCurve:
         plt.close(figure)
 
 
-def bits_figure(
+def bits_by_term(
     result: Evaluation, codecs: Mapping[str, tuple[float, float]], label: str, name: str
 ) -> Figure:
     """Our bound, stacked by scale and term, beside real files of the same images."""
@@ -137,8 +143,8 @@ def bits_figure(
         va="bottom",
         fontweight="bold",
     )
-    for x, (_codec, (mean, error)) in enumerate(codecs.items(), start=1):
-        axes.bar(x, mean, 0.6, color="0.65")
+    for x, (mean, error) in enumerate(codecs.values(), start=1):
+        axes.bar(x, mean, 0.6, color=PALE)
         axes.errorbar(x, mean, yerr=2 * error, color="black", capsize=4)
         axes.text(
             x, mean + 2 * error + 0.08, f"{mean:.2f}", ha="center", va="bottom", fontweight="bold"
@@ -147,14 +153,12 @@ def bits_figure(
     axes.set(
         ylabel="bits per dimension, ±2 standard errors",
         ylim=(0, 1.25 * max([bottom, *(m for m, _ in codecs.values())])),
-        title="What each held-out image costs, and where our bits go",
     )
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    legend_beside(axes, reverse=True)
+    return finish(figure, "What each held-out image costs, and where our bits go", label)
 
 
-def samples_figure(cascade: Cascade, samples: Samples, label: str) -> Figure:
+def sample_growth(cascade: Cascade, samples: Samples, label: str) -> Figure:
     """One row a scale: what the cascade has drawn so far, coarsest first; one column an image."""
     count = len(samples.images)
     figure, axes = plt.subplots(
@@ -167,33 +171,12 @@ def samples_figure(cascade: Cascade, samples: Samples, label: str) -> Figure:
     for row, (coarse, spec) in enumerate(zip(samples.growth, cascade.specs)):
         for ax, image in zip(axes[row], cascade.map.brightness(row, coarse, cascade.max_value)):
             bare(ax).imshow(picture(image), interpolation="nearest")
-        axes[row, 0].set_ylabel(f"{spec.name}\n{coarse.shape[-1]}x{coarse.shape[-2]}", fontsize=9)
-    figure.suptitle("Samples grow scale by scale: each row adds the detail of one scale")
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+        axes[row, 0].set_ylabel(f"{spec.name}\n{coarse.shape[-1]}x{coarse.shape[-2]}")
+    title = "Samples grow scale by scale: each row adds the detail of one scale"
+    return finish(figure, title if len(samples.growth) > 1 else "Samples", label)
 
 
-def image_rows(rows: Mapping[str, Tensor], title: str) -> Figure:
-    """Rows of uint8 images (N, C, H, W), each with its name."""
-    count = max(len(images) for images in rows.values())
-    figure, axes = plt.subplots(
-        len(rows),
-        count,
-        figsize=(0.85 * count + 1.2, 0.95 * len(rows) + 0.6),
-        squeeze=False,
-        layout="constrained",
-    )
-    for row, (name, images) in zip(axes, rows.items()):
-        for ax, image in zip(row, images):
-            bare(ax).imshow(picture(image), interpolation="nearest")
-        for ax in row[len(images) :]:
-            ax.set_axis_off()
-        row[0].set_ylabel(name, fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def likelihoods_figure(rows: list[Mapping[str, Any]], label: str) -> Figure:
+def likelihood_differences(rows: list[Mapping[str, Any]], label: str) -> Figure:
     """Several ways to one model's likelihood on the same images, as differences to the
     continuous-time bound, ±2 standard errors.
 
@@ -219,8 +202,9 @@ def likelihoods_figure(rows: list[Mapping[str, Any]], label: str) -> Figure:
         xlabel=f"bits per dimension more than the continuous-time bound of {rows[0]['bpd']:.3f}, "
         f"±2 standard errors",
         ylim=(len(rows) - 1.5, -0.5),
-        title="The same likelihood three ways: fewer steps pay more, the flow counts a slightly "
-        "different model",
     )
-    figure.supxlabel(f"{rows[0]['images']} images of {label}", fontsize=8, color="0.35")
-    return figure
+    title = (
+        "The same likelihood three ways: fewer steps pay more, the flow counts a slightly "
+        "different model"
+    )
+    return finish(figure, title, f"{rows[0]['images']} images of {label}")

@@ -1,23 +1,27 @@
-"""Figures that several cells or notebooks share. Imported by notebooks only.
+"""The style that all figures share: one palette, one way to title, caption, label and show.
 
-Nothing here changes matplotlib's settings on import: a notebook calls `style()` once. Colours are
-those of Okabe and Ito, which colour-blind readers can tell apart; signed arrays go from orange over
-white (zero) to purple.
+Nothing here changes matplotlib's settings on import: a notebook calls `use_style()` once. Colours
+are those of Okabe and Ito, which colour-blind readers can tell apart; signed arrays go from orange
+over white (zero) to purple. A figure's title says what to see and stands at the upper left, its
+caption (data, number of images, seeds) at the bottom. Legends stand below their axes, or a curve
+has its name at its end: neither can lie on data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
+from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
-
-from pcdm_lib.maps.scales import Scales
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK = (
     "#0072B2",
@@ -30,20 +34,30 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK = (
     "#000000",
 )
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-SIGNED = "PuOr"
-BRIGHTNESS = "brightness, image in [-1, 1]"
+GREY, PALE = "0.35", "0.65"  # of text and thin lines; of bars that are not ours
+LINES = ("-", "--", "-.", ":")
+MARKERS = "osD^vP"
+SIGNED, HEAT = "PuOr", "magma"
+BITS = "bits per dimension"
+SMALL = 9  # points: captions, legends and numbers beside bars; nothing is smaller
 
 
-def style() -> None:
-    """Settings of the project's figures, for the session of the notebook that calls it."""
+def use_style() -> None:
+    """Settings of the project's figures, for the session of the notebook that calls it.
+
+    In a notebook, pictures have twice the resolution of the screen that they are laid out for;
+    for this it has to be called before the first figure is drawn.
+    """
     plt.rcParams.update(
         {
             "figure.dpi": 90,
-            "savefig.dpi": 90,
+            "savefig.dpi": 180,
             "figure.constrained_layout.use": True,
             "font.size": 10,
             "axes.titlesize": 10,
+            "axes.titlelocation": "left",
             "figure.titlesize": 12,
+            "legend.fontsize": SMALL,
             "legend.frameon": False,
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -51,6 +65,189 @@ def style() -> None:
             "axes.prop_cycle": plt.cycler(color=COLOURS),
         }
     )
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:  # read by the notebook's backend when it draws its first figure
+        shell.config.InlineBackend.figure_formats = {"retina"}
+
+
+def show(*figures: Figure) -> None:
+    """Show figures below a notebook's cell, and free their memory."""
+    from IPython.display import display
+
+    for figure in figures:
+        display(figure)
+        plt.close(figure)
+
+
+# ---------------------------------------------------------------- titles and captions
+
+
+def finish(figure: Figure, title: str = "", caption: str = "") -> Figure:
+    """Title, caption and titles of panels, each wrapped to the room that it has.
+
+    Args:
+        figure: all else is drawn and labelled already.
+        title: what to see.
+        caption: which data, how many images, which seeds; lines of it are kept.
+
+    Returns:
+        The same figure.
+    """
+    room = figure.bbox.width
+    if title:
+        font = FontProperties(size=plt.rcParams["figure.titlesize"])
+        figure.suptitle(_wrapped(figure, title, font, 0.97 * room), x=0.01, ha="left")
+    if caption:
+        text = _wrapped(figure, caption, FontProperties(size=SMALL), 0.97 * room)
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=SMALL, color=GREY)
+    named = [ax for ax in figure.axes if panel_title(ax)]
+    if named:
+        figure.draw_without_rendering()  # the panels' widths are known from here on
+        font = FontProperties(size=plt.rcParams["axes.titlesize"])
+        for ax in named:
+            ax.set_title(_wrapped(figure, panel_title(ax), font, max(_own_width(ax), 40)))
+    return figure
+
+
+def panel_title(ax: Axes) -> str:
+    """What stands above one axis."""
+    return ax.get_title(loc="left") or ax.get_title()
+
+
+def _own_width(ax: Axes) -> float:
+    """Pixels from the left of an axis to its right neighbour, or to the figure's edge."""
+    box = ax.get_window_extent()
+    after = [
+        other.get_window_extent().x0
+        for other in ax.figure.axes
+        if other.get_window_extent().x0 > box.x1
+        and other.get_window_extent().y0 < box.y1
+        and other.get_window_extent().y1 > box.y0
+    ]
+    return min([*after, ax.figure.bbox.width]) - box.x0 - 8
+
+
+def _wrapped(figure: Figure, text: str, font: FontProperties, room: float) -> str:
+    """The text in lines that are no wider than `room` pixels."""
+    renderer, lines = figure.canvas.get_renderer(), []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split(" "):
+            longer = f"{line} {word}".strip()
+            width, _, _ = renderer.get_text_width_height_descent(
+                longer, font, ismath=bool(is_math_text(longer))
+            )
+            if line and width > room and longer.count("$") % 2 == 0 and line.count("$") % 2 == 0:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- legends and labels
+
+
+def legend(
+    ax: Axes,
+    handles: Sequence | None = None,
+    labels: Sequence[str] | None = None,
+    columns: int | None = None,
+    title: str = "",
+) -> Legend:
+    """A legend below an axis and its labels, where no data can be; call it after these are set.
+
+    Args:
+        handles, labels: where they are not the axis's own.
+        columns: as many as fit, where it is None.
+    """
+    figure, renderer = ax.figure, ax.figure.canvas.get_renderer()
+    if handles is None:
+        handles, labels = ax.get_legend_handles_labels()
+    elif labels is None:
+        labels = [h.get_label() for h in handles]
+    ticks = ax.xaxis.get_tightbbox(renderer)
+    below = 0.0 if ticks is None else max(0.0, ax.get_window_extent().y0 - ticks.y0)
+    down = ScaledTranslation(0, -(below / figure.dpi + 6 / 72), figure.dpi_scale_trans)
+    for count in [columns] if columns else range(len(labels), 0, -1):
+        made = ax.legend(
+            handles,
+            labels,
+            loc="upper left",
+            bbox_to_anchor=(0, 0),
+            bbox_transform=ax.transAxes + down,
+            borderaxespad=0,
+            borderpad=0,
+            ncols=count,
+            title=title or None,
+            title_fontsize=SMALL,
+            alignment="left",
+            columnspacing=1.4,
+            handlelength=1.8,
+        )
+        if made.get_window_extent(renderer).width <= 0.95 * ax.get_window_extent().width:
+            break
+    return made
+
+
+def legend_beside(ax: Axes, reverse: bool = False) -> Legend:
+    """A legend right of an axis, in the order of stacked bars where it is reversed."""
+    return ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=reverse)
+
+
+def common_legend(
+    figure: Figure, handles: Sequence, labels: Sequence[str], columns: int, caption: str = ""
+) -> None:
+    """A legend of all panels below the figure, with the caption between the two."""
+    made = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+    room = 0.97 * figure.bbox.width
+    made.set_title(
+        _wrapped(figure, caption, FontProperties(size=SMALL), room), prop={"size": SMALL}
+    )
+    made.get_title().set_color(GREY)
+    made.set_alignment("left")
+
+
+def end_labels(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Names of curves right of the axis at the height of their ends, moved apart where they would
+    touch.
+
+    Args:
+        ends: height in data, name and colour of each curve. The axis's limits are set already.
+    """
+    low, high = ax.get_ylim()
+    scale = ax.get_window_extent().height / abs(high - low)
+    gap = 1.35 * SMALL * ax.figure.dpi / 72 / scale
+    places = apart([min(max(y, low), high) for y, _, _ in ends], gap)
+    for place, (_, name, colour) in zip(places, ends):
+        ax.annotate(
+            name,
+            (1, place),
+            (5, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=SMALL,
+            annotation_clip=False,
+        )
+
+
+def apart(values: Sequence[float], gap: float) -> np.ndarray:
+    """Places for labels of the values, moved up where they would be nearer than `gap` to the one
+    below."""
+    places, order = np.array(values, float), np.argsort(values, kind="stable")
+    for below, above in zip(order, order[1:]):
+        places[above] = max(places[above], places[below] + gap)
+    return places
+
+
+def minus(text: str) -> str:
+    """Hyphens of printed numbers as minus signs."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+# ---------------------------------------------------------------- pictures
 
 
 def picture(image: Tensor) -> np.ndarray:
@@ -66,176 +263,3 @@ def bare(ax: Axes, title: str = "") -> Axes:
     for spine in ax.spines.values():
         spine.set(visible=True, linewidth=0.5, color="0.6")
     return ax
-
-
-def _signed(ax: Axes, values: np.ndarray, limit: float):
-    return ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
-
-
-def _colours(values: Tensor, limit: float) -> np.ndarray:
-    """A signed array (h, w) as RGB pictures, (h, w, 3)."""
-    return matplotlib.colormaps[SIGNED](((values / limit + 1) / 2).clamp(0, 1).numpy())[..., :3]
-
-
-def show_images(
-    images: Tensor | Sequence[Tensor],
-    titles: Sequence[str] | None = None,
-    title: str = "",
-    side: float = 1.9,
-    per_row: int = 6,
-) -> Figure:
-    """Images (N, C, H, W), or a list of (C, H, W) of several sizes, uint8 or in 0..1, each drawn
-    equally large."""
-    count = len(images)
-    columns = min(count, per_row)
-    rows = -(-count // columns)
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(side * columns, (side + 0.25) * rows + 0.3), squeeze=False
-    )
-    for ax in axes.flat[count:]:
-        ax.set_axis_off()
-    for i, (ax, image) in enumerate(zip(axes.flat, images)):
-        bare(ax, titles[i] if titles else "").imshow(picture(image))
-    fig.suptitle(title)
-    return fig
-
-
-def show_haar_step(block: Tensor) -> Figure:
-    """One Haar step on a 2x2 block of integers: which pixels each band adds and subtracts, and what
-    comes out."""
-    signs = {"s": "++++", "p": "++--", "q": "+-+-", "r": "+--+"}
-    values = block.flatten().tolist()
-    fig, axes = plt.subplots(1, 5, figsize=(9.5, 2.9))
-    bare(axes[0], "the block").imshow(block.reshape(2, 2), cmap="gray", vmin=-20, vmax=120)
-    for ax, (name, row) in zip(axes[1:], signs.items()):
-        weights = np.array([1 if sign == "+" else -1 for sign in row]).reshape(2, 2)
-        total = int((weights.flatten() * values).sum())
-        title = f"{name} = {total}\nhalved: {total / 2:g}".replace("-", "\N{MINUS SIGN}")
-        _signed(bare(ax, title), weights, 2.5)
-    for ax, row in zip(axes, ["    ", *signs.values()]):
-        for i, (value, sign) in enumerate(zip(values, row)):
-            colour = "white" if ax is axes[0] and value < 50 else "black"
-            ax.text(
-                i % 2,
-                i // 2,
-                f"{sign.strip()}{value}".replace("-", "\N{MINUS SIGN}"),
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=13,
-            )
-    fig.suptitle("One Haar step: the same four pixels, added and subtracted in four ways")
-    return fig
-
-
-def show_wavelet(scales: Scales, title: str = "") -> Figure:
-    """The float scales of a Haar wavelet of one square image (1, C, H, H) in one picture of its
-    size: the base in the corner and around it, level by level, the channel means of the details,
-        drawn as brightness (coefficient / 2^level)."""
-    levels = len(scales) - 1
-    details = [v[0] / 2**level for level, v in zip(range(levels, 0, -1), scales.values[1:])]
-    limit = _limit(details)
-    whole = picture(scales[0][0] / 2 ** (levels + 1) + 0.5)
-    for bands in details:
-        p, q, r = (_colours(band.mean(0), limit) for band in bands.chunk(3))
-        whole = np.vstack([np.hstack([whole, q]), np.hstack([p, r])])
-    fig, ax = plt.subplots(figsize=(6.6, 5.4))
-    bare(ax, title).imshow(whole)
-    side = len(whole)
-    for level in range(levels):
-        reach = side >> level
-        ax.plot([reach / 2 - 0.5] * 2, [-0.5, reach - 0.5], color="0.3", lw=0.8)
-        ax.plot([-0.5, reach - 0.5], [reach / 2 - 0.5] * 2, color="0.3", lw=0.8)
-        if level < 3:  # there is no room for smaller ones
-            for name, x, y in (("q", 1, 0), ("p", 0, 1), ("r", 1, 1)):
-                ax.text(
-                    (x + 0.03) * reach / 2,
-                    (y + 0.03) * reach / 2,
-                    f"{name}{level + 1}",
-                    va="top",
-                    fontsize=11 - level,
-                )
-    _signed_bar(fig, ax, limit)
-    return fig
-
-
-def show_pyramid(scales: Scales, title: str = "") -> Figure:
-    """The float scales of a Laplacian pyramid of one image (1, C, H, W), side by side: base, then
-    residuals (channel means), drawn as brightness (an entry at the resolution of level j stands for
-    2^j of it)."""
-    levels = len(scales) - 1
-    residuals = [v[0] / 2**level for level, v in zip(range(levels - 1, -1, -1), scales.values[1:])]
-    limit = _limit(residuals)
-    fig, axes = plt.subplots(1, levels + 1, figsize=(1.9 * (levels + 1) + 0.6, 2.7))
-    for ax, (name, value) in zip(axes, scales.items()):
-        bare(ax, f"{name}\n{value.shape[-2]}x{value.shape[-1]}")
-    axes[0].imshow(picture(scales[0][0] / 2 ** (levels + 1) + 0.5))
-    for ax, residual in zip(axes[1:], residuals):
-        _signed(ax, residual.mean(0).numpy(), limit)
-    _signed_bar(fig, axes[-1], limit)
-    fig.suptitle(title)
-    return fig
-
-
-def _limit(details: Sequence[Tensor]) -> float:
-    """End of the colour scale: 98 % of the values of every level lie within."""
-    return max(float(np.quantile(v.abs().numpy(), 0.98)) for v in details)
-
-
-def _signed_bar(fig: Figure, ax: Axes, limit: float) -> None:
-    mappable = plt.cm.ScalarMappable(plt.Normalize(-limit, limit), SIGNED)
-    fig.colorbar(mappable, ax=ax, extend="both", shrink=0.9, label=BRIGHTNESS)
-
-
-def show_matrices(
-    matrices: Mapping[str, Tensor],
-    title: str = "",
-    rows: str = "latent entry",
-    columns: str = "pixel",
-) -> Figure:
-    """Matrices side by side on one signed scale; the shape of each stands in its title."""
-    limit = max(float(m.abs().max()) for m in matrices.values())
-    fig, axes = plt.subplots(
-        1, len(matrices), figsize=(3.3 * len(matrices) + 0.6, 3.9), sharey=True
-    )
-    for ax, (name, m) in zip(axes, matrices.items()):
-        drawn = _signed(ax, m.numpy(), limit)
-        ax.set(
-            title=f"{name}\n{m.shape[0]} entries x {m.shape[1]} pixels",
-            xlabel=columns,
-            xticks=range(0, m.shape[1], 4),
-            yticks=range(0, len(m) + 1, 4),
-        )
-    axes[0].set(ylabel=rows, ylim=(max(len(m) for m in matrices.values()) - 0.5, -0.5))
-    fig.colorbar(drawn, ax=axes, label="derivative (no unit)")
-    fig.suptitle(title)
-    return fig
-
-
-def show_progressions(
-    progressions: Mapping[str, tuple[Sequence[float], float]],
-    title: str = "",
-    xlabel: str = "orthonormal coefficient, in pixel steps",
-) -> Figure:
-    """One number line a band: the values that it can hold, and the one that it does."""
-    fig, axes = plt.subplots(
-        len(progressions), 1, figsize=(8.5, 0.75 * len(progressions) + 0.9), sharex=True
-    )
-    for ax, (name, (values, truth)) in zip(axes, progressions.items()):
-        ax.axhline(0, color="0.8", lw=1, zorder=0)
-        ax.plot(values, np.zeros(len(values)), "|", color=BLUE, ms=13, mew=1.6)
-        ax.plot(truth, 0, "o", color=VERMILION, ms=8)
-        ax.set(yticks=[], ylim=(-1, 1))
-        ax.set_ylabel(name, rotation=0, ha="right", va="center")
-        ax.spines[["left", "right", "top"]].set_visible(False)
-        if ax is not axes[-1]:
-            ax.spines["bottom"].set_visible(False)
-            ax.tick_params(bottom=False)
-    axes[-1].set_xlabel(xlabel)
-    fig.suptitle(title)
-    return fig
-
-
-def outline(ax: Axes, corners: Sequence[tuple[float, float]]) -> None:
-    """A cell drawn over a scatter plot, by its corners."""
-    ax.fill(*zip(*corners), facecolor="none", edgecolor=VERMILION, lw=2, zorder=3)

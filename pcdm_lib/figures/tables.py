@@ -1,5 +1,5 @@
 """Figures that set runs beside each other: bits per dimension against training time, and where the
-bits of each system are. For notebooks only.
+bits of each system are.
 
 Both are of runs that were scored on the same held-out images (`tables.by_images` sorts them so),
 each system in a colour of its own.
@@ -8,7 +8,6 @@ each system in a colour of its own.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from pcdm_lib.experiments.tables import Result, number, obstacles, paired, scale_shares, text
-from pcdm_lib.figures.style import BLUE, GREEN, PURPLE, VERMILION
+from pcdm_lib.figures.style import BLUE, GREEN, GREY, PURPLE, SMALL, VERMILION, finish
 from pcdm_lib.models.checkpoints import read_log
 
 SYSTEM_COLOURS = {"wavelet": BLUE, "laplacian": VERMILION, "standard": GREEN, "vdm": PURPLE}
@@ -33,7 +32,7 @@ _HIGHEST = 8.0
 _HALO = [withStroke(linewidth=3, foreground="white")]
 
 
-def learning_figure(results: Sequence[Result]) -> Figure:
+def learning_curves(results: Sequence[Result]) -> Figure:
     """Bits per dimension against minutes of training: a line from each run's log, a point with ±2
     standard errors from its held-out images.
 
@@ -95,16 +94,14 @@ def learning_figure(results: Sequence[Result]) -> Figure:
             "train and score a run first"
         )
     _time_axes(ax, [*curves.values()], ends, _jpeg_xl(results))
-    ax.set_title(textwrap.fill(_verdict(results, names), 95), loc="left")
-    _caption(
-        figure,
+    caption = [
         results[0].label,
         "lines: training loss, weights of that step, without prior and decoder while the "
         "endpoints are fixed",
         "points: held-out bound, averaged weights, ±2 standard errors",
         *notes,
-    )
-    return figure
+    ]
+    return finish(figure, _verdict(results, names), "\n".join(caption))
 
 
 def _curve(result: Result) -> tuple[np.ndarray, np.ndarray, str]:
@@ -143,7 +140,7 @@ def smooth_log(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarra
     return minutes, smooth
 
 
-def scales_figure(results: Sequence[Result]) -> Figure:
+def bits_by_scale(results: Sequence[Result]) -> Figure:
     """Held-out bits per dimension of each run, stacked by scale, coarsest at the bottom.
 
     Where there is a run of VDM that a bar can be paired with, its error bar is ±2 standard errors
@@ -167,7 +164,7 @@ def scales_figure(results: Sequence[Result]) -> Figure:
         None,
     )
     figure, ax = plt.subplots(
-        figsize=(max(4.6, 1.7 * len(results) + 1.4), 4.6), layout="constrained"
+        figsize=(max(6.4, 1.7 * len(results) + 1.4), 4.8), layout="constrained"
     )
     top = max(r.bpd for r in results)
     for x, result in enumerate(results):
@@ -201,7 +198,7 @@ def scales_figure(results: Sequence[Result]) -> Figure:
             ha="center",
             va="bottom",
             fontweight="bold",
-            fontsize=9,
+            fontsize=SMALL,
             bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"},
         )
     jpeg_xl = _jpeg_xl(results)
@@ -215,8 +212,8 @@ def scales_figure(results: Sequence[Result]) -> Figure:
             textcoords="offset points",
             ha="right",
             va="bottom",
-            fontsize=8,
-            color="0.35",
+            fontsize=SMALL,
+            color=GREY,
         )
     ax.set_xticks(range(len(results)), [names[r.path] for r in results])
     right = len(results) - (0.4 if jpeg_xl is None else 0.1)  # room for the name of the line
@@ -225,12 +222,6 @@ def scales_figure(results: Sequence[Result]) -> Figure:
         ylim=(0, 1.22 * max(top, jpeg_xl or 0.0)),
         xlim=(-0.6, right),
     )
-    width = int(13 * figure.get_figwidth())
-    ax.set_title(
-        textwrap.fill(_verdict(results, names), width)
-        + "\neach bar stacked by scale, coarsest at the bottom",
-        loc="left",
-    )
     errors = (
         f"error bars: ±2 standard errors of the difference from {names[reference.path]}, image by "
         f"image (± is one); dotted: of the figure alone"
@@ -238,16 +229,8 @@ def scales_figure(results: Sequence[Result]) -> Figure:
         else "error bars: ±2 standard errors of each figure alone; there is no run of VDM to pair "
         "with"
     )
-    _caption(figure, results[0].label, errors)
-    return figure
-
-
-def _caption(figure: Figure, *lines: str) -> None:
-    """Small print below a figure, wrapped to its width."""
-    width = int(17 * figure.get_figwidth())
-    figure.supxlabel(
-        "\n".join(textwrap.fill(line, width) for line in lines), fontsize=8, color="0.35"
-    )
+    stacked = "each bar stacked by scale, coarsest at the bottom"
+    return finish(figure, _verdict(results, names), f"{results[0].label}\n{stacked}; {errors}")
 
 
 def _comparable(results: Sequence[Result]) -> list[Result]:
@@ -366,7 +349,7 @@ def _time_axes(
             xytext=(4, 3),
             textcoords="offset points",
             va="bottom",
-            fontsize=8.5,
+            fontsize=SMALL,
             color="0.35",
             path_effects=_HALO,
             zorder=5,
@@ -392,7 +375,7 @@ def _time_axes(
             textcoords="offset points",
             va="center",
             color=colour,
-            fontsize=9.5,
+            fontsize=10,
             fontweight="bold",
             annotation_clip=False,
             path_effects=_HALO,
@@ -418,7 +401,7 @@ def _stack(ax: Axes, x: float, result: Result) -> None:
                 f"{name}\n{share:.2f}",
                 ha="center",
                 va="center",
-                fontsize=9,
+                fontsize=SMALL,
                 color="white" if dark else "black",
             )
         bottom += share

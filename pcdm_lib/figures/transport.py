@@ -1,5 +1,5 @@
 """Figures of the notebooks on earth mover's distances: who moves where, wavelets beside the exact
-distance, the bound, time. For notebooks only."""
+distance, the bound, time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ from pcdm_lib.figures.style import (
     BLUE,
     COLOURS,
     GREEN,
+    GREY,
+    LINES,
     ORANGE,
     PURPLE,
     SIGNED,
     SKY,
+    SMALL,
     VERMILION,
     bare,
+    finish,
+    legend,
+    minus,
     picture,
 )
 from pcdm_lib.transport.bound import TransportBound
 from pcdm_lib.transport.exact import Plan
 
-LINES = ("-", "--", "-.", ":")
+GAMMA = r"noise level $\gamma$ (clean to noisy)"
+THETA_RATIO = r"$\theta_2 / \theta_1$"
+NOISE = r"$\sigma$, noise added"
 
 
 # ---------------------------------------------------------------- plans
@@ -35,8 +43,8 @@ LINES = ("-", "--", "-.", ":")
 
 def arrows(ax: Axes, f: np.ndarray, plan: Plan, title: str = "") -> None:
     """A signed image (H, W), and its plan as arrows from purple (surplus) to orange (deficit), the
-    darker the more mass; rings: mass created,
-    crosses: mass destroyed, of a size that goes with the mass."""
+    darker the more mass; rings: mass created, crosses: mass destroyed, of a size that goes with the
+    mass."""
     limit = float(np.abs(f).max())
     bare(ax, title).imshow(f, cmap=SIGNED, vmin=-1.6 * limit, vmax=1.6 * limit)
     if len(plan.mass):
@@ -71,7 +79,9 @@ def arrows(ax: Axes, f: np.ndarray, plan: Plan, title: str = "") -> None:
         )
 
 
-def plans(panels: Mapping[str, tuple[np.ndarray, Plan]], title: str, side: float = 3.1) -> Figure:
+def transport_plans(
+    panels: Mapping[str, tuple[np.ndarray, Plan]], title: str, side: float = 3.1
+) -> Figure:
     """`arrows` side by side, by title."""
     figure, axes = plt.subplots(
         1,
@@ -82,25 +92,24 @@ def plans(panels: Mapping[str, tuple[np.ndarray, Plan]], title: str, side: float
     )
     for ax, (name, (f, plan)) in zip(axes[0], panels.items()):
         arrows(ax, f, plan, name)
-    figure.suptitle(title)
-    return figure
+    return finish(figure, title)
 
 
-def against(
+def curves(
     x: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
+    by_name: Mapping[str, Sequence[float]],
     xlabel: str,
     ylabel: str,
     title: str,
     *,
     marks: Mapping[str, float] | None = None,
     log: str = "",
-    size: tuple[float, float] = (7, 3.2),
+    size: tuple[float, float] = (7, 3.6),
 ) -> Figure:
     """Curves over common values of x, each with its own colour and dashes; vertical lines by name;
     `log` any of "x", "y", "xy"."""
     figure, ax = plt.subplots(figsize=size, layout="constrained")
-    for index, (name, y) in enumerate(curves.items()):
+    for index, (name, y) in enumerate(by_name.items()):
         ax.plot(
             x, y, LINES[index % len(LINES)], marker="o", ms=3.5, color=COLOURS[index], label=name
         )
@@ -112,26 +121,25 @@ def against(
             f" {name}",
             transform=ax.get_xaxis_transform(),
             va="top",
-            fontsize=8,
-            color="0.35",
+            fontsize=SMALL,
+            color=GREY,
         )
     ax.set(
         xlabel=xlabel,
         ylabel=ylabel,
-        title=title,
         xscale="log" if "x" in log else "linear",
         yscale="log" if "y" in log else "linear",
     )
-    figure.legend(loc="outside lower center", ncols=3, fontsize=9) if len(
-        curves
-    ) > 4 else ax.legend()
-    return figure
+    legend(ax)
+    return finish(figure, title)
 
 
 # ---------------------------------------------------------------- wavelets
 
 
-def ratios(found: Mapping[str, Mapping[str, np.ndarray]], title: str, label: str = "") -> Figure:
+def distance_ratios(
+    found: Mapping[str, Mapping[str, np.ndarray]], title: str, label: str = ""
+) -> Figure:
     """Wavelet over exact distance: one panel a wavelet, one row of points a family, the median in
     black. `found[wavelet][family]`."""
     figure, axes = plt.subplots(
@@ -168,9 +176,7 @@ def ratios(found: Mapping[str, Mapping[str, np.ndarray]], title: str, label: str
     axes[0].set(
         yticks=range(len(families)), yticklabels=list(families), ylim=(len(families) - 0.5, -0.5)
     )
-    figure.suptitle(title)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    return finish(figure, title, label)
 
 
 def crossings(
@@ -182,7 +188,7 @@ def crossings(
     """What a step of one pixel costs by each wavelet over its true cost, against the place: one
     panel a thing that steps."""
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 3.3), sharey=True, layout="constrained"
+        1, len(panels), figsize=(4.6 * len(panels), 4.1), sharey=True, layout="constrained"
     )
     for ax, (name, curves) in zip(axes, panels.items()):
         for colour, line, (wavelet, values) in zip(COLOURS, LINES, curves.items()):
@@ -201,14 +207,9 @@ def crossings(
                 ax.axvline(edge - 1, ymax=0.15 + 0.85 * level / side, color="0.85", lw=1, zorder=0)
             level //= 2
         ax.set(yscale="log", xlabel="column it starts from", title=name)
-        ax.legend(
-            fontsize=7.5, loc="upper center", ncols=len(curves), handlelength=1.5, columnspacing=1
-        )
-    low, high = axes[0].get_ylim()
-    axes[0].set_ylim(low, high * (high / low) ** 0.15)  # room for the legends above the curves
+        legend(ax)
     axes[0].set_ylabel("wavelet / exact distance (no unit)")
-    figure.suptitle(title)
-    return figure
+    return finish(figure, title)
 
 
 # ---------------------------------------------------------------- Theorem 5.1
@@ -219,7 +220,7 @@ def _bar(values: np.ndarray) -> float:
     return 2 * float(values.mean(1).std(ddof=1)) / len(values) ** 0.5
 
 
-def by_noise_level(
+def norms_and_bounds(
     gammas: Sequence[float],
     found: Sequence[TransportBound],
     names: Sequence[str],
@@ -230,7 +231,7 @@ def by_noise_level(
     sum, and the exact distance below it.
 
     Means over images and channels; bars are two standard errors over images."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.7), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.3), layout="constrained")
     for index, name in enumerate(names):
         norms = np.array([b.norms[index].mean() for b in found])
         left.errorbar(
@@ -270,34 +271,32 @@ def by_noise_level(
         )
     left.set(
         yscale="log",
-        xlabel="noise level gamma (clean to noisy)",
+        xlabel=GAMMA,
         ylabel="norm of the error (no unit)",
         title="What training minimises",
     )
     right.set(
         yscale="log",
-        xlabel="noise level gamma (clean to noisy)",
+        xlabel=GAMMA,
         ylabel="mass times pixels",
         title="What it is worth in transport",
     )
-    left.legend()
-    right.legend(fontsize=8, loc="upper right", ncols=2)
-    right.set_ylim(top=8 * max(b.bound.mean() for b in found))
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    legend(left)
+    legend(right)
+    title = "What training minimises, and the bound that follows for the distance"
+    return finish(figure, title, label)
 
 
-def printed_and_corrected(
+def bound_shapes(
     gammas: Sequence[float],
     found: Sequence[TransportBound],
     shrunk: tuple[np.ndarray, np.ndarray],
     label: str = "",
 ) -> Figure:
     """Distance against the sum of squares, a point an image, channel and noise level; one error
-    shrunk step by step (squares, distances); and the two
-    shapes of bound: the printed one, whose slope is 1 whatever its constant, and the one with a
-        root, whose slope is 1/2."""
-    figure, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    shrunk step by step (squares, distances); and the two shapes of bound: the printed one, whose slope is
+    1 whatever its constant, and the one with a root, whose slope is 1/2."""
+    figure, ax = plt.subplots(figsize=(7.5, 5.0), layout="constrained")
     for gamma, bound, shade in zip(gammas, found, np.linspace(0.15, 0.85, len(found))):
         drawn = ax.plot(
             bound.squares.ravel(),
@@ -308,7 +307,9 @@ def printed_and_corrected(
             color=plt.colormaps["viridis"](shade),
         )
         drawn[0].set_label(
-            f"scores' errors, gamma = {gamma:g}" if gamma in (gammas[0], gammas[-1]) else None
+            minus(f"errors of the scores, $\\gamma$ = {gamma:g}")
+            if gamma in (gammas[0], gammas[-1])
+            else None
         )
     ax.plot(*shrunk, "x", color=VERMILION, label="one of them, shrunk to a half again and again")
     x = np.geomspace(min(shrunk[0].min(), 1) / 2, 3 * max(b.squares.max() for b in found), 50)
@@ -332,14 +333,13 @@ def printed_and_corrected(
         yscale="log",
         xlabel="sum of squares over all scales (no unit)",
         ylabel="exact distance W, mass times pixels",
-        title="Below both lines, until errors shrink: then the printed one is crossed",
     )
-    ax.legend(fontsize=8.5, loc="upper left")
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    legend(ax)
+    title = "Below both lines, until errors shrink: then the printed one is crossed"
+    return finish(figure, title, label)
 
 
-def noise_level(
+def denoising_error(
     image: Tensor,
     noisy: Tensor,
     error: np.ndarray,
@@ -357,11 +357,13 @@ def noise_level(
         layout="constrained",
     )
     bare(axes[0], "photograph").imshow(picture(image))
-    bare(axes[1], f"gamma = {gamma:g}").imshow(picture(noisy))
+    bare(axes[1], minus(f"$\\gamma$ = {gamma:g}")).imshow(picture(noisy))
     limit = max(float(np.quantile(np.abs(error), 0.99)), 1e-9)
     for ax, (name, part) in zip(axes[2:], {"error, green": error, **scales}.items()):
         drawn = bare(ax, name).imshow(part, cmap=SIGNED, vmin=-limit, vmax=limit)
-    figure.colorbar(drawn, ax=axes[2:-1], shrink=0.75, extend="both", label="eps - eps_hat")
+    figure.colorbar(
+        drawn, ax=axes[2:-1], shrink=0.75, extend="both", label=r"$\epsilon - \hat\epsilon$"
+    )
     sides = {
         "exact": found.exact[0, 0],
         "bound (1)": found.by_scales[0, 0],
@@ -369,7 +371,7 @@ def noise_level(
     }
     for row, (value, colour) in enumerate(zip(sides.values(), (BLACK, BLUE, SKY))):
         axes[-1].plot(value, row, "o", ms=8, color=colour)
-        axes[-1].text(value * 1.35, row, f"{value:.0f}", va="center", fontsize=8.5)
+        axes[-1].text(value * 1.35, row, f"{value:.0f}", va="center", fontsize=SMALL)
     axes[-1].set(
         xlabel="mass times pixels",
         title="W and its bounds",
@@ -379,15 +381,15 @@ def noise_level(
     )
     axes[-1].set_yticks(range(3), list(sides))
     axes[-1].invert_yaxis()
-    return figure
+    return finish(figure, "What one denoiser gets wrong, scale by scale, and what it costs to move")
 
 
 # ---------------------------------------------------------------- time
 
 
-def costs(ways: Mapping[str, tuple[Sequence[int], Sequence[float], float]], title: str) -> Figure:
+def times(ways: Mapping[str, tuple[Sequence[int], Sequence[float], float]], title: str) -> Figure:
     """Time against the number of pixels on log axes: (sides, seconds, fitted exponent) by name."""
-    figure, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     for (name, (sides, seconds, slope)), colour, line in zip(ways.items(), COLOURS, LINES * 2):
         pixels = np.square(sides)
         ax.plot(pixels, seconds, "o", ms=5, color=colour)
@@ -401,12 +403,11 @@ def costs(ways: Mapping[str, tuple[Sequence[int], Sequence[float], float]], titl
         yscale="log",
         xlabel="image side, pixels (log of the number of pixels)",
         ylabel="seconds an image",
-        title=title,
     )
     ax.set_xticks([s**2 for s in ticks], [str(s) for s in ticks])
     ax.set_xticks([], minor=True)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
-    return figure
+    legend(ax)
+    return finish(figure, title)
 
 
 # ---------------------------------------------------------------- estimators
@@ -420,8 +421,7 @@ def fields(panels: Mapping[str, np.ndarray], title: str) -> Figure:
     for ax, (name, image) in zip(axes, panels.items()):
         limit = np.abs(image).max()
         bare(ax, name).imshow(image, cmap=SIGNED, vmin=-limit, vmax=limit)
-    figure.suptitle(title)
-    return figure
+    return finish(figure, title)
 
 
 def errors_by_size(
@@ -434,9 +434,8 @@ def errors_by_size(
 ) -> Figure:
     """Root mean squares with two standard errors against the sample size: (squared errors (sizes,
     repeats), the limit of n times their mean, a line)."""
-    figure, ax = (
-        plt.subplots(figsize=(7, 3.8), layout="constrained") if ax is None else (ax.figure, ax)
-    )
+    alone = ax is None
+    figure, ax = plt.subplots(figsize=(7, 4.2)) if alone else (ax.figure, ax)
     for (name, (squared, limit)), colour, marker in zip(found.items(), COLOURS, "osD^v"):
         mean, error = squared.mean(axis=1), squared.std(axis=1, ddof=1) / np.sqrt(squared.shape[1])
         ax.errorbar(
@@ -451,10 +450,11 @@ def errors_by_size(
         )
         if limit is not None:
             ax.plot(sizes, np.sqrt(limit / np.array(sizes)), "-", lw=1, color=colour)
-    ax.set(xscale="log", yscale="log", xlabel="images n", ylabel=ylabel, title=title)
-    ax.legend(fontsize=9)
-    if label:
-        figure.supxlabel(label, fontsize=8, color="0.35")
+    ax.set(xscale="log", yscale="log", xlabel="images n", ylabel=ylabel)
+    legend(ax)
+    if alone:
+        return finish(figure, title, label)
+    ax.set_title(title)
     return figure
 
 
@@ -467,7 +467,7 @@ def efficiencies(
 ) -> Figure:
     """Efficiency against theta_2 / theta_1, lines by the sandwich, dots measured, with two standard
     errors; the axis is linear, then log."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True, layout="constrained")
     split = 0.3
     for ax, inside in zip(axes, (lambda c: c <= split, lambda c: c >= split)):
         for (name, values), colour, line, marker in zip(curves.items(), COLOURS, LINES, "osD^"):
@@ -484,20 +484,18 @@ def efficiencies(
                         capsize=2,
                         color=colour,
                     )
-        ax.set(xlabel="theta_2 / theta_1", ylim=(0, 1.2))
+        ax.set(xlabel=THETA_RATIO, ylim=(0, 1.2))
     axes[0].set(
         ylabel="efficiency: 1 is maximum likelihood",
         title="neighbours differ (left), white noise (0)",
     )
     axes[1].set(xscale="log", title="neighbours are alike, over ever longer ways")
     axes[0].axvline(0, color="0.8", lw=1, zorder=0)
-    axes[0].legend(loc="lower right", fontsize=9)
-    figure.suptitle(title)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    legend(axes[0])
+    return finish(figure, title, label)
 
 
-def skewed(
+def skewed_law(
     grid: np.ndarray,
     density: np.ndarray,
     posterior: np.ndarray,
@@ -510,24 +508,23 @@ def skewed(
     """A skewed law and one posterior with its mean and median; errors against the sample size; the
     limit's bias against sigma."""
     figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(12, 3.8), width_ratios=(1, 1.25, 1), layout="constrained"
+        1, 3, figsize=(12, 4.4), width_ratios=(1, 1.25, 1), layout="constrained"
     )
-    left.plot(grid, density, color="0.5", label="p(d)")
-    left.plot(grid, posterior, color=BLUE, label="p(d | noisy d)")
+    left.plot(grid, density, color="0.5", label=r"$p(d)$")
+    left.plot(grid, posterior, color=BLUE, label=r"$p(d\,|\,$noisy $d)$")
     for (name, place), colour, line in zip(marks.items(), (VERMILION, GREEN), ("-", "--")):
         left.axvline(place, color=colour, ls=line, label=f"its {name}: {place:.2f}")
     left.set(
-        xlabel="d", ylabel="density", title="A skewed posterior", ylim=(0, 1.5 * posterior.max())
+        xlabel="$d$", ylabel="density", title="A skewed posterior", ylim=(0, 1.1 * posterior.max())
     )
-    left.legend(fontsize=8.5, loc="upper right")
+    legend(left)
     errors_by_size(
         sizes,
         found,
         "One of these stops getting better",
-        "root mean square error of theta",
+        r"root mean square error of $\theta$",
         ax=middle,
     )
-    middle.legend(fontsize=8.5, loc="lower left")
     sigma, size, slope = bias
     right.plot(sigma, size, "o", color=VERMILION, label="limit, by quadrature")
     right.plot(
@@ -536,23 +533,22 @@ def skewed(
         "-",
         color=BLACK,
         lw=1,
-        label=f"{abs(slope):.3f} sigma squared",
+        label=rf"{abs(slope):.3f} $\sigma^2$",
     )
     right.set(
         xscale="log",
         yscale="log",
-        xlabel="sigma, noise added",
-        ylabel="bias of theta that stays",
+        xlabel=NOISE,
+        ylabel=r"bias of $\theta$ that stays",
         title="Bias, whatever n",
     )
     right.set_xticks(ticks := [0.05, 0.1, 0.2, 0.4, 0.8], [str(t) for t in ticks])
     right.set_xticks([], minor=True)
-    right.legend(fontsize=9)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    legend(right)
+    return finish(figure, "Where the posterior is skewed, its median is not its mean", label)
 
 
-def denoising(
+def denoising_efficiencies(
     noises: Sequence[float],
     panels: Mapping[str, Mapping[str, Sequence[float]]],
     measured: Mapping[str, Mapping[str, tuple[float, float, float]]],
@@ -561,7 +557,7 @@ def denoising(
 ) -> Figure:
     """Efficiency against the noise added: one panel a way of drawing noise; lines by the sandwich,
     dots (sigma, value, error) measured, two errors."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 4.2), layout="constrained")
     for ax, (panel, curves) in zip(axes, panels.items()):
         for (name, values), colour, line in zip(curves.items(), COLOURS, LINES):
             ax.plot(noises, values, line, color=colour, label=name)
@@ -576,9 +572,11 @@ def denoising(
                     capsize=2,
                     color=colour,
                 )
-        ax.set(xlabel="sigma, noise added", title=panel, ylim=(0, None))
-        ax.legend(fontsize=9)
-    axes[0].set_ylabel("efficiency: 1 is maximum likelihood")
-    figure.suptitle(title)
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+        ax.set(
+            xlabel=NOISE,
+            ylabel="efficiency: 1 is maximum likelihood",
+            title=panel,
+            ylim=(0, None),
+        )
+        legend(ax)
+    return finish(figure, title, label)

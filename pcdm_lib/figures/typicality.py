@@ -1,5 +1,5 @@
 """Figures of out-of-distribution detection: code lengths of the data and of outliers, and how well
-they are told apart. For notebooks only."""
+they are told apart."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from pcdm_lib.figures.style import BLUE, COLOURS
+from pcdm_lib.figures.style import BITS, BLUE, COLOURS, SMALL, finish, legend
 from pcdm_lib.likelihood.typicality import TOTAL, Scores
 
-BITS = "bits per dimension"
 
-
-def code_lengths(
+def code_length_histograms(
     inside: Scores,
     reference: Scores,
     outliers: Mapping[str, Scores],
@@ -38,7 +36,7 @@ def code_lengths(
     figure, axes = plt.subplots(
         len(sets),
         len(columns),
-        figsize=(3.6 * len(columns) + 1, 1.05 * len(sets) + 1.5),
+        figsize=(max(3.2 * len(columns) + 1.4, 7.5), 1.05 * len(sets) + 1.5),
         squeeze=False,
         sharex="col",
         layout="constrained",
@@ -58,8 +56,10 @@ def code_lengths(
             values = scores.columns[:, place]
             ax.hist(values, bins=bins, color=colour)
             ax.axvspan(low, high, color=BLUE, alpha=0.12, lw=0, zorder=0)
-            ax.axvline(centre, color="0.3", ls="--", lw=1)
-            ax.set(yticks=[], xlim=(bins[0], bins[-1]))
+            ax.axvline(centre, ymax=0.72, color="0.3", ls="--", lw=1)
+            tallest = max(np.histogram(values, bins)[0].max(), 1)
+            # the upper part is for the numbers
+            ax.set(yticks=[], xlim=(bins[0], bins[-1]), ylim=(0, 1.4 * tallest))
             ax.spines["left"].set_visible(False)
             _beyond(
                 ax,
@@ -77,29 +77,23 @@ def code_lengths(
                 )
         axes[0, k].set_title("all scales together" if column == TOTAL else f"scale {column}")
         axes[-1, k].set_xlabel(BITS)
-    figure.suptitle(
-        f"Too few bits are as unusual as too many (dashed: mean of the reference; shaded: 95 % of "
-        f"{name})"
+    return finish(
+        figure,
+        "Too few bits are as unusual as too many",
+        f"dashed: mean of the reference; shaded: 95 % of {name}; {label}",
     )
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
 
 
 def _beyond(ax: Axes, left: int, right: int, median: float) -> None:
-    for count, x, arrow, side in (
-        (left, 0.02, "\N{LEFTWARDS ARROW} {}", "left"),
-        (right, 0.98, "{} \N{RIGHTWARDS ARROW}", "right"),
-    ):
+    """How many values lie beyond the axis on either side; the words stand once, on one line."""
+    words = f" off the axis, median {median:.1f}"
+    sides = {
+        "left": (left, 0.02, f"\N{LEFTWARDS ARROW} {left}" + words * (not right)),
+        "right": (right, 0.98, f"{right}{words} \N{RIGHTWARDS ARROW}"),
+    }
+    for side, (count, x, text) in sides.items():
         if count:
-            ax.text(
-                x,
-                0.6,
-                arrow.format(f"{count} off the axis, median {median:.1f}"),
-                transform=ax.transAxes,
-                ha=side,
-                va="center",
-                fontsize=8,
-            )
+            ax.text(x, 0.97, text, transform=ax.transAxes, ha=side, va="top", fontsize=SMALL)
 
 
 def auroc_by_scale(
@@ -140,12 +134,11 @@ def auroc_by_scale(
         range(len(kinds)), [f"{statistic}, {scale}" for statistic, scale in kinds]
     )
     axes[0, 0].invert_yaxis()
-    figure.suptitle(
+    title = (
         f"Which scale sees the difference? Left of 0.5, outliers pass for more typical than the "
         f"data (M = {batch}, N = {size})"
     )
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    return finish(figure, title, label)
 
 
 def auroc_by_setting(
@@ -209,13 +202,12 @@ def auroc_by_setting(
         ax.axhline(0.5, color="0.5", ls=":", lw=1)
         ax.set(xlabel=xlabel, title=title)
     axes[0].set_ylabel("AUROC with its interval")
-    axes[1].legend(frameon=False, loc="lower right")
-    figure.suptitle(
+    legend(axes[0])
+    title = (
         f"What larger batches and more reference images are worth (typicality, "
         f"{'all scales' if scale == TOTAL else scale})"
     )
-    figure.supxlabel(label, fontsize=8, color="0.35")
-    return figure
+    return finish(figure, title, label)
 
 
 def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[int]:

@@ -33,7 +33,8 @@ def targets(names: Sequence[str], folder: Path, replace: bool = False) -> dict[s
     taken = sorted(path for path in found.values() if path.exists())
     if taken and not replace:
         raise ValueError(
-            f"{taken[0]} is there already ({len(taken)} such files): give another folder, or --force"
+            f"{taken[0]} is there already ({len(taken)} such files): give another folder, or "
+            f"--force"
         )
     if len({str(path).casefold() for path in found.values()}) < len(found):
         raise ValueError(

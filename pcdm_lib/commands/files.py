@@ -256,7 +256,8 @@ def _report(out: Path, books: Any, given: int, verify: bool) -> None:
     )
     print(
         f"{books.images / books.seconds:.3f} images a second, "
-        f"{1 - books.network_seconds / books.seconds:.0%} of the time outside the network; {checked}"
+        f"{1 - books.network_seconds / books.seconds:.0%} of the time outside the network; "
+        f"{checked}"
     )
 
 

@@ -38,7 +38,10 @@ Moves = Sequence[tuple[str, float]]  # ("push" or "pop", bits on the stack after
 
 
 def waterfall(
-    ax: Axes, levels: Sequence[float], labels: Sequence[str], numbers: bool = True
+    ax: Axes,
+    levels: Sequence[float] | np.ndarray,
+    labels: Sequence[str],
+    numbers: bool = True,
 ) -> None:
     """Moves of a stack as floating bars: red downwards, blue upwards, and a line at the end.
 
@@ -587,10 +590,10 @@ def file_contents(measured: Sequence[Measured], label: str) -> Figure:
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in PART_COLOURS]
     legend(left, handles, kinds)
     for number, m in enumerate(measured):
-        for style, (scale, row) in zip(LINES, m.books.steps.items()):
+        for style, (scale, bits) in zip(LINES, m.books.steps.items()):
             right.plot(
-                np.arange(1, len(row) - 1) / m.settings.steps,
-                np.cumsum(row)[1:-1] / m.books.model_dims,
+                np.arange(1, len(bits) - 1) / m.settings.steps,
+                np.cumsum(bits)[1:-1] / m.books.model_dims,
                 style,
                 color=COLOURS[number % len(COLOURS)],
                 label=f"{m.model}, {scale}",

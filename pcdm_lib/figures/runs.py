@@ -1,4 +1,4 @@
-"""Figures of a training run: the live curve, where the bits go, samples that grow scale by scale."""
+"""Figures of a training run: the live curve, where the bits go, samples that grow by scales."""
 
 from __future__ import annotations
 

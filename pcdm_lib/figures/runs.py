@@ -80,7 +80,8 @@ class LiveCurve:
     """Redraws `training_curve` in place while training runs: pass it as `on_log`.
 
     Args:
-        display: the notebook's `display`. every: seconds between two drawings.
+        display: the notebook's `display`.
+        every: seconds between two drawings.
     """
 
     def __init__(

@@ -324,8 +324,8 @@ def _time_axes(
     seconds.
 
     Args:
-        curves: minutes and bits of each line. ends: minutes, bits, name and colour of each run's
-            end.
+        curves: minutes and bits of each line.
+        ends: minutes, bits, name and colour of each run's end.
     """
     levels = [end[1] for end in ends] + ([] if jpeg_xl is None else [jpeg_xl])
     low = min([*levels, *(float(bits.min()) for _, bits in curves)])

@@ -1,5 +1,5 @@
-"""The two slips of accounting: the contract's table, by two independent ways; what the slips are
-worth; and when the first one vanishes."""
+"""The two slips of accounting: the table of known answers, by two independent ways; what the slips
+are worth; and when the first one vanishes."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from pcdm_lib.experiments.studies.accounting import (
 )
 from pcdm_lib.likelihood import (
     EnumeratedSource,
-    contract_source,
     evaluate,
     exact_cascade,
+    example_source,
     kraft_sum,
 )
 from pcdm_lib.likelihood.enumerable import ising_source
 from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid
 from pcdm_lib.models import Cascade
 
-SOURCE = contract_source()
+SOURCE = example_source()
 ENTROPY = SOURCE.entropy_bits_per_dim
 MAPS: dict[str, HierarchicalMap] = {
     "vdm": Identity(),
@@ -52,7 +52,7 @@ def ledger(hierarchy: str = "wavelet", ratio: float = PAPER_RATIO, draws: int = 
     return exact_ledger(SOURCE, MAPS[hierarchy], ratio, draws=draws)
 
 
-# ---------------------------------------------------------------- the contract's table
+# ---------------------------------------------------------------- the table of known answers
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def ledger(hierarchy: str = "wavelet", ratio: float = PAPER_RATIO, draws: int = 
         ("wavelet", "LL/2", None, None, 0.9572, 5.331),
     ],
 )
-def test_table_of_the_contract(
+def test_table_of_known_answers(
     hierarchy: str,
     name: str,
     bpd: float | None,
@@ -73,9 +73,9 @@ def test_table_of_the_contract(
     precise: float,
     precise_kraft: float,
 ) -> None:
-    """Contract, Sect. 4: within 0.015 bpd of its Monte-Carlo figures, which are good to about 0.005
-    each, and 8 % of its sums; and within 4 standard errors, at most 0.001 bpd and 0.2 %, of what
-    4096 draws an image gave (errors 0.0001 bpd and 0.03 %)."""
+    """docs/likelihood.md, Sect. 4: within 0.015 bpd of its Monte-Carlo figures, which are good to
+    about 0.005 each, and 8 % of its sums; and within 4 standard errors, at most 0.001 bpd and 0.2
+    %, of what 4096 draws an image gave (errors 0.0001 bpd and 0.03 %)."""
     found = ledger(hierarchy).figures(ACCOUNTINGS[name])
     print(hierarchy, name, found)
     assert found.bpd_error < 0.001 and found.kraft_error < 0.002 * found.kraft

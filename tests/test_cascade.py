@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pcdm_lib.diffusion import LinearSchedule, MonotoneSchedule, gamma_for_spacing, step_term
-from pcdm_lib.likelihood import contract_source, exact_cascade
+from pcdm_lib.likelihood import exact_cascade, example_source
 from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, Subsampling
 from pcdm_lib.models import Cascade, ModelConfig, build
 
@@ -239,7 +239,7 @@ def test_samples_are_images(hierarchy: str, steps: int) -> None:
 def test_sampling_a_thousand_steps(hierarchy: HierarchicalMap) -> None:
     """The exact denoiser, 1000 steps: images in range and of the source's mean (4 standard
     errors)."""
-    source = contract_source()
+    source = example_source()
     images = (
         exact_cascade(source, hierarchy).sample(200, 1000, seeded(), dtype=torch.float64).images
     )

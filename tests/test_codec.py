@@ -20,7 +20,7 @@ from pcdm_lib.diffusion import (
     alpha_sigma,
     gamma_for_spacing,
 )
-from pcdm_lib.likelihood import contract_source
+from pcdm_lib.likelihood import example_source
 from pcdm_lib.likelihood.enumerable import ExactDenoiser
 from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid
 
@@ -353,7 +353,7 @@ def test_an_oracle_pays_for_the_start_and_the_end_only():
 
 @pytest.mark.parametrize("hierarchy", [Identity(), HaarWavelet(1), LaplacianPyramid(1)])
 def test_no_file_is_shorter_than_the_entropy(hierarchy):
-    source = contract_source()
+    source = example_source()
     x = source.images[source.draw(4000, torch.Generator().manual_seed(0))]
     specs = hierarchy.specs(source.image_shape, source.max_value)
     scales = TileScales(hierarchy, source.image_shape, source.max_value)

@@ -14,9 +14,9 @@ from pcdm_lib.diffusion import LinearSchedule
 from pcdm_lib.likelihood import (
     Evaluation,
     code_lengths,
-    contract_source,
     evaluate,
     exact_cascade,
+    example_source,
     kraft_sum,
     paired_difference,
 )
@@ -188,7 +188,7 @@ def test_mode_is_restored_after_an_error() -> None:
         evaluate(model, torch.full((2, 1, 4, 4), 300))
     assert model.training
     with pytest.raises(ValueError):
-        code_lengths(model, contract_source(), 2)
+        code_lengths(model, example_source(), 2)
     assert model.training
 
 
@@ -230,7 +230,7 @@ def test_code_lengths_and_their_errors() -> None:
     """Over 20 seeds the spread of an image's code length is the standard error reported (factor 1.4
     over all images), and Kraft's sum has no negative parts even where few draws make the errors
     large."""
-    source = contract_source()
+    source = example_source()
     model = exact_cascade(source, HaarWavelet(1))
     runs = [code_lengths(model, source, 40, seed) for seed in range(20)]
     spread = torch.stack([r[0] for r in runs]).var(0).mean().sqrt()

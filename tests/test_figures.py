@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from pcdm_lib import figures, load_pretrained
 from pcdm_lib.experiments.studies.accounting import exact_ledger
-from pcdm_lib.likelihood.enumerable import contract_source
+from pcdm_lib.likelihood.enumerable import example_source
 from pcdm_lib.likelihood.evaluation import TERMS, Evaluation
 from pcdm_lib.likelihood.information import InformationMap
 from pcdm_lib.maps import HaarWavelet, LaplacianPyramid
@@ -159,7 +159,7 @@ def unusual_images() -> Figure:
     return figures.information.unusual_images(groups, dict(zip(groups, photos(3))), 4.5, LABEL)
 
 
-SOURCE = contract_source()
+SOURCE = example_source()
 TITLE = "One honest count and three that are not: both slips together, 0.85 bits per dimension"
 CELLS = {"base: diffusion": 0.8, "details: diffusion": 0.6, "decoder and prior": 0.16}
 
@@ -462,6 +462,9 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "maps.progressions": progressions,
     "runs.training_curve": lambda: figures.runs.training_curve(training_rows(3), LABEL, 3.9),
     "runs.training_curve, one scale": lambda: figures.runs.training_curve(training_rows(1), LABEL),
+    "runs.training_curve, one row": lambda: figures.runs.training_curve(
+        training_rows(2)[:1], LABEL, 3.9
+    ),
     "runs.training_curve, weighted": lambda: figures.runs.training_curve(
         training_rows(2, weighting="edm"), LABEL
     ),

@@ -1,5 +1,5 @@
 """The probability flow: Eq. 6 where everything is known in closed form, and the same number as the
-bound's on the contract's source.
+bound's on the example source.
 
 Monte-Carlo figures have fixed seeds; every comparison is in standard errors, which are asserted to
 be small.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pcdm_lib.diffusion import Denoiser, LinearSchedule, alpha_sigma
-from pcdm_lib.likelihood import EnumeratedSource, contract_source, exact_cascade, paired_difference
+from pcdm_lib.likelihood import EnumeratedSource, exact_cascade, example_source, paired_difference
 from pcdm_lib.likelihood.flow import (
     FIXED,
     FLOW_TERMS,
@@ -37,7 +37,7 @@ from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyram
 from pcdm_lib.models import Cascade, ModelConfig, build
 
 MAPS = {"vdm": Identity(), "wavelet": HaarWavelet(1), "laplacian": LaplacianPyramid(1)}
-SOURCE = contract_source()
+SOURCE = example_source()
 RANGE = (-8.0, 6.0)
 
 
@@ -277,7 +277,7 @@ def test_trace_against_finite_differences(hierarchy: str, model: str) -> None:
             assert torch.allclose(mean, found, rtol=1e-9, atol=1e-9)
 
 
-# ---------------------------------------------------------------- the contract's source, exact
+# ---------------------------------------------------------------- the example source, exact
 # denoiser
 
 
@@ -367,11 +367,11 @@ def expectation(result: FlowEvaluation) -> tuple[float, float]:
     ("hierarchy", "expected", "exactly"), [("vdm", 1.557, 1.5503), ("wavelet", 1.560, 1.5533)]
 )
 def test_known_answers(hierarchy: str, expected: float, exactly: float) -> None:
-    """Contract, Sect. 4 and 5: the flow reads what the bound reads, by enumeration of all images.
-    With the exact trace the noise of an estimate all but cancels, so it is that of test_laws.py
-    (entropy plus the decoder's looseness) within 3 standard errors of at most 0.0015 bpd, plus
-    0.001 for the tolerance and for how well that is known; with Hutchinson's estimator within 3 of
-    at most 0.009."""
+    """docs/likelihood.md, Sect. 4 and 5: the flow reads what the bound reads, by enumeration of all
+    images. With the exact trace the noise of an estimate all but cancels, so it is that of
+    test_laws.py (entropy plus the decoder's looseness) within 3 standard errors of at most 0.0015
+    bpd, plus 0.001 for the tolerance and for how well that is known; with Hutchinson's estimator
+    within 3 of at most 0.009."""
     result = enumerated(hierarchy, EXACT, 5)
     bpd, error = expectation(result)
     print(hierarchy, "exact", bpd, error, result.evaluations_per_scale)
@@ -418,10 +418,10 @@ def test_kraft_random_weights(hierarchy: str) -> None:
 
 @pytest.mark.parametrize("hierarchy", list(MAPS))
 def test_three_ways_agree(hierarchy: str) -> None:
-    """THE law (contract, Sect. 5): continuous-time bound, T-step bound and flow are one number with
-    the exact denoiser, on the same images within 3 standard errors of at most 0.01 bpd of the
-    paired difference (the wrong accountings are off by 0.12 and 0.7); that of T = 2048 is above by
-    0.002 to 0.008, well known because both bounds share their noise."""
+    """THE law (docs/likelihood.md, Sect. 5): continuous-time bound, T-step bound and flow are one
+    number with the exact denoiser, on the same images within 3 standard errors of at most 0.01 bpd
+    of the paired difference (the wrong accountings are off by 0.12 and 0.7); that of T = 2048 is
+    above by 0.002 to 0.008, well known because both bounds share their noise."""
     images = SOURCE.images.repeat_interleave((512 * SOURCE.log_prob.exp()).round().long(), dim=0)
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(9))]
     table = compare_likelihoods(

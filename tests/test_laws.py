@@ -1,4 +1,4 @@
-"""The two laws of the likelihood contract, and what follows from them, on sources whose every image
+"""The two laws of docs/likelihood.md, and what follows from them, on sources whose every image
 can be listed.
 
 Entropy: no expected code length lies below the entropy of its source; with the exact denoiser it
@@ -25,9 +25,9 @@ from pcdm_lib.experiments.studies.accounting import ACCOUNTINGS, Recount
 from pcdm_lib.likelihood import (
     EnumeratedSource,
     Evaluation,
-    contract_source,
     evaluate,
     exact_cascade,
+    example_source,
     kraft_sum,
 )
 from pcdm_lib.likelihood.enumerable import ising_source
@@ -35,7 +35,7 @@ from pcdm_lib.maps import HaarWavelet, Identity, LaplacianPyramid
 from pcdm_lib.models import Cascade, ModelConfig, build
 
 MAPS = {"vdm": Identity(), "wavelet": HaarWavelet(1), "laplacian": LaplacianPyramid(1)}
-SOURCE = contract_source()
+SOURCE = example_source()
 ENTROPY = SOURCE.entropy_bits_per_dim
 
 
@@ -48,7 +48,7 @@ def proportional(source: EnumeratedSource, n: int) -> Tensor:
 def measure(
     cascade: Cascade, n: int, repeats: int, steps: int | None = None, seed: int = 0
 ) -> Evaluation:
-    """The bound on the contract's source; `bpd` with `se_noise` is an estimate of the expected code
+    """The bound on the example source; `bpd` with `se_noise` is an estimate of the expected code
     length."""
     images = proportional(SOURCE, n)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(99))
@@ -133,7 +133,7 @@ def exact_measure(hierarchy: str, ratio: float) -> Evaluation:
 
 
 def test_entropy_of_the_source() -> None:
-    """The contract's number, 1.5485 bits a dimension."""
+    """The known number, 1.5485 bits a dimension."""
     assert pytest.approx(1.5485, abs=5e-5) == ENTROPY
 
 
@@ -152,9 +152,9 @@ def test_exact_bound_is_the_entropy(hierarchy: str) -> None:
     ("hierarchy", "expected", "exactly"), [("vdm", 1.557, 1.5503), ("wavelet", 1.560, 1.5533)]
 )
 def test_known_answers(hierarchy: str, expected: float, exactly: float) -> None:
-    """Contract, Sect. 4, first two rows (good to 0.005 bpd), within 3 standard errors of at most
-    0.004 on top; and within 3 standard errors of the entropy plus the decoder's looseness, E[log
-    P(z | z_0) under the source - the same under the decoder],
+    """docs/likelihood.md, Sect. 4, first two rows (good to 0.005 bpd), within 3 standard errors of
+    at most 0.004 on top; and within 3 standard errors of the entropy plus the decoder's looseness,
+    E[log P(z | z_0) under the source - the same under the decoder],
     summed over scales: good to 0.0003, from 40,000 draws of the difference."""
     result = exact_measure(hierarchy, 0.166)
     print(hierarchy, result.bpd, result.se_noise)
@@ -282,8 +282,8 @@ def test_laws_hold_in_steps(hierarchy: str) -> None:
 def test_wrong_accountings_are_rejected(
     accounting: str, bpd: float, kraft: float, draws: int
 ) -> None:
-    """Contract, Sect. 4, last two rows: the same checks that pass above fail here by more than 5
-    standard errors, at the figures that need no drawn noise levels (`exact_ledger`,
+    """docs/likelihood.md, Sect. 4, last two rows: the same checks that pass above fail here by more
+    than 5 standard errors, at the figures that need no drawn noise levels (`exact_ledger`,
     tests/test_accounting.py) within 4."""
     cascade = Recount(exact_cascade(SOURCE, MAPS["wavelet"]), ACCOUNTINGS[accounting])
     result, (total, error) = measure(cascade, 16_384, 10), kraft_sum(cascade, SOURCE, draws)

@@ -279,8 +279,8 @@ def test_every_combination_runs(
 
 
 def test_channels_of_the_paper() -> None:
-    """Contract, Sect. 3: without waves the first detail network sees 12 channels of the wavelet, 6
-    of the pyramid."""
+    """docs/likelihood.md, Sect. 3: without waves the first detail network sees 12 channels of the
+    wavelet, 6 of the pyramid."""
     assert denoiser(HaarWavelet(1), 1, features="none").net.entry.in_channels == 12
     assert denoiser(LaplacianPyramid(1), 1, features="none").net.entry.in_channels == 6
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pcdm_lib.diffusion import EdmLoss, LinearSchedule
-from pcdm_lib.likelihood import contract_source, evaluate
+from pcdm_lib.likelihood import evaluate, example_source
 from pcdm_lib.maps import HaarWavelet, Identity
 from pcdm_lib.models import PreconditionedDenoiser, build, preset
 from pcdm_lib.training import Trainer
@@ -101,7 +101,7 @@ def test_a_model_trained_so_has_a_bound_and_costs_more(tmp_path) -> None:
     """The price in bits: the same network and number of updates, trained on the weighted loss,
     takes more bits than on the bound, and its bound is still above the entropy. The log says that
     its losses are no bits."""
-    source = contract_source()
+    source = example_source()
     images = (source.images[source.draw(512, torch.Generator().manual_seed(0))] * 85).to(
         torch.uint8
     )

@@ -19,11 +19,17 @@ else, package by package, in the order in which imports point.
 {pages}
 ```
 
+{entries}
+"""
+GROUP = """\
+## From {part}
+
 ```{{eval-rst}}
 .. currentmodule:: pcdm_lib
 
 {entries}
 ```
+
 """
 # Imports point one way; packages that are not listed follow in alphabetical order.
 ORDER = (
@@ -39,7 +45,7 @@ def write(folder: Path) -> None:
         old.unlink()
     library = import_module("pcdm_lib")
     parts = [p.name for p in pkgutil.iter_modules(library.__path__) if p.name != "__main__"]
-    parts.sort(key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    parts.sort(key=_place)
     for part in parts:
         (folder / f"{part}.rst").write_text(_package(f"pcdm_lib.{part}"), encoding="utf-8")
     names = list(library.__all__)
@@ -48,8 +54,21 @@ def write(folder: Path) -> None:
 
 
 def _public(names: list[str]) -> str:
+    """The public names under headings, the packages that hold them."""
     library = import_module("pcdm_lib")
-    return "\n\n".join(_entry(getattr(library, name), name) for name in names)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        thing = getattr(library, name)
+        groups.setdefault(thing.__module__.split(".")[1], []).append(_entry(thing, name))
+    text = ""
+    for part in sorted(groups, key=_place):
+        entries = "\n\n".join(groups[part])
+        text += GROUP.format(part=part, entries=entries)
+    return text
+
+
+def _place(name: str) -> tuple[int, str]:
+    return ORDER.index(name) if name in ORDER else len(ORDER), name
 
 
 def _entry(thing: object, name: str) -> str:

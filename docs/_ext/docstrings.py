@@ -16,6 +16,7 @@ from sphinx.application import Sphinx
 SECTIONS = ("Args", "Attributes", "Example", "Examples", "Note", "Raises", "Returns", "Yields")
 _SECTION = re.compile(rf"({'|'.join(SECTIONS)}):\s*$")
 _CODE = re.compile(r"(``.+?``|`[^`]+`|\*\*[^*\s][^*]*\*\*)")  # and bold text
+_NAMED = re.compile(r"\w[\w, ]*: ")
 _HIDDEN = "\ue000"
 _BULLET = re.compile(r"(\s*[*-] )(.*)")
 
@@ -49,12 +50,15 @@ def _blocks(lines: list[str]) -> list[list[str]]:
 
 
 def _paragraph(block: list[str]) -> list[str]:
-    """Text, a list, or lines with hanging indents, which become a list."""
+    """Text, a list, or names with hanging descriptions, which become a list."""
     listed = bool(_BULLET.match(block[0]))
-    if not listed and any(line.startswith("  ") for line in block):
-        hanging = [(line.startswith("  "), _escape(line.strip())) for line in block]
-        return [f"  {text}" if hangs else f"* {text}" for hangs, text in hanging]
-    return [_item(_clamp(line, 2)) if listed else _escape(line) for line in block]
+    if not listed:
+        hangs = [line.startswith("  ") for line in block]
+        named = all(_NAMED.match(x) for x, hanging in zip(block, hangs, strict=True) if not hanging)
+        marks = ["  " if hanging else "* " for hanging in hangs]
+        marks = marks if named and any(hangs) else [""] * len(block)
+        return [mark + _escape(x.strip()) for mark, x in zip(marks, block, strict=True)]
+    return [_item(_clamp(line, 2)) for line in block]
 
 
 def _clamp(line: str, most: int) -> str:

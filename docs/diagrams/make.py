@@ -142,7 +142,7 @@ def draw_image(ax: Axes, image: torch.Tensor) -> None:
 def draw_map(ax: Axes) -> None:
     """The arrows from the image to its scales."""
     heading(ax, 2.1, "Map", "keeps volume")
-    for _name, (y, _) in ROWS.items():
+    for y, _ in ROWS.values():
         arrow(ax, (1.66, 2.4), (2.66, y + SIDE / 2), bend=0.0)
     ax.text(
         2.13,

@@ -5,7 +5,7 @@ from pcdm_lib.coding.archive import Archive, compress
 from pcdm_lib.coding.chunks import Settings
 
 __all__ = [
-    "compress",
     "Archive",
     "Settings",
+    "compress",
 ]

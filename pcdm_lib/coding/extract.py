@@ -26,8 +26,8 @@ def targets(names: Sequence[str], folder: Path, replace: bool = False) -> dict[s
             or not (folder / path).resolve().is_relative_to(folder.resolve())
         ):
             raise ValueError(
-                f"the name {name!r} leads out of {folder}: the file was made by somebody who "
-                f"means no good; nothing was written"
+                f"the name {name!r} leads out of {folder}: the file may be malicious; nothing was "
+                f"written"
             )
         found[name] = folder / path
     taken = sorted(path for path in found.values() if path.exists())

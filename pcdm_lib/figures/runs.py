@@ -42,7 +42,8 @@ def training_curve(
     for colour, (name, values) in zip((BLACK, *COLOURS), series.items()):
         smooth = _smooth(values)
         axes.plot(minutes, values, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(minutes, smooth, color=colour, linewidth=2)
+        dot = "o" if len(rows) == 1 else None  # a single row makes no line
+        axes.plot(minutes, smooth, color=colour, linewidth=2, marker=dot)
         if len(smooth):
             ends.append((smooth[-1], f"{name}: {smooth[-1]:.2f}", colour))
     weighting = rows[-1].get("weighting") if rows else None
@@ -64,7 +65,7 @@ def training_curve(
     end_labels(axes, ends)
     what = "loss" if weighting else "bound"
     learns = f"Each scale learns its own part of the {what}"
-    return finish(figure, learns if len(names) > 1 else f"The {what} falls", label)
+    return finish(figure, learns if len(names) > 1 else f"One scale learns the whole {what}", label)
 
 
 def _smooth(values: np.ndarray, keep: float = 0.8) -> np.ndarray:

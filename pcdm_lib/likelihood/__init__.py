@@ -5,23 +5,23 @@ from pcdm_lib.likelihood.enumerable import (
     EnumeratedSource,
     all_images,
     code_lengths,
-    contract_source,
     exact_cascade,
+    example_source,
     kraft_sum,
 )
 from pcdm_lib.likelihood.evaluation import Evaluation, evaluate, paired_difference
 from pcdm_lib.likelihood.information import InformationMap, information_map
 
 __all__ = [
-    "Evaluation",
-    "evaluate",
-    "paired_difference",
     "EnumeratedSource",
-    "all_images",
-    "contract_source",
-    "exact_cascade",
-    "code_lengths",
-    "kraft_sum",
+    "Evaluation",
     "InformationMap",
+    "all_images",
+    "code_lengths",
+    "example_source",
+    "evaluate",
+    "exact_cascade",
     "information_map",
+    "kraft_sum",
+    "paired_difference",
 ]

@@ -60,7 +60,7 @@ def all_images(side: int, levels: int) -> Tensor:
     return torch.stack(digits, dim=1).reshape(-1, 1, side, side).to(torch.int32)
 
 
-def contract_source() -> EnumeratedSource:
+def example_source() -> EnumeratedSource:
     """The 2x2 source with levels 0..3 of docs/likelihood.md, Sect. 4; its entropy is 1.5485 bits a
     dimension."""
     images = all_images(2, 4)

@@ -7,13 +7,13 @@ from pcdm_lib.maps.standard import MAPS, Identity, Subsampling, make_map
 from pcdm_lib.maps.wavelet import HaarWavelet
 
 __all__ = [
-    "HierarchicalMap",
-    "HaarWavelet",
-    "LaplacianPyramid",
-    "Subsampling",
-    "Identity",
     "MAPS",
-    "make_map",
-    "Scales",
+    "HaarWavelet",
+    "HierarchicalMap",
+    "Identity",
+    "LaplacianPyramid",
     "ScaleSpec",
+    "Scales",
+    "Subsampling",
+    "make_map",
 ]

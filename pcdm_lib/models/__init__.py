@@ -11,18 +11,18 @@ from pcdm_lib.models.scale import Scale
 from pcdm_lib.models.unet import UNet
 
 __all__ = [
-    "Cascade",
-    "Scale",
     "Bound",
-    "Samples",
-    "bits_per_dim",
+    "Cascade",
     "Config",
     "ModelConfig",
-    "TrainingConfig",
-    "preset",
-    "build",
-    "UNet",
     "PreconditionedDenoiser",
+    "Samples",
+    "Scale",
+    "TrainingConfig",
+    "UNet",
+    "bits_per_dim",
+    "build",
     "load_cascade",
     "load_pretrained",
+    "preset",
 ]

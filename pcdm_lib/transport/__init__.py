@@ -6,9 +6,9 @@ from pcdm_lib.transport.wavelets import wavelet_emd
 
 __all__ = [
     "exact_emd",
+    "scale_constants",
+    "score_errors",
+    "transport_bound",
     "transport_plan",
     "wavelet_emd",
-    "score_errors",
-    "scale_constants",
-    "transport_bound",
 ]

@@ -710,8 +710,10 @@ def test_constants_of_the_derivation(height, width):
         assert (found <= l1 * (1 + 1e-12)).all() and (
             l1 <= math.sqrt(2) * found * (1 + 1e-12)
         ).all()
-        cheap, dear = (scale_constants((height, width), levels, create_cost=c) for c in (0.5, 1e9))
-        assert dear.scales == pytest.approx(found) and cheap.mean == 0.5 * math.sqrt(n)
+        cheap, expensive = (
+            scale_constants((height, width), levels, create_cost=c) for c in (0.5, 1e9)
+        )
+        assert expensive.scales == pytest.approx(found) and cheap.mean == 0.5 * math.sqrt(n)
         assert cheap.scales == pytest.approx(np.minimum(found, cheap.mean))
 
 

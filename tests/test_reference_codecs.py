@@ -1,4 +1,4 @@
-"""The yardstick codecs: real files, every bit kept, and the arithmetic from bytes to bits per
+"""The baseline codecs: real files, every bit kept, and the arithmetic from bytes to bits per
 dimension."""
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def test_the_tables_hold_them(ran: Path) -> None:
         tables.TITLES["paired"],
         tables.TITLES["compression"],
         "not run",
-        "not at hand",
+        "not available",
     ):
         assert name in text, name
     assert sum("image/png" in output.get("data", {}) for output in shown) >= 2

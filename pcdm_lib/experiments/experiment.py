@@ -223,7 +223,7 @@ class Experiment:
             "system": f"{self.name}, paper"
             if figure is None
             else f"{figure.name}, {figure.source}",
-            "bpd": published.NOT_AT_HAND if figure is None else figure.text,
+            "bpd": published.NOT_AVAILABLE if figure is None else figure.text,
             "standard error": "not given",
             "seed": "not given",
             "compute": "not given" if updates is None else f"{updates:g} million updates",

@@ -3,7 +3,7 @@ stands in a cell that has no figure.
 
 None was measured here. They come from the tables of one later work that quotes the original papers
 (REFERENCES); the tables of the PCDM paper itself could not be opened when this was written, so
-figures that only they hold are records without a value, NOT_AT_HAND, and never a number from
+figures that only they hold are records without a value, NOT_AVAILABLE, and never a number from
 memory. Where that later work has a dash there is no record. Each figure keeps the digits in which
 it was quoted.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 # What a cell says that holds no figure; the first two are about figures of others, the last two
 # about ours.
 NOT_GIVEN = "not given"  # the source does not state it
-NOT_AT_HAND = "not at hand"  # the paper has it, and the paper's table could not be opened here
+NOT_AVAILABLE = "not available"  # the paper has it in a table that this list does not hold
 NOT_RUN = "not run"  # no results file holds it
 NOT_MEASURED = "n/a"  # the results file holds none, or one that is not finite
 
@@ -70,7 +70,7 @@ class PublishedFigure:
     missing: str = ""
 
     def __post_init__(self) -> None:
-        if not self.source or (self.value is None) != (self.missing in (NOT_GIVEN, NOT_AT_HAND)):
+        if not self.source or (self.value is None) != (self.missing in (NOT_GIVEN, NOT_AVAILABLE)):
             raise ValueError(
                 f"{self.name}, {self.quantity} on {self.data}: a figure needs a source, and a "
                 f"value or the reason why there is none"
@@ -124,7 +124,7 @@ def _missing(
         f"{PAPER}, {where}",
         "could not be looked up",
         system=system,
-        missing=NOT_AT_HAND,
+        missing=NOT_AVAILABLE,
     )
 
 

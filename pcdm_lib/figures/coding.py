@@ -536,7 +536,7 @@ def overhead(
 def file_sizes(measured: Sequence[Measured], label: str) -> Figure:
     """Bound, net and file of every model and T, bits per dimension; error bars are the standard
     error of net minus bound."""
-    names = [f"{m.model}\nT = {m.settings.steps}, {m.books.images} images" for m in measured]
+    names = [f"{m.model}\nT = {m.settings.steps}, {m.statistics.images} images" for m in measured]
     figure, ax = plt.subplots(figsize=(8.5, 0.75 * len(names) + 1.9))
     rows = np.arange(len(names))[::-1]
     ax.plot(
@@ -550,7 +550,7 @@ def file_sizes(measured: Sequence[Measured], label: str) -> Figure:
         label="T-step bound",
     )
     ax.errorbar(
-        [m.books.net_bpd for m in measured],
+        [m.statistics.net_bpd for m in measured],
         rows,
         xerr=[m.excess[1] for m in measured],
         fmt=".",
@@ -584,9 +584,14 @@ def file_contents(measured: Sequence[Measured], label: str) -> Figure:
     for row, m in enumerate(measured):
         values = (
             np.array(
-                [m.books.model_bits, m.books.start_bits, m.books.plain_bits, m.books.container_bits]
+                [
+                    m.statistics.model_bits,
+                    m.statistics.start_bits,
+                    m.statistics.plain_bits,
+                    m.statistics.container_bits,
+                ]
             )
-            / m.books.dims
+            / m.statistics.dims
         )
         begins = np.concatenate([[0], values.cumsum()[:-1]])
         left.barh(row, values, left=begins, color=PART_COLOURS, edgecolor="white")
@@ -596,10 +601,10 @@ def file_contents(measured: Sequence[Measured], label: str) -> Figure:
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in PART_COLOURS]
     legend(left, handles, kinds)
     for number, m in enumerate(measured):
-        for style, (scale, bits) in zip(LINES, m.books.steps.items()):
+        for style, (scale, bits) in zip(LINES, m.statistics.steps.items()):
             right.plot(
                 np.arange(1, len(bits) - 1) / m.settings.steps,
-                np.cumsum(bits)[1:-1] / m.books.model_dims,
+                np.cumsum(bits)[1:-1] / m.statistics.model_dims,
                 style,
                 color=COLOURS[number % len(COLOURS)],
                 label=f"{m.model}, {scale}",

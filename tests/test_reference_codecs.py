@@ -1,4 +1,4 @@
-"""The baseline codecs: real files, every bit kept, and the arithmetic from bytes to bits per
+"""The codecs to compare with: real files, every bit kept, and the arithmetic from bytes to bits per
 dimension."""
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def ship(
     data = sets.load_data(dataset, root=data_root, size=size)
     print(f"data: {data.label}", flush=True)
     checks = {dataset if data.of_a_path else data.name: data}
-    # figures that can be checked where that data set is not available
+    # figures that can be checked where that data set is not there
     if data.name != "photos" and data.train.shape[1] == 3:
         checks["photos"] = sets.load_data("photos", size=data.train.shape[-1])
     folders = [Path(run) for run in sources(runs)]

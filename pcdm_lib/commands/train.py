@@ -86,7 +86,7 @@ class Choices:
 @examples(
     "pcdm train runs/a --minutes 10",
     "pcdm train runs/a --minutes 10 --resume",
-    "pcdm train runs/b --system vdm --dataset folder:my/ --steps 2000 --set learning_rate=0.002",
+    "pcdm train runs/b --system vdm --dataset folder:mine/ --steps 2000 --set learning_rate=0.002",
     "pcdm train runs/c --preset paper-cifar10 --dataset cifar10 --device cuda --dry-run",
     "pcdm train runs/details --scales details1 --steps 2000",
     "torchrun --standalone --nproc-per-node 2 -m pcdm_lib train runs/d --minutes 10",

@@ -2,10 +2,9 @@
 stands in a cell that has no figure.
 
 None was measured here. They come from the tables of one later work that quotes the original papers
-(REFERENCES); the tables of the PCDM paper itself could not be opened when this was written, so
-figures that only they hold are records without a value, NOT_AVAILABLE, and never a number from
-memory. Where that later work has a dash there is no record. Each figure keeps the digits in which
-it was quoted.
+(REFERENCES). A figure that only the PCDM paper's own tables hold is a record without a value,
+NOT_AVAILABLE; docs/results.md has those figures with their place in the paper. Where the later work
+has a dash there is no record. Each figure keeps the digits in which it was quoted.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 # What a cell says that holds no figure; the first two are about figures of others, the last two
 # about ours.
 NOT_GIVEN = "not given"  # the source does not state it
-NOT_AVAILABLE = "not available"  # the paper has it in a table that this list does not hold
+NOT_AVAILABLE = "not available"  # the paper has it, the later work does not
 NOT_RUN = "not run"  # no results file holds it
 NOT_MEASURED = "n/a"  # the results file holds none, or one that is not finite
 

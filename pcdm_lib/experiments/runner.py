@@ -98,6 +98,13 @@ class _Client(PapermillNotebookClient):
                 self.line.show(f"cell {cell_index + 1} of {len(self.nb.cells)}: {text}")
         return output
 
+    def execute_cell(self, *args: Any, **kwargs: Any) -> Any:
+        """As nbclient; a cell's last line stands before papermill says that the cell has ended."""
+        try:
+            return super().execute_cell(*args, **kwargs)
+        finally:
+            self.line.end()
+
     def log_output_message(self, output: Any) -> None:
         """As papermill, without the text that stands for a widget: the line says it better."""
         if "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):

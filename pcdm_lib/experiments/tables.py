@@ -77,8 +77,7 @@ NOTES = {
     "noise; another seed of training would add to it.",
 }
 NUMBERING = (
-    "Tables go by their content. Their numbers are those of the issue that asked for "
-    "them; the paper's own tables could not be opened here."
+    "Tables are ordered by what they show. docs/results.md has the paper's own tables beside ours."
 )
 
 # Which command fills a place: parts of the suite by system, at a budget that is an example.

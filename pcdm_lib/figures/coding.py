@@ -614,4 +614,4 @@ def file_contents(measured: Sequence[Measured], label: str) -> Figure:
     right.set_title("Bits along the chain: each latent less the next one's noise")
     if right.lines:  # there is nothing to see where no image was the model's
         legend(right)
-    return finish(figure, "Nearly all of a file is the model's bits", label)
+    return finish(figure, "Where the bytes of each file go", label)

@@ -1,4 +1,4 @@
-"""Figures of a training run: the live curve, where the bits go, samples that grow by scales."""
+"""Figures of a training run: the live curve, where the bits go, samples scale by scale."""
 
 from __future__ import annotations
 
@@ -81,8 +81,7 @@ class LiveCurve:
     """Redraws `training_curve` in place while training runs: pass it as `on_log`.
 
     Args:
-        display: the notebook's `display`.
-        every: seconds between two drawings.
+        display: the notebook's `display`. every: seconds between two drawings.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from pcdm_lib.experiments.tables import Result, number, obstacles, paired, scale_shares, text
-from pcdm_lib.figures.style import BLUE, GREEN, GREY, PURPLE, SMALL, VERMILION, finish
+from pcdm_lib.figures.style import BLUE, GREEN, GREY, PURPLE, SMALL, VERMILION, end_labels, finish
 from pcdm_lib.models.checkpoints import read_log
 
 SYSTEM_COLOURS = {"wavelet": BLUE, "laplacian": VERMILION, "standard": GREEN, "vdm": PURPLE}
@@ -203,26 +203,15 @@ def bits_by_scale(results: Sequence[Result]) -> Figure:
             bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"},
         )
     jpeg_xl = _jpeg_xl(results)
-    if jpeg_xl is not None:
-        ax.axhline(jpeg_xl, color="0.4", linestyle=":", linewidth=1.2, zorder=0)
-        ax.annotate(
-            f"JPEG XL files {jpeg_xl:.2f}",
-            (1, jpeg_xl),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=SMALL,
-            color=GREY,
-        )
     ax.set_xticks(range(len(results)), [names[r.path] for r in results])
-    right = len(results) - (0.4 if jpeg_xl is None else 0.1)  # room for the name of the line
     ax.set(
         ylabel="held-out bits per dimension",
         ylim=(0, 1.22 * max(top, jpeg_xl or 0.0)),
-        xlim=(-0.6, right),
+        xlim=(-0.6, len(results) - 0.4),
     )
+    if jpeg_xl is not None:
+        ax.axhline(jpeg_xl, color="0.4", linestyle=":", linewidth=1.2, zorder=0)
+        end_labels(ax, [(jpeg_xl, f"JPEG XL files {jpeg_xl:.2f}", GREY)])
     errors = (
         f"error bars: ±2 standard errors of the difference from {names[reference.path]}, image by "
         f"image (± is one); dotted: of the figure alone"

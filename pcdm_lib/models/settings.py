@@ -29,7 +29,7 @@ MEANINGS = {
     "shared_schedule": "one schedule for all scales",
     "gamma_min": "log noise-to-signal ratio at t = 0, one or one a scale; empty: by sigma_ratio",
     "gamma_max": "log noise-to-signal ratio at t = 1, one or one a scale",
-    "sigma_ratio": "noise at t = 0 over the spacing of the integers, where gamma_min is empty",
+    "sigma_ratio": "noise at t = 0 over the spacing of a scale's integers, if gamma_min is empty",
     # the training
     "batch_size": "images a step, of all processes together",
     "optimiser": "adamw, or muon for hidden convolutions and adamw for the rest",

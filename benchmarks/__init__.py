@@ -1,4 +1,4 @@
-"""Speed, memory and efficiency of pcdm_lib on the machine at hand: `python -m benchmarks`, from the
+"""Speed, memory and efficiency of pcdm_lib on this machine: `python -m benchmarks`, from the
 checkout.
 
 Absolute times belong to one machine and one hour. What compares two ways of doing a thing is

@@ -23,7 +23,7 @@ from pcdm_lib.__main__ import main
 from pcdm_lib.coding import Archive, Settings, archive, compress, container
 from pcdm_lib.coding import chunks as chunks_module
 from pcdm_lib.coding.archive import WrongModel
-from pcdm_lib.coding.chunks import Books
+from pcdm_lib.coding.chunks import Statistics
 from pcdm_lib.coding.container import DamagedFile, UnknownVersion
 from pcdm_lib.models import presets
 from pcdm_lib.models.config import ModelConfig
@@ -65,18 +65,18 @@ def photographs(count: int, seed: int = 0) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def assert_round_trip(tmp_path, images, settings=FAST, cascade=CASCADE, **prepare) -> Books:
+def assert_round_trip(tmp_path, images, settings=FAST, cascade=CASCADE, **prepare) -> Statistics:
     path = tmp_path / "a.pcdm"
-    books = compress(images, path, cascade, "tiny", settings)
+    statistics = compress(images, path, cascade, "tiny", settings)
     with Archive(path) as file:
         file.prepare(cascade, **prepare)
         found = list(file.images())
     assert [name for name, _ in found] == [name for name, _ in images]
     for (name, given_), (_, back) in zip(images, found):
         assert back.dtype == np.uint8 and np.array_equal(given_, back), name
-    # every byte is in the books
-    assert abs(books.total_bits - 8 * path.stat().st_size) < 1e-6 * books.total_bits
-    return books
+    # every byte is in the statistics
+    assert abs(statistics.total_bits - 8 * path.stat().st_size) < 1e-6 * statistics.total_bits
+    return statistics
 
 
 def odd_images() -> list[tuple[str, np.ndarray]]:
@@ -159,8 +159,8 @@ def test_images_that_a_model_expands_are_stored_by_a_plain_codec(tmp_path):
     images = [
         (f"noise{i}", rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for i in range(8)
     ] + [("flat", np.zeros((64, 64, 3), np.uint8))]
-    books = assert_round_trip(tmp_path, images)
-    assert books.plain_images == 9
+    statistics = assert_round_trip(tmp_path, images)
+    assert statistics.plain_images == 9
     png = 0
     for _, image in images:
         buffer = io.BytesIO()
@@ -174,18 +174,20 @@ def test_a_trained_model_pays_the_bound_and_the_books_add_up(tmp_path):
     value on the latents of the file, or by less."""
     found = data.load_data("photos").heldout[::20][:6]
     images = [(f"{i}.png", image.permute(1, 2, 0).numpy()) for i, image in enumerate(found)]
-    books = assert_round_trip(
+    statistics = assert_round_trip(
         tmp_path, images, Settings(steps=30, plain=False), load_pretrained("photos32-wavelet")
     )
-    assert books.model_images == 6 and 3.0 < books.net_bpd < 8.0
-    assert books.model_bits / books.ideal_bits < 1.005
-    # the books add up to the stack
-    assert abs(sum(row.sum() for row in books.steps.values()) / books.model_bits - 1) < 0.005
-    assert abs(sum(books.image_bits.values()) / books.model_bits - 1) < 0.005 and [
-        *books.image_bits
+    assert statistics.model_images == 6 and 3.0 < statistics.net_bpd < 8.0
+    assert statistics.model_bits / statistics.ideal_bits < 1.005
+    # the statistics add up to the stack
+    assert (
+        abs(sum(row.sum() for row in statistics.steps.values()) / statistics.model_bits - 1) < 0.005
+    )
+    assert abs(sum(statistics.image_bits.values()) / statistics.model_bits - 1) < 0.005 and [
+        *statistics.image_bits
     ] == [*range(6)]
-    assert set(books.steps) == {"base", "details1"} and all(
-        len(row) == 32 for row in books.steps.values()
+    assert set(statistics.steps) == {"base", "details1"} and all(
+        len(row) == 32 for row in statistics.steps.values()
     )
 
 
@@ -588,8 +590,8 @@ def test_shapes_that_nobody_wrote_cost_no_memory(sample, tmp_path, shapes):
 
 def test_an_image_too_large_for_the_model_is_plain(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks_module, "MAX_SAMPLES", 1000)
-    books = assert_round_trip(tmp_path, photographs(3))
-    assert books.plain_images >= 2
+    statistics = assert_round_trip(tmp_path, photographs(3))
+    assert statistics.plain_images >= 2
     with pytest.raises(ValueError, match="cut the image"):
         compress(photographs(3), tmp_path / "b.pcdm", CASCADE, "tiny", MODEL_ONLY)
     assert not (tmp_path / "b.pcdm").exists()

@@ -27,30 +27,30 @@ def measured():
 
 
 def test_the_figures_of_a_file(measured):
-    books = measured.books
+    statistics = measured.statistics
     assert (
-        measured.file_bpd == pytest.approx(books.bpd)
-        and books.images == 4
-        and books.dims == 4 * 3072
+        measured.file_bpd == pytest.approx(statistics.bpd)
+        and statistics.images == 4
+        and statistics.dims == 4 * 3072
     )
     assert len(measured.bound.parts) == 4 and measured.bound.steps == 20
     mean, error = measured.excess
-    assert mean == pytest.approx(books.net_bpd - measured.bound.bpd, rel=0.01, abs=0.02)
+    assert mean == pytest.approx(statistics.net_bpd - measured.bound.bpd, rel=0.01, abs=0.02)
     # at so few steps it is well below the bound: a latent far from where it was expected costs 24
     # bits, or an escape, and not its squared distance
     assert error > 0 and mean < 4 * error
-    assert records.finite(measured.to_dict())["books"]["model_images"] == 4
+    assert records.finite(measured.to_dict())["statistics"]["model_images"] == 4
     assert set(measured.row()) >= {"T-step bound", "net", "file", "images/s"}
 
 
 def test_from_how_many_images_on_the_rest_is_small(measured):
     few, many = measured.images_within(0.02), measured.images_within(0.2)
     assert few > many > 1
-    books = measured.books
-    once = books.total_bits - books.net_bpd * books.dims - 40 * books.images
-    assert once + 40 * few <= 0.02 * books.net_bpd * 3072 * few + 1 and once + 40 * (
+    statistics = measured.statistics
+    once = statistics.total_bits - statistics.net_bpd * statistics.dims - 40 * statistics.images
+    assert once + 40 * few <= 0.02 * statistics.net_bpd * 3072 * few + 1 and once + 40 * (
         few - 1
-    ) > 0.02 * books.net_bpd * 3072 * (few - 1)
+    ) > 0.02 * statistics.net_bpd * 3072 * (few - 1)
     assert measured.images_within(0.001) is None  # a checksum alone takes more
 
 
@@ -63,7 +63,7 @@ def test_images_that_are_all_plain():
         found.bound is None
         and math.isnan(found.excess[0])
         and found.images_within(0.02) is None
-        and found.books.plain_images == 2
+        and found.statistics.plain_images == 2
     )
     assert (
         found.row()["within 2 % from"] == "never"

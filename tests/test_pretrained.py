@@ -73,7 +73,7 @@ def test_it_is_small_and_its_card_is_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", pretrained.names())
 def test_it_scores_what_its_card_says(name: str, photos: data.ImageData) -> None:
-    """On every data set of its card that is at hand, the photographs always: the same images and
+    """On every data set of its card that is available, the photographs always: the same images and
     draws give the card's figures."""
     cascade, facts = pcdm_lib.load_pretrained(name), pretrained.card(name)
     assert not cascade.training and {p.dtype for p in cascade.parameters()} == {torch.float32}

@@ -558,14 +558,15 @@ def test_likelihoods(tmp_path):
     ]
 
 
-def test_compression(tmp_path):
+@pytest.mark.parametrize("key", ["statistics", "books"])  # older files: "books"
+def test_compression(tmp_path, key):
     entry = {
         "steps": 200,
         "file_bpd": 3.71,
         "net_bpd": 3.7,
         "bound": {"bpd": 3.69},
         "excess": {"bpd": 0.01, "se": 0.02},
-        "books": {"images": 64},
+        key: {"images": 64},
     }
     write(
         tmp_path / "w",

@@ -37,10 +37,10 @@ from pcdm_lib import records
 from pcdm_lib.coding.bits_back import FRACTION, PREDICTION
 from pcdm_lib.coding.chunks import (
     _CODING,
-    Books,
     Image,
     ImageCodec,
     Settings,
+    Statistics,
     checksum,
     decode_chunk,
     encode_chunk,
@@ -133,7 +133,7 @@ def compress(
     device: torch.device | str = "cpu",
     network_batch: int | None = None,
     on_evaluation: Callable[[int], None] | None = None,
-) -> Books:
+) -> Statistics:
     """Write images to a file, chunk by chunk: memory does not grow with their number.
 
     Args:
@@ -164,7 +164,7 @@ def compress(
     }
     if settings.precision == "float32":
         header["machine"] = machine(device)
-    books = Books()
+    statistics = Statistics()
     written: list[bytes] = []
 
     def check(file: Path) -> None:
@@ -179,7 +179,7 @@ def compress(
 
     with Writer(path, header, check if verify else None) as writer:
         for names, chunk in _chunks(codec, images):
-            payload = encode_chunk(codec, chunk, books)
+            payload = encode_chunk(codec, chunk, statistics)
             if verify:
                 began = time.perf_counter()
                 back = decode_chunk(codec, [image.shape for image in chunk], payload)
@@ -189,15 +189,15 @@ def compress(
                         f"{path} was not written: {', '.join(wrong[:3])} did not decode to what "
                         f"was given; please report this"
                     )
-                books.verify_seconds += time.perf_counter() - began
+                statistics.verify_seconds += time.perf_counter() - began
             written.append(hashlib.sha256(payload).digest())
             writer.add_chunk(
                 [Entry(name, image.shape, checksum(image)) for name, image in zip(names, chunk)],
                 payload,
             )
-            books.container_bits -= 8 * len(payload)
-    books.container_bits += 8 * writer.bytes_written
-    return books
+            statistics.container_bits -= 8 * len(payload)
+    statistics.container_bits += 8 * writer.bytes_written
+    return statistics
 
 
 def work(cascade: Cascade, settings: Settings, sizes: Iterable[tuple[int, int]]) -> int:

@@ -94,7 +94,7 @@ class _Tile(NamedTuple):
 
 
 @dataclass
-class Books:
+class Statistics:
     """Where the bits of a file went. All figures in bits, of the tiles that the model coded where
     nothing else is said."""
 
@@ -395,8 +395,8 @@ class _Coded(NamedTuple):
         )
 
 
-def encode_chunk(codec: ImageCodec, images: Sequence[Image], books: Books) -> bytes:
-    """The payload of some images (C, H, W), uint8; `books` are kept.
+def encode_chunk(codec: ImageCodec, images: Sequence[Image], statistics: Statistics) -> bytes:
+    """The payload of some images (C, H, W), uint8; `statistics` are brought up to date.
 
     Where images turn out to be shorter as plain files, the rest is coded again without them.
     """
@@ -426,9 +426,9 @@ def encode_chunk(codec: ImageCodec, images: Sequence[Image], books: Books) -> by
         not coded.batches or len(coded.payload()) > sum(len(blob) + 3 for blob in files)
     ):
         coded = _code(codec, images, files, {*range(len(images))})
-    _enter(books, codec, images, coded)
-    books.seconds += time.perf_counter() - began
-    books.network_seconds += sum(p.seconds for p in codec.predictors) - network
+    _enter(statistics, codec, images, coded)
+    statistics.seconds += time.perf_counter() - began
+    statistics.network_seconds += sum(p.seconds for p in codec.predictors) - network
     return coded.payload()
 
 
@@ -461,38 +461,40 @@ def _code(
     return _Coded(plain, tiles, batches, len(starters), start, message, begun, spent, ideal, steps)
 
 
-def _enter(books: Books, codec: ImageCodec, images: Sequence[Image], coded: _Coded) -> None:
-    """Enter a chunk into the books."""
+def _enter(
+    statistics: Statistics, codec: ImageCodec, images: Sequence[Image], coded: _Coded
+) -> None:
+    """Add a chunk to the statistics."""
     starting = [tile.image for tile in coded.tiles[: coded.starters]]
     modelled = {tile.image for tile in coded.tiles[coded.starters :]}
     net = coded.message.bits - coded.begun if coded.batches else 0
     stack = 32 * len(coded.message.finished()) if coded.batches else 0
-    books.image_bits |= {
-        books.images + i: float(coded.spent[i]) for i in sorted(modelled - {*starting})
+    statistics.image_bits |= {
+        statistics.images + i: float(coded.spent[i]) for i in sorted(modelled - {*starting})
     }
-    books.chunks += 1
-    books.plain_images += len(coded.plain)
-    books.model_images += len(modelled)
-    books.start_tiles += coded.starters
-    books.images, books.dims = (
-        books.images + len(images),
-        books.dims + sum(image.size for image in images),
+    statistics.chunks += 1
+    statistics.plain_images += len(coded.plain)
+    statistics.model_images += len(modelled)
+    statistics.start_tiles += coded.starters
+    statistics.images, statistics.dims = (
+        statistics.images + len(images),
+        statistics.dims + sum(image.size for image in images),
     )
     for tile in coded.tiles[coded.starters :]:
-        books.model_dims += (
+        statistics.model_dims += (
             tile.box.height
             * tile.box.width
             * (len(images[tile.image]) if codec.channels == 3 else 1)
         )
-    books.model_bits += net
-    books.ideal_bits += coded.ideal
-    books.plain_bits += 8 * len(coded.start)
-    books.start_bits += stack - net - 8 * len(coded.start) if coded.batches else 0
-    books.container_bits += 8 * len(coded.payload()) - (
+    statistics.model_bits += net
+    statistics.ideal_bits += coded.ideal
+    statistics.plain_bits += 8 * len(coded.start)
+    statistics.start_bits += stack - net - 8 * len(coded.start) if coded.batches else 0
+    statistics.container_bits += 8 * len(coded.payload()) - (
         stack if coded.batches else 8 * len(coded.start)
     )
     for name, row in coded.steps.items():
-        books.steps[name] = books.steps.get(name, 0.0) + row
+        statistics.steps[name] = statistics.steps.get(name, 0.0) + row
 
 
 def _starters(

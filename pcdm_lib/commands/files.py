@@ -140,7 +140,7 @@ def compress(
     print(f"model {name}, trained on: {label}", flush=True)
     what = "coding and decoding" if verify else "coding"
     with tqdm(total=total, desc=what, unit=" evaluations", disable=quiet) as bar:
-        books = archive.compress(
+        statistics = archive.compress(
             ((name, read_pixels(path)) for name, path in files.items()),
             out,
             cascade,
@@ -150,7 +150,7 @@ def compress(
             device=where,
             on_evaluation=bar.update,
         )
-    _report(out, books, given, verify)
+    _report(out, statistics, given, verify)
     return 0
 
 
@@ -242,22 +242,22 @@ def _model_name(runs: list[str]) -> str:
     return ", ".join(run.rstrip("/").rpartition("/")[2] for run in runs)
 
 
-def _report(out: Path, books: Any, given: int, verify: bool) -> None:
-    print(f"{out}: {books}; the files given have {given} bytes")
+def _report(out: Path, statistics: Any, given: int, verify: bool) -> None:
+    print(f"{out}: {statistics}; the files given have {given} bytes")
     print(
-        f"coded by the model: {books.model_images} images at {books.net_bpd:.4f} bits per "
-        f"dimension; by PNG or JPEG XL, which was smaller there: {books.plain_images} images and "
-        f"{books.start_tiles} first tiles"
+        f"coded by the model: {statistics.model_images} images at {statistics.net_bpd:.4f} bits "
+        f"per dimension; by PNG or JPEG XL, which was smaller there: {statistics.plain_images} "
+        f"images and {statistics.start_tiles} first tiles"
     )
     checked = (
-        f"decoded and compared in {books.verify_seconds:.1f} s"
+        f"decoded and compared in {statistics.verify_seconds:.1f} s"
         if verify
         else "NOT verified: --no-verify was given"
     )
     print(
-        f"{books.images / books.seconds:.3f} images a second, "
-        f"{1 - books.network_seconds / books.seconds:.0%} of the time outside the network; "
-        f"{checked}"
+        f"{statistics.images / statistics.seconds:.3f} images a second, "
+        f"{1 - statistics.network_seconds / statistics.seconds:.0%} of the time outside the "
+        f"network; {checked}"
     )
 
 

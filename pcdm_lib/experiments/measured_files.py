@@ -26,7 +26,7 @@ class Measured:
     """One model's file of some images.
 
     Attributes:
-        books: where its bits went.
+        statistics: where its bits went.
         bytes: its size on disk.
         bound: the T-step bound of the images that the model coded whole, or None where there are
             none.
@@ -35,7 +35,7 @@ class Measured:
 
     model: str
     settings: chunks.Settings
-    books: chunks.Books
+    statistics: chunks.Statistics
     bytes: int
     bound: Evaluation | None
     peak_megabytes: float
@@ -43,19 +43,21 @@ class Measured:
     @property
     def file_bpd(self) -> float:
         """Bits per dimension of the file, everything counted."""
-        return 8 * self.bytes / self.books.dims
+        return 8 * self.bytes / self.statistics.dims
 
     @property
     def dims(self) -> float:
         """Samples of an image."""
-        return self.books.dims / self.books.images
+        return self.statistics.dims / self.statistics.images
 
     @property
     def law(self) -> float:
         """Net bits over the T-step bound on the very latents of the file, less 1: what the entropy
         coder adds, its floor and its escapes included. NaN where the model coded nothing."""
         return (
-            self.books.model_bits / self.books.ideal_bits - 1 if self.books.model_dims else math.nan
+            self.statistics.model_bits / self.statistics.ideal_bits - 1
+            if self.statistics.model_dims
+            else math.nan
         )
 
     @property
@@ -65,11 +67,11 @@ class Measured:
         if self.bound is None:
             return math.nan, math.nan
         # estimates, which the stack itself puts right
-        net = np.array([*self.books.image_bits.values()])
+        net = np.array([*self.statistics.image_bits.values()])
         net *= (
-            self.books.model_bits
+            self.statistics.model_bits
             / net.sum()
-            * (len(net) * self.dims / self.books.model_dims)
+            * (len(net) * self.dims / self.statistics.model_dims)
             / self.dims
         )
         difference = net - self.bound.per_image
@@ -81,42 +83,45 @@ class Measured:
         """From how many such images on a file of one chunk takes at most that share more than its
         net bits, by what this file spent beside them; None where no number does, where the model
         coded nothing, or where images were stored whole by a plain codec."""
-        if not self.books.model_images or self.books.plain_images:
+        if not self.statistics.model_images or self.statistics.plain_images:
             return None
         dims = self.dims
         each = 8 * (4 + 1)  # a checksum, and the little that a name and a place take
         once = (
-            self.books.total_bits - self.books.net_bpd * self.books.dims - each * self.books.images
+            self.statistics.total_bits
+            - self.statistics.net_bpd * self.statistics.dims
+            - each * self.statistics.images
         )
-        saved = share * self.books.net_bpd * dims - each
+        saved = share * self.statistics.net_bpd * dims - each
         return max(1, math.ceil(once / saved)) if saved > 0 else None
 
     def row(self) -> dict[str, Any]:
         """The figures for a table: bits per dimension, shares and images a second."""
         mean, error = self.excess
         within = self.images_within(0.02)
+        outside = 1 - self.statistics.network_seconds / self.statistics.seconds
         return {
             "model": self.model,
             "T": self.settings.steps,
-            "images": self.books.images,
+            "images": self.statistics.images,
             "T-step bound": math.nan if self.bound is None else self.bound.bpd,
-            "net": self.books.net_bpd,
+            "net": self.statistics.net_bpd,
             "net minus bound": f"{mean:+.4f} ± {error:.4f}",
             "on the same latents": f"{self.law:+.2%}",
             "file": self.file_bpd,
             "within 2 % from": "never" if within is None else within,
-            "plain": self.books.plain_images,
-            "images/s": f"{self.books.images / self.books.seconds:.3f}",
-            "outside the network": f"{1 - self.books.network_seconds / self.books.seconds:.1%}",
+            "plain": self.statistics.plain_images,
+            "images/s": f"{self.statistics.images / self.statistics.seconds:.3f}",
+            "outside the network": f"{outside:.1%}",
             "peak MB": f"{self.peak_megabytes:.0f}",
         }
 
     def to_dict(self) -> dict[str, Any]:
         """For a results file; bits, bytes and seconds."""
         mean, error = self.excess
-        books = {
+        statistics = {
             key: value
-            for key, value in vars(self.books).items()
+            for key, value in vars(self.statistics).items()
             if key not in ("steps", "image_bits")
         }
         return {
@@ -126,11 +131,11 @@ class Measured:
             "precision": self.settings.precision,
             "bytes": self.bytes,
             "file_bpd": self.file_bpd,
-            "net_bpd": self.books.net_bpd,
+            "net_bpd": self.statistics.net_bpd,
             "bound": None if self.bound is None else self.bound.to_dict(),
             "excess": {"bpd": mean, "se": error},
             "law": self.law,
-            "books": books,
+            "statistics": statistics,
             "peak_megabytes": self.peak_megabytes,
         }
 
@@ -164,7 +169,7 @@ def measure(
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.pcdm"
-        books = archive.compress(
+        statistics = archive.compress(
             named,
             path,
             cascade,
@@ -178,7 +183,7 @@ def measure(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         2**20 if sys.platform == "darwin" else 2**10
     )
-    coded = [*books.image_bits]
+    coded = [*statistics.image_bits]
     bound = None
     if coded:
         bound = evaluate(
@@ -190,4 +195,4 @@ def measure(
             steps=settings.steps,
             device=device,
         )
-    return Measured(model, settings, books, size, bound, peak)
+    return Measured(model, settings, statistics, size, bound, peak)

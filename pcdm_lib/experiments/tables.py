@@ -724,8 +724,9 @@ def compression_table(results: Sequence[Result]) -> list[dict[str, Any]]:
             filled.append(result)
             parts: dict[str, Mapping[str, Any]] = {
                 key: value if isinstance(value := entry.get(key), Mapping) else {}
-                for key in ("bound", "excess", "books")
+                for key in ("bound", "excess", "statistics", "books")
             }
+            images = (parts["statistics"] or parts["books"]).get("images")  # older files: "books"
             rows.append(
                 {
                     "system": result.title,
@@ -735,7 +736,7 @@ def compression_table(results: Sequence[Result]) -> list[dict[str, Any]]:
                     "net": text(number(entry.get("net_bpd"))),
                     "net minus bound": f"{text(number(parts['excess'].get('bpd')))} ± "
                     f"{text(number(parts['excess'].get('se')))}",
-                    "images": text(number(parts["books"].get("images")), 0),
+                    "images": text(number(images), 0),
                 }
                 | _ours(result)
             )

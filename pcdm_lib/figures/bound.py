@@ -169,7 +169,8 @@ def forward_process(
     """One image at several noise levels: as it is, and averaged over blocks.
 
     Args:
-        noisy: z_t at every gamma, (G, 3, H, W). y: the image without noise, (3, H, W) in [-1, 1].
+        noisy: z_t at every gamma, (G, 3, H, W).
+        y: the image without noise, (3, H, W) in [-1, 1].
         block: side of the blocks of the second row.
     """
     figure, axes = plt.subplots(2, len(gammas), figsize=(1.75 * len(gammas), 4.7), squeeze=False)
@@ -273,7 +274,8 @@ def three_terms(
     """The terms of a bound beside the entropy, and every image's bound against its ideal length.
 
     Args:
-        terms: {name: bits per dimension}. entropy: in bits per dimension.
+        terms: {name: bits per dimension}.
+        entropy: in bits per dimension.
         bounds, lengths: (K,) bits of a whole image: its bound, and -log2 P(x).
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.5), width_ratios=(1.25, 1))

@@ -38,13 +38,17 @@ Moves = Sequence[tuple[str, float]]  # ("push" or "pop", bits on the stack after
 
 
 def waterfall(
-    ax: Axes, levels: Sequence[float], labels: Sequence[str], numbers: bool = True
+    ax: Axes,
+    levels: Sequence[float] | np.ndarray,
+    labels: Sequence[str],
+    numbers: bool = True,
 ) -> None:
     """Moves of a stack as floating bars: red downwards, blue upwards, and a line at the end.
 
     Args:
-        levels: heights before the first move and after each, in bits. labels: one a move. numbers:
-            write each move's bits beside its bar.
+        levels: heights before the first move and after each, in bits.
+        labels: one a move.
+        numbers: write each move's bits beside its bar.
     """
     steps = np.diff(levels)
     ax.bar(
@@ -85,8 +89,8 @@ def symbol_costs(
     several codes.
 
     Args:
-        moves: by panel title, labels and bits (signed) of the moves. costs: by name of the code,
-            bits of x = 0, 1, ...
+        moves: by panel title, labels and bits (signed) of the moves.
+        costs: by name of the code, bits of x = 0, 1, ...
     """
     fig, axes = plt.subplots(
         1,
@@ -129,8 +133,8 @@ def growth(
     several, with a line of `entropy` bits a symbol.
 
     Args:
-        zoom: the moves, the first entry being the height at the start. heights: by name, bits after
-            0, 1, 2, ... symbols.
+        zoom: the moves, the first entry being the height at the start.
+        heights: by name, bits after 0, 1, 2, ... symbols.
     """
     fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(1, 1.2))
     levels = [h - zoom[0][1] for _, h in zoom]
@@ -180,9 +184,9 @@ def chain(
     """The stack over the chains of all scales: the first moves large, then all of them.
 
     Args:
-        moves: the first entry is the height at the start. ends: by scale, in the order of coding,
-            how many entries of `moves` lie before its
-            end. dims: pixels times channels of all tiles; heights are drawn in bits a dimension.
+        moves: the first entry is the height at the start.
+        ends: by scale, in the order of coding, how many entries of `moves` lie before its end.
+        dims: pixels times channels of all tiles; heights are drawn in bits a dimension.
     """
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.3), width_ratios=(1, 1.5))
     start = moves[0][1]
@@ -239,8 +243,9 @@ def dirty_bits(
     """Variance of every latent's noise, both ways, and what the chain costs, beside the bound.
 
     Args:
-        variance: by name, of z_0, z_1, ..., z_T. net: by the same names, bits a dimension. bound:
-            the T-step bound.
+        variance: by name, of z_0, z_1, ..., z_T.
+        net: by the same names, bits a dimension.
+        bound: the T-step bound.
     """
     fig, axes = plt.subplots(1, 2, figsize=(10, 4.0), width_ratios=(1.5, 1))
     for (name, values), colour in zip(variance.items(), COLOURS):
@@ -289,9 +294,11 @@ def grid_costs(
     """What the two roundings cost: of the latents (left and middle), and of the prediction (right).
 
     Args:
-        cost: (fineness, seeds), per cent above the bound. start: bits a dimension, one a fineness.
-        rounded: (rounding, seeds), bits a dimension above the bound. law: the same from the
-            formula. chosen: the library's two settings.
+        cost: (fineness, seeds), per cent above the bound.
+        start: bits a dimension, one a fineness.
+        rounded: (rounding, seeds), bits a dimension above the bound.
+        law: the same from the formula.
+        chosen: the library's two settings.
     """
 
     def error(values: NDArray) -> NDArray:
@@ -350,10 +357,10 @@ def last_bits(
     differently does to what follows it.
 
     Args:
-        differences: by precision, of every prediction, in units of the noise. counts: by precision,
-            rounded predictions that differ.
-        expected: by precision, how many of them a file of 16 images would have. grid: what they are
-            rounded to.
+        differences: by precision, of every prediction, in units of the noise.
+        counts: by precision, rounded predictions that differ.
+        expected: by precision, how many of them a file of 16 images would have.
+        grid: what they are rounded to.
         wrong: decoded minus true latent, in the order of decoding, where one mean was off.
     """
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(1.2, 1))
@@ -410,8 +417,9 @@ def file_parts(
     """Files as stacked bars, part by part.
 
     Args:
-        files: by name, bits of each part. raw: bits of the pixels. scales: the parts that the model
-            coded, in the order of their colours.
+        files: by name, bits of each part.
+        raw: bits of the pixels.
+        scales: the parts that the model coded, in the order of their colours.
     """
     colours = dict(zip(scales, COLOURS)) | PARTS
     fig, ax = plt.subplots(figsize=(9.5, 0.75 * len(files) + 1.7))
@@ -490,8 +498,9 @@ def overhead(
     """What is not image, in per cent of what is, against the number of images in a file.
 
     Args:
-        share: by name, per cent for each number; drawn stacked. measured: a file that was written.
-            limit: a line, per cent, and
+        share: by name, per cent for each number; drawn stacked.
+        measured: a file that was written.
+        limit: a line, per cent, and
         enough: the number of images from which the total stays below it.
     """
     fig, ax = plt.subplots(figsize=(8, 4.0))
@@ -527,7 +536,7 @@ def overhead(
 def file_sizes(measured: Sequence[Measured], label: str) -> Figure:
     """Bound, net and file of every model and T, bits per dimension; error bars are the standard
     error of net minus bound."""
-    names = [f"{m.model}\nT = {m.settings.steps}, {m.books.images} images" for m in measured]
+    names = [f"{m.model}\nT = {m.settings.steps}, {m.statistics.images} images" for m in measured]
     figure, ax = plt.subplots(figsize=(8.5, 0.75 * len(names) + 1.9))
     rows = np.arange(len(names))[::-1]
     ax.plot(
@@ -541,7 +550,7 @@ def file_sizes(measured: Sequence[Measured], label: str) -> Figure:
         label="T-step bound",
     )
     ax.errorbar(
-        [m.books.net_bpd for m in measured],
+        [m.statistics.net_bpd for m in measured],
         rows,
         xerr=[m.excess[1] for m in measured],
         fmt=".",
@@ -575,9 +584,14 @@ def file_contents(measured: Sequence[Measured], label: str) -> Figure:
     for row, m in enumerate(measured):
         values = (
             np.array(
-                [m.books.model_bits, m.books.start_bits, m.books.plain_bits, m.books.container_bits]
+                [
+                    m.statistics.model_bits,
+                    m.statistics.start_bits,
+                    m.statistics.plain_bits,
+                    m.statistics.container_bits,
+                ]
             )
-            / m.books.dims
+            / m.statistics.dims
         )
         begins = np.concatenate([[0], values.cumsum()[:-1]])
         left.barh(row, values, left=begins, color=PART_COLOURS, edgecolor="white")
@@ -587,10 +601,10 @@ def file_contents(measured: Sequence[Measured], label: str) -> Figure:
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in PART_COLOURS]
     legend(left, handles, kinds)
     for number, m in enumerate(measured):
-        for style, (scale, row) in zip(LINES, m.books.steps.items()):
+        for style, (scale, bits) in zip(LINES, m.statistics.steps.items()):
             right.plot(
-                np.arange(1, len(row) - 1) / m.settings.steps,
-                np.cumsum(row)[1:-1] / m.books.model_dims,
+                np.arange(1, len(bits) - 1) / m.settings.steps,
+                np.cumsum(bits)[1:-1] / m.statistics.model_dims,
                 style,
                 color=COLOURS[number % len(COLOURS)],
                 label=f"{m.model}, {scale}",

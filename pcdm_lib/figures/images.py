@@ -29,16 +29,15 @@ def image_rows(
         side: of an image, in inches.
         per_row: images a row, of a sequence.
     """
-    named = isinstance(rows, Mapping)
-    lines = (
-        list(rows.values())
-        if named
-        else [rows[k : k + per_row] for k in range(0, len(rows), per_row)]
-    )
+    names: list[str] = []
+    if isinstance(rows, Mapping):
+        names, lines = list(rows), list(rows.values())
+    else:
+        lines = [rows[k : k + per_row] for k in range(0, len(rows), per_row)]
     count = max(len(line) for line in lines)
     lift = 0.16 * max(t.count("\n") + 1 for t in titles) + 0.1 if titles else 0.08
     size = (
-        max(side * 1.06 * count + (1.1 if named else 0.1), 4.0),
+        max(side * 1.06 * count + (1.1 if names else 0.1), 4.0),
         (side + lift) * len(lines) + 0.5,
     )
     figure, axes = plt.subplots(
@@ -51,6 +50,6 @@ def image_rows(
                 bare(ax, name).imshow(picture(drawn[column]), interpolation="nearest")
             else:
                 ax.set_axis_off()
-    for line, name in zip(axes, rows if named else ()):
+    for line, name in zip(axes, names):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return finish(figure, title, caption)

@@ -171,5 +171,6 @@ def unusual_images(
         if ax is not axes[-1, 1]:
             ax.set_xticklabels([])
     axes[-1, 1].set_xlabel(BITS)
-    common_legend(figure, *axes[0, 1].get_legend_handles_labels(), 2, label)
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    common_legend(figure, handles, labels, 2, label)
     return finish(figure, "What images cost: yours beside some that are unusual")

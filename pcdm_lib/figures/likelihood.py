@@ -221,7 +221,8 @@ def leak_curves(
             ax.axvline(mark, color=GREEN, lw=2)
     end_labels(axes[1], [(entropy, f"entropy\n{entropy:.4f}", "black")])
     title = "Wrong counts can fall below the entropy, where no code exists"
-    common_legend(figure, *axes[0].get_legend_handles_labels(), len(ACCOUNTINGS), label)
+    handles, labels = axes[0].get_legend_handles_labels()
+    common_legend(figure, handles, labels, len(ACCOUNTINGS), label)
     return finish(figure, title)
 
 
@@ -388,5 +389,6 @@ def float_errors(
         ylabel="the same in units of rounding",
         title="Divided by the type's own rounding: one curve",
     )
-    common_legend(figure, *axes[0].get_legend_handles_labels(), len(grey), label)
+    handles, labels = axes[0].get_legend_handles_labels()
+    common_legend(figure, handles, labels, len(grey), label)
     return finish(figure, title)

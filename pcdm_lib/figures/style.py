@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cbook import is_math_text
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.transforms import ScaledTranslation
@@ -127,9 +128,15 @@ def _own_width(ax: Axes) -> float:
     return min([*after, ax.figure.bbox.width]) - box.x0 - 8
 
 
+def _renderer(figure: Figure | SubFigure) -> Any:
+    """What measures text in pixels; every canvas of pixels has one, and the base class none."""
+    canvas: Any = figure.canvas
+    return canvas.get_renderer()
+
+
 def _wrapped(figure: Figure, text: str, font: FontProperties, room: float) -> str:
     """The text in lines that are no wider than `room` pixels."""
-    renderer, lines = figure.canvas.get_renderer(), []
+    renderer, lines = _renderer(figure), []
     for paragraph in text.split("\n"):
         line = ""
         for word in paragraph.split(" "):
@@ -161,7 +168,7 @@ def legend(
         handles, labels: where they are not the axis's own.
         columns: as many as fit, where it is None.
     """
-    figure, renderer = ax.figure, ax.figure.canvas.get_renderer()
+    figure, renderer = ax.figure, _renderer(ax.figure)
     if handles is None:
         handles, labels = ax.get_legend_handles_labels()
     elif labels is None:
@@ -201,9 +208,8 @@ def common_legend(
     """A legend of all panels below the figure, with the caption between the two."""
     made = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
     room = 0.97 * figure.bbox.width
-    made.set_title(
-        _wrapped(figure, caption, FontProperties(size=SMALL), room), prop={"size": SMALL}
-    )
+    font = FontProperties(size=SMALL)
+    made.set_title(_wrapped(figure, caption, font, room), prop=font)
     made.get_title().set_color(GREY)
     made.set_alignment("left")
 

@@ -122,15 +122,15 @@ def smooth_log(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarra
     of the time so far, so that the line is equally smooth all along a logarithmic axis. Rows
     without a finite figure or time are left out.
     """
-    points = [(number(r.get("seconds")), number(r.get("bpd"))) for r in rows]
-    points = sorted((t, b) for t, b in points if t is not None and b is not None and t > 0)
+    figures = [(number(r.get("seconds")), number(r.get("bpd"))) for r in rows]
+    points = sorted((t, b) for t, b in figures if t is not None and b is not None and t > 0)
     total = weight = last = 0.0
-    smooth = []
+    averages = []
     for time, bits in points:
         kept, passed = (last / time) ** 9, time - last
         total, weight, last = kept * total + passed * bits, kept * weight + passed, time
-        smooth.append(total / weight if weight > 0 else bits)
-    minutes, smooth = np.array([t for t, _ in points]) / 60, np.array(smooth)
+        averages.append(total / weight if weight > 0 else bits)
+    minutes, smooth = np.array([t for t, _ in points]) / 60, np.array(averages)
     if len(minutes) > 400:
         wanted = np.geomspace(minutes[0], minutes[-1], 400)
         chosen = np.unique(
@@ -166,34 +166,35 @@ def bits_by_scale(results: Sequence[Result]) -> Figure:
     figure, ax = plt.subplots(
         figsize=(max(6.4, 1.7 * len(results) + 1.4), 4.8), layout="constrained"
     )
-    top = max(r.bpd for r in results)
+    top = max(map(_bpd, results))
     for x, result in enumerate(results):
+        bpd = _bpd(result)
         _stack(ax, x, result)
         if reference is result:
-            note = f"{result.bpd:.3f}"
+            note = f"{bpd:.3f}"
         elif reference is not None and not obstacles(result, reference):
             mean, error = paired(result, reference)
-            note = f"{result.bpd:.3f}\n{mean:+.3f} ± {error:.3f}".replace(
-                "-", "\N{MINUS SIGN}"
-            ).replace("nan", "n/a")
+            note = f"{bpd:.3f}\n{mean:+.3f} ± {error:.3f}".replace("-", "\N{MINUS SIGN}").replace(
+                "nan", "n/a"
+            )
             ax.errorbar(
                 x,
-                result.bpd,
+                bpd,
                 yerr=0 if math.isnan(error) else 2 * error,
                 color="black",
                 capsize=5,
                 linewidth=1.5,
             )
         else:
-            note = f"{result.bpd:.3f}"
+            note = f"{bpd:.3f}"
             _, _, lines = ax.errorbar(
-                x, result.bpd, yerr=2 * _error(result), color="black", capsize=5, linewidth=1.2
+                x, bpd, yerr=2 * _error(result), color="black", capsize=5, linewidth=1.2
             )
             lines[0].set_linestyle(":")
         room = 2 * _error(result) if reference is None else 0.0
         ax.text(
             x,
-            result.bpd + room + 0.025 * top,
+            bpd + room + 0.025 * top,
             note,
             ha="center",
             va="bottom",
@@ -271,9 +272,14 @@ def _jpeg_xl(results: Sequence[Result]) -> float | None:
     return found.pop() if len(found) == 1 else None
 
 
+def _bpd(result: Result) -> float:
+    assert result.bpd is not None, "only runs with a held-out figure are drawn"
+    return result.bpd
+
+
 def _verdict(results: Sequence[Result], names: Mapping[Any, str]) -> str:
     """What the figure shows, in words that its numbers bear out."""
-    scored = sorted((r for r in results if r.bpd is not None), key=lambda r: r.bpd)
+    scored = sorted((r for r in results if r.bpd is not None), key=_bpd)
     if not scored:
         return "Training loss alone: none of these runs was scored on held-out images"
     best, *others = scored
@@ -307,8 +313,8 @@ def _time_axes(
     seconds.
 
     Args:
-        curves: minutes and bits of each line. ends: minutes, bits, name and colour of each run's
-            end.
+        curves: minutes and bits of each line.
+        ends: minutes, bits, name and colour of each run's end.
     """
     levels = [end[1] for end in ends] + ([] if jpeg_xl is None else [jpeg_xl])
     low = min([*levels, *(float(bits.min()) for _, bits in curves)])
@@ -343,7 +349,8 @@ def _time_axes(
             path_effects=_HALO,
             zorder=5,
         )
-    gap, placed = 0.06 * (high - low), []
+    gap = 0.06 * (high - low)
+    placed: list[tuple[float, float, str]] = []
     span = math.log(ax.get_xlim()[1] / ax.get_xlim()[0])
     for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
         height = y
@@ -354,9 +361,8 @@ def _time_axes(
                 height = taken + gap
         placed.append((x, height, name))
         # from the point to the right in points, in height as data
-        points = (
-            (height - y) / (high - low) * ax.get_position().height * ax.figure.get_figheight() * 72
-        )
+        tall = ax.figure.bbox.height / ax.figure.dpi  # inches
+        points = (height - y) / (high - low) * ax.get_position().height * tall * 72
         ax.annotate(
             name,
             (x, y),
@@ -375,14 +381,14 @@ def _time_axes(
 def _stack(ax: Axes, x: float, result: Result) -> None:
     """One bar: the shares of its scales in its system's colour, finer ones paler; the whole in one
     piece where they are not known."""
-    shares = scale_shares(result)
+    shares, bpd = scale_shares(result), _bpd(result)
     if len(shares) < 2:
-        shares = {"one scale" if result.system == "vdm" else "all scales": result.bpd}
+        shares = {"one scale" if result.system == "vdm" else "all scales": bpd}
     bottom, colour = 0.0, np.array(to_rgb(SYSTEM_COLOURS[result.system]))
     for i, (name, share) in enumerate(shares.items()):
         pale = colour + (1 - colour) * min(0.45 * i, 0.8)
         ax.bar(x, share, 0.62, bottom=bottom, color=pale, edgecolor="white", linewidth=1)
-        if share > 0.06 * result.bpd:
+        if share > 0.06 * bpd:
             dark = float(np.dot(pale**2.2, (0.2126, 0.7152, 0.0722))) < 0.29
             ax.text(
                 x,

@@ -4,6 +4,7 @@ distance, the bound, time."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -68,7 +69,9 @@ def arrows(ax: Axes, f: np.ndarray, plan: Plan, title: str = "") -> None:
         )
     for mass, marker, colour in ((plan.created, "o", BLUE), (plan.destroyed, "x", VERMILION)):
         rows, cols = np.nonzero(mass > 0)
-        style = {"facecolors": "none", "edgecolors": colour} if marker == "o" else {"color": colour}
+        style: dict[str, Any] = (
+            {"facecolors": "none", "edgecolors": colour} if marker == "o" else {"color": colour}
+        )
         ax.scatter(
             cols,
             rows,
@@ -434,8 +437,9 @@ def errors_by_size(
 ) -> Figure:
     """Root mean squares with two standard errors against the sample size: (squared errors (sizes,
     repeats), the limit of n times their mean, a line)."""
-    alone = ax is None
-    figure, ax = plt.subplots(figsize=(7, 4.2)) if alone else (ax.figure, ax)
+    alone: Figure | None = None
+    if ax is None:
+        alone, ax = plt.subplots(figsize=(7, 4.2))
     for (name, (squared, limit)), colour, marker in zip(found.items(), COLOURS, "osD^v"):
         mean, error = squared.mean(axis=1), squared.std(axis=1, ddof=1) / np.sqrt(squared.shape[1])
         ax.errorbar(
@@ -452,10 +456,10 @@ def errors_by_size(
             ax.plot(sizes, np.sqrt(limit / np.array(sizes)), "-", lw=1, color=colour)
     ax.set(xscale="log", yscale="log", xlabel="images n", ylabel=ylabel)
     legend(ax)
-    if alone:
-        return finish(figure, title, label)
+    if alone is not None:
+        return finish(alone, title, label)
     ax.set_title(title)
-    return figure
+    return cast(Figure, ax.figure)
 
 
 def efficiencies(

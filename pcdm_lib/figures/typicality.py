@@ -29,8 +29,9 @@ def code_length_histograms(
     own height.
 
     Args:
-        name: what the data is called. wide: the axis reaches so many times the width of the data's
-            range to either side; what lies beyond is counted in an arrow at the edge.
+        name: what the data is called.
+        wide: the axis reaches so many times the width of the data's range to either side; what lies
+            beyond is counted in an arrow at the edge.
     """
     sets, columns = {name: inside, **outliers}, [inside.names[-1], *inside.names[:-1]]
     figure, axes = plt.subplots(
@@ -103,8 +104,9 @@ def auroc_by_scale(
     the difference. `rows` as `ood.detect` gives them.
 
     Args:
-        batch: M. size: N, the largest where it is None. The interval is the one over the choice of
-            the reference where the rows have it.
+        batch: M.
+        size: N, the largest where it is None. The interval is the one over the choice of the
+            reference where the rows have it.
     """
     size = max(_values(rows, "N"), default=None) if size is None else size
     rows = [row for row in rows if row["M"] == batch and row["N"] in (None, size)]
@@ -152,8 +154,9 @@ def auroc_by_setting(
     one curve a set of outliers.
 
     Args:
-        scale: as in `rows`, which `ood.detect` gives. batch: M of the right panel. size: N of the
-            left one, the largest where it is None.
+        scale: as in `rows`, which `ood.detect` gives.
+        batch: M of the right panel.
+        size: N of the left one, the largest where it is None.
     """
     rows = [row for row in rows if row["statistic"] == "typicality" and row["scale"] == scale]
     if not rows:

@@ -562,7 +562,7 @@ class Reader:
         facts = os.stat(self.path)
         if not stat.S_ISREG(facts.st_mode):  # to open a pipe might wait for ever
             raise DamagedFile(f"{self.path} is no .pcdm file: it is a folder, a pipe or a device")
-        self._file = open(self.path, "rb")  # noqa: SIM115 (`close` closes it)
+        self._file = open(self.path, "rb")
         try:
             self._size = os.fstat(self._file.fileno()).st_size
             self.header: dict[str, Any]

@@ -537,7 +537,7 @@ def file_sizes(measured: Sequence[Measured], label: str) -> Figure:
     """Bound, net and file of every model and T, bits per dimension; error bars are the standard
     error of net minus bound."""
     names = [f"{m.model}\nT = {m.settings.steps}, {m.statistics.images} images" for m in measured]
-    figure, ax = plt.subplots(figsize=(8.5, 0.75 * len(names) + 1.9))
+    figure, ax = plt.subplots(figsize=(8.5, 0.75 * len(names) + 1.9), layout="constrained")
     rows = np.arange(len(names))[::-1]
     ax.plot(
         [np.nan if m.bound is None else m.bound.bpd for m in measured],

@@ -312,9 +312,7 @@ class Job:
     def __init__(self, command: Sequence[str], environment: dict[str, str]):
         self.command = list(command)
         # `__exit__` closes it
-        self._log = tempfile.NamedTemporaryFile(
-            prefix="torchrun-", suffix=".log"
-        )
+        self._log = tempfile.NamedTemporaryFile(prefix="torchrun-", suffix=".log")
         # its own session: an interrupt of the notebook's kernel, which goes to the kernel's process
         # group, must come by way of `stop`
         self.process = subprocess.Popen(

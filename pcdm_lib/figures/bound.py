@@ -20,7 +20,18 @@ from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pcdm_lib.figures.style import BLUE, GREEN, ORANGE, SIGNED, SKY, VERMILION, bare, picture
+from pcdm_lib.figures.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    SIGNED,
+    SKY,
+    SMALL,
+    VERMILION,
+    bare,
+    finish,
+    picture,
+)
 from pcdm_lib.likelihood.evaluation import TERMS
 from pcdm_lib.maps import HaarWavelet
 
@@ -36,11 +47,6 @@ PATCH = {
 
 Table = Mapping[str, Mapping[str, float]]  # scale, term -> bits per dimension
 Curve = tuple[Sequence[float], Tensor]  # gammas, mean squared error of eps_hat at each
-
-
-def _small_print(figure: Figure, label: str) -> None:
-    if label:
-        figure.supxlabel(label, fontsize=9, color=GREY)
 
 
 def _brightness(z: Tensor, sigma: float) -> np.ndarray:
@@ -81,7 +87,9 @@ def idea(image: Tensor, noise_levels: Sequence[float] = (-3.0, 0.0, 5.0)) -> Fig
     _write(canvas, 8.75, 1.85, r"$+$", size=18)
     figure.suptitle(
         "Image, map, scales, one diffusion each, bits: the bound of Eq. 15 is a sum over scales",
+        x=0.01,
         y=0.98,
+        ha="left",
     )
     return figure
 
@@ -183,9 +191,7 @@ def forward_process(
         column[1].set_xlabel(f"{100 * surviving(y, gamma, block):.0f} % image")
     axes[0, 0].set_ylabel("pixels of $z_t$")
     axes[1, 0].set_ylabel(f"means of {block}x{block} pixels")
-    figure.suptitle(title)
-    _small_print(figure, label)
-    return figure
+    return finish(figure, title, label)
 
 
 def denoiser_at_work(
@@ -225,8 +231,8 @@ def denoiser_at_work(
         if gamma == gammas[0]:
             seen.set_ylabel("sees $z_t$")
             made.set_ylabel("guess")
-    figure.suptitle(title, y=0.99)
-    figure.text(0.5, 0.012, label, fontsize=9, color=GREY, ha="center")
+    figure.suptitle(title, x=0.01, y=0.99, ha="left")
+    figure.text(0.01, 0.012, label, fontsize=SMALL, color=GREY)
     return figure
 
 
@@ -300,9 +306,7 @@ def three_terms(
         xlabel=r"$-\log_2 P(x)$  [bits]", ylabel="bound  [bits]", xlim=(0, top), ylim=(0, top)
     )
     right.set_title("each point is one image")
-    figure.suptitle(title)
-    _small_print(figure, label)
-    return figure
+    return finish(figure, title, label)
 
 
 def loss_areas(panels: Mapping[str, Mapping[str, Curve]], title: str, label: str = "") -> Figure:
@@ -337,9 +341,7 @@ def loss_areas(panels: Mapping[str, Mapping[str, Curve]], title: str, label: str
             loc="upper right", bbox_to_anchor=(0.96, 1.0), title=f"area in {BPD}", alignment="left"
         )
     axes[0].set_ylabel("bits per dimension\nper unit of $\\gamma$")
-    figure.suptitle(title)
-    _small_print(figure, label)
-    return figure
+    return finish(figure, title, label)
 
 
 def term_bars(
@@ -371,9 +373,7 @@ def term_bars(
     ax.set_ylim(len(tables) - 0.1, -0.65)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in TERM_COLOURS.values()]
     figure.legend(handles, list(TERM_COLOURS), loc="outside upper right", ncols=3)
-    figure.suptitle(title, x=0.01, ha="left")
-    _small_print(figure, label)
-    return figure
+    return finish(figure, title, label)
 
 
 def _stack(ax: Axes, y: float, table: Table) -> float:
@@ -430,6 +430,4 @@ def sampling_path(
         row[0].set_ylabel(name)
     for ax, t in zip(axes[0], times):
         ax.set_title(f"t = {t:.2f}")
-    figure.suptitle(title)
-    _small_print(figure, label)
-    return figure
+    return finish(figure, title, label)

@@ -59,7 +59,7 @@ tables: $(STAMP)  ## train every system for MINUTES each on DATASET, then print 
 	"$(BIN)/python" -m pcdm_lib tables --minutes $(MINUTES) --dataset "$(DATASET)" $(TABLES_ARGS)
 
 test: $(STAMP)  ## run the tests, and the notebooks as tests, WORKERS (2) files at a time, with PYTEST_ARGS="..."
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest --nbval -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest --nbval -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(TOOLS)  ## check style (ruff), format (ruff) and types (mypy)
 	"$(BIN)/python" -m ruff check .

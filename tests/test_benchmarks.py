@@ -359,9 +359,7 @@ def test_ptwt_is_reported_as_absent(settings, monkeypatch):
     (absent,) = (row for what, row in rows.items() if "ptwt" in what)
     assert absent["quartiles"] == "not installed" and absent["ratio"] is None
     assert any(re.search("PyWavelets", what) and row["ratio"] > 0 for what, row in rows.items())
-    assert (
-        "wavelet: synthesise (float32)" in rows and "identity: decompose (uint8 to int32)" in rows
-    )
+    assert "wavelet: synthesise (float32)" in rows and "vdm: decompose (uint8 to int32)" in rows
 
 
 def test_learning_compares_each_choice_with_the_preset(folder, tmp_path, capsys):

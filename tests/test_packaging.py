@@ -373,7 +373,7 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         (
             ["test", "WORKERS=3", "PYTEST_ARGS=-k maps"],
             'OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ".venv/bin/python" -m pytest --nbval -n 3 '
-            "--dist loadfile -k maps",
+            "--dist loadfile --no-loadscope-reorder -k maps",
         ),
         (["docs"], '".venv/bin/python" -m sphinx -W --keep-going -b html docs docs/_build/html'),
         (["lint"], '".venv/bin/python" -m mypy'),
@@ -481,7 +481,7 @@ def test_readme_gives_the_commands():
 
 
 def test_pytest_runs_the_notebooks_in_its_own_python(pytestconfig):
-    assert pytestconfig.getini("testpaths") == ["tests", "notebooks"]
+    assert pytestconfig.getini("testpaths") == ["notebooks", "tests"]
     assert pytestconfig.option.nbval_current_env
     assert pytestconfig.option.nbval_cell_timeout <= 300
 

@@ -114,7 +114,7 @@ def test_it_scores_what_its_card_says(name: str, photos: data.ImageData) -> None
 def test_an_unknown_name_lists_the_models(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(
         ValueError,
-        match="no shipped model is called 'photos32-wavlet': there are .*photos32-wavelet",
+        match="no shipped model is called 'photos32-wavlet', did you mean 'photos32-wavelet'",
     ):
         pcdm_lib.load_pretrained("photos32-wavlet")
     with pytest.raises(ValueError, match="there are none"):

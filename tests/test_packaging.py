@@ -42,7 +42,11 @@ IMPORT_NAMES = {
     "ot": "pot",
 }
 # what belongs to an extra as a whole, and may import it at the top
-OF_AN_EXTRA = {"figures": "notebooks", "experiments/runner.py": "notebooks"}
+OF_AN_EXTRA = {
+    "figures": "notebooks",
+    "experiments/runner.py": "notebooks",
+    "experiments/_engine.py": "notebooks",
+}
 SCRIPTS = ("pcdm_lib", "tests", "benchmarks", "notebooks", "reproduce")
 
 
@@ -312,7 +316,7 @@ def test_wheel_holds_every_file_of_the_package(tmp_path):
     assert {name for name in held if ".dist-info/" not in name} == files
     assert any(name.endswith("/LICENSE") for name in held)
     assert points["console_scripts"]["pcdm"] == "pcdm_lib.commands.app:run"
-    assert points["papermill.engine"]["pcdm"] == "pcdm_lib.experiments.runner:Engine"
+    assert points["papermill.engine"]["pcdm"] == "pcdm_lib.experiments._engine:Engine"
 
 
 def test_one_version_everywhere():

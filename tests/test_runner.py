@@ -2,11 +2,13 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import papermill
 import pytest
 
-from pcdm_lib.experiments import runner
+from pcdm_lib.experiments import _engine, runner
 from pcdm_lib.experiments.runner import Line, bar_text
 
 WIDGETS = {
@@ -34,7 +36,7 @@ def test_the_text_of_a_bar(changed):
 
 def test_a_terminals_line_is_written_over(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_engine.time, "monotonic", lambda: now[0])
     screen, line = Screen(), None
     line = Line(screen)
     line.show("a")
@@ -49,7 +51,7 @@ def test_a_terminals_line_is_written_over(monkeypatch):
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_engine.time, "monotonic", lambda: now[0])
     log = io.StringIO()
     line = Line(log)
     for second in range(25):
@@ -62,7 +64,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch):
 def test_a_notebook_shows_its_bars_while_it_runs(tmp_path, capsys, monkeypatch):
     """The bar's steps come one by one, from the kernel's widgets; the notebook that is written
     holds what papermill's own engine writes."""
-    monkeypatch.setattr(runner, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(_engine, "LOG_SECONDS", 0.0)
     code = (
         "import time\nfrom tqdm.auto import tqdm\n"
         "for _ in tqdm(range(4), desc='training', mininterval=0): time.sleep(0.05)\nprint('done')"
@@ -93,3 +95,10 @@ def test_a_notebook_shows_its_bars_while_it_runs(tmp_path, capsys, monkeypatch):
     assert outputs[None] == outputs[runner.ENGINE] and outputs[None][-1] == ("stream", ["done\n"])
     for step in ("25% 1/4", "50% 2/4", "100% 4/4"):
         assert f"cell 1 of 1: training:  {step}" in shown or f"training: {step}" in shown, shown
+
+
+def test_the_runner_can_be_imported_first():
+    """papermill loads the engine while it is being imported itself."""
+    code = "from pcdm_lib.experiments import runner; print(runner.Engine.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "Engine\n"

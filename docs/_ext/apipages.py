@@ -83,7 +83,7 @@ def _package(name: str) -> str:
     modules = [name]
     if hasattr(module, "__path__"):
         found = pkgutil.walk_packages(module.__path__, f"{name}.")
-        modules += [m.name for m in found if not m.name.endswith("__main__")]
+        modules += [m.name for m in found if not m.name.rpartition(".")[2].startswith("_")]
     lines = [name, "=" * len(name), ""]
     for item in modules:
         if item != name:

@@ -212,7 +212,7 @@ def test_gradients_are_finite(schedule: str, preconditioning: str) -> None:
 
 
 @pytest.mark.parametrize("hierarchy", ["wavelet", "laplacian", "standard"])
-@pytest.mark.parametrize("steps", [1, 10, 100, 1000])
+@pytest.mark.parametrize("steps", [1, 10, 100])
 def test_samples_are_images(hierarchy: str, steps: int) -> None:
     """Integers in range, the same for the same seed; the scales are those of the images, the growth
     ends in them."""

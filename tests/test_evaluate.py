@@ -116,7 +116,7 @@ def test_strata_within_an_image() -> None:
 def test_standard_error_of_the_noise_is_right() -> None:
     """Law: over 40 seeds, the spread of bpd is the standard error that each reports (factor 1.5),
     for both kinds of times."""
-    x, model = images(32), cascade()
+    x, model = images(16), cascade()
     for times in ("stratified", "uniform"):
         runs = [evaluate(model, x, repeats=8, seed=seed, times=times) for seed in range(40)]
         spread = np.std([r.bpd for r in runs], ddof=1)

@@ -147,6 +147,9 @@ def test_main_notebook_runs_and_resumes(tmp_path, images):
         "dataset": f"folder:{images}",
         "preset": "tiny",
         "output_dir": str(tmp_path / "run"),
+        "flow_images": 1,
+        "samples": 8,
+        "sampling_steps": 10,
     }
     run_notebook(tmp_path, steps=3, **settings)
     first = records.read_json(tmp_path / "run" / "results.json")

@@ -17,7 +17,7 @@ from pcdm_lib.diffusion.terms import gamma_for_spacing
 from pcdm_lib.maps.hierarchical import HierarchicalMap
 from pcdm_lib.maps.scales import ScaleSpec, image_shape_of
 from pcdm_lib.maps.standard import Identity
-from pcdm_lib.models.cascade import Cascade
+from pcdm_lib.models.cascade import Cascade, evaluation_mode
 
 
 class EnumeratedSource:
@@ -183,17 +183,13 @@ def code_lengths(
     stratified times an image."""
     generator = torch.Generator().manual_seed(seed)
     images = source.images
-    was_training = cascade.training
-    cascade.eval()
     totals = []
-    try:
+    with evaluation_mode(cascade):
         for draw in range(draws):
             # image k meets every stratum of [0, 1) once over the draws
             offset = torch.rand(len(cascade.specs), len(images), generator=generator, dtype=dtype)
             t = ((draw + offset) / draws).clamp(max=1 - 1e-7)
             totals.append(cascade.bound(images, generator, steps, times=t, dtype=dtype).total)
-    finally:
-        cascade.train(was_training)
     stacked = torch.stack(totals)
     # neighbouring strata in pairs: the variance of a stratified mean, with the slope across strata
     # mostly removed

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pcdm_lib.diffusion.schedule import stratified_times
-from pcdm_lib.models.cascade import Cascade, bits_per_dim
+from pcdm_lib.models.cascade import Cascade, bits_per_dim, evaluation_mode
 
 TERMS = ("prior", "diffusion", "reconstruction")
 
@@ -169,15 +169,13 @@ def evaluate(
     if times not in ("stratified", "uniform"):
         raise ValueError(f"times must be 'stratified' or 'uniform', got {times!r}")
     cascade.check_images(images)
-    was_training = cascade.training
-    cascade.eval()
     generator = torch.Generator(device).manual_seed(seed)
     n, count = len(images), len(cascade.specs)
     parts = np.zeros((n, repeats, count, len(TERMS)))
     bar = tqdm(
         total=repeats * times_per_image * n, desc="evaluating", unit="image", disable=not progress
     )
-    try:
+    with evaluation_mode(cascade), bar:
         for repeat in range(repeats):
             t = torch.stack(
                 [
@@ -196,9 +194,6 @@ def evaluate(
                     bits_per_dim(nats, cascade.dims).double().cpu().numpy() / times_per_image
                 )
                 bar.update(len(nats))
-    finally:
-        bar.close()
-        cascade.train(was_training)
     if not np.isfinite(parts).all():
         raise FloatingPointError(
             "the bound is not finite: the weights are broken or training diverged"

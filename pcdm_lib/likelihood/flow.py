@@ -43,7 +43,7 @@ from pcdm_lib.diffusion.schedule import alpha_sigma
 from pcdm_lib.diffusion.terms import Denoiser, add_noise, reconstruction_term
 from pcdm_lib.likelihood.evaluation import ImageScores
 from pcdm_lib.maps.scales import ScaleSpec
-from pcdm_lib.models.cascade import Cascade, bits_per_dim
+from pcdm_lib.models.cascade import Cascade, bits_per_dim, evaluation_mode
 from pcdm_lib.models.scale import Scale
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
@@ -543,8 +543,6 @@ def evaluate_flow(
         )
     dtype = _weights_dtype(cascade, dtype)
     cascade.check_images(images)
-    was_training = cascade.training
-    cascade.eval()
     generator = torch.Generator(device).manual_seed(seed)
     n, count = len(images), len(cascade.specs)
     parts, evaluations = (
@@ -552,7 +550,7 @@ def evaluate_flow(
         np.zeros((n, repeats, count), dtype=int),
     )
     bar = tqdm(total=repeats * n, desc="probability flow", unit="image", disable=not progress)
-    try:
+    with evaluation_mode(cascade), bar:
         for repeat in range(repeats):
             for start in range(0, n, batch_size):
                 part = slice(start, start + batch_size)
@@ -563,9 +561,6 @@ def evaluate_flow(
                 parts[part, repeat] = bits_per_dim(nats, cascade.dims).cpu().numpy()
                 evaluations[part, repeat] = bound.evaluations
                 bar.update(len(nats))
-    finally:
-        bar.close()
-        cascade.train(was_training)
     if not np.isfinite(parts).all():
         raise FloatingPointError(
             "the flow is not finite: the weights are broken or training diverged"

@@ -12,7 +12,7 @@ from torch import Tensor
 from pcdm_lib.diffusion.terms import per_coefficient
 from pcdm_lib.likelihood.evaluation import draw_times
 from pcdm_lib.maps.scales import ScaleSpec
-from pcdm_lib.models.cascade import Cascade
+from pcdm_lib.models.cascade import Cascade, evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,9 @@ def information_map(
     if len(images) == 0 or times < 1:
         raise ValueError(f"need at least one image and one time, got {len(images)} and {times}")
     pairs = cascade.decompose(images.to(device))
-    was_training = cascade.training
-    cascade.eval()
     generator = torch.Generator(device).manual_seed(seed)
     nats = [torch.zeros(len(images), *spec.shape, dtype=torch.float64) for spec in cascade.specs]
-    try:
+    with evaluation_mode(cascade):
         t = torch.stack(
             [
                 draw_times(len(images), times, "stratified", generator, device, dtype)
@@ -104,8 +102,6 @@ def information_map(
                     z, coarse, t[k, index], eps, share=per_coefficient
                 )
                 nats[index] += terms.total.double().cpu() / times
-    finally:
-        cascade.train(was_training)
     if not all(bool(torch.isfinite(v).all()) for v in nats):
         raise FloatingPointError(
             "the bound is not finite: the weights are broken or training diverged"

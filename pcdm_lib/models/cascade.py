@@ -10,8 +10,9 @@ trained elsewhere, and the others do not need it.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -212,6 +213,29 @@ class Cascade(nn.Module):
             values.append(z)
             growth.append(coarse)
         return Samples(growth[-1], Scales(self.names, values), growth)
+
+
+@contextlib.contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside the block; at its end, also by an error, the mode that
+    the module had before.
+
+    Args:
+        module: a cascade, a scale or a network.
+
+    Example:
+        >>> cascade = pcdm.build(pcdm.preset("tiny").model)
+        >>> with evaluation_mode(cascade): print(cascade.training)
+        False
+        >>> cascade.training
+        True
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def bits_per_dim(nats: Tensor | float, dims: int) -> Any:

@@ -47,6 +47,9 @@ class Saving(RunState):
         """Write a checkpoint of this step; it appears whole or not at all. The newest two are kept.
         All processes call this together.
 
+        Returns:
+            The checkpoint's folder.
+
         Raises:
             TrainingDiverged: where weights are not finite.
         """

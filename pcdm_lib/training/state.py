@@ -33,26 +33,45 @@ class TrainingDiverged(FloatingPointError):
 
 @dataclass
 class ScaleTrainer:
-    """What one scale needs to train: a module that holds its network and schedule, optimiser, EMA,
-    random streams."""
+    """What one scale needs to train.
+
+    Attributes:
+        index: of the scale.
+        name: of the scale.
+        module: its network and schedule.
+        ema: their averages.
+        optimiser: of `trained`.
+        trained: what the optimiser changes.
+        sampler: the order of the images.
+        generator: of noise and times, on the device.
+        flips: which images are mirrored.
+        dropout_state: where the dropout stream stands.
+        group: the processes that train the scale.
+        loss: the module, wrapped where the scale is trained in several processes.
+        replicated: parameters whose gradient nobody else averages over the group: a schedule beside
+            a sharded network.
+    """
 
     index: int
     name: str
     module: Scale
     ema: Scale
     optimiser: Optimiser
-    trained: list[nn.Parameter]  # what the optimiser changes
+    trained: list[nn.Parameter]
     sampler: BatchSampler
-    generator: torch.Generator  # noise and times, on the device
+    generator: torch.Generator
     flips: torch.Generator
     dropout_state: Tensor
     group: Group
-    loss: nn.Module  # the module, wrapped where the scale is trained in several processes
-    # whose gradient nobody else averages over the group: a schedule beside a sharded network
+    loss: nn.Module
     replicated: list[nn.Parameter]
 
     def streams(self) -> dict[str, Any]:
-        """Where the random streams stand; cheap enough for every step."""
+        """Where the random streams stand; cheap enough for every step.
+
+        Returns:
+            Their states by name.
+        """
         return {
             "sampler": self.sampler.state_dict(),
             "generator": self.generator.get_state(),
@@ -61,6 +80,11 @@ class ScaleTrainer:
         }
 
     def load_streams(self, state: Mapping[str, Any]) -> None:
+        """Put the random streams back.
+
+        Args:
+            state: what `streams` gave.
+        """
         self.sampler.load_state_dict(state["sampler"])
         self.generator.set_state(state["generator"])
         self.flips.set_state(state["flips"])
@@ -81,16 +105,38 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def average_of(module: _Module) -> _Module:
+    """The start of a module's average over training: a copy that takes no gradient.
+
+    Args:
+        module: a network or a schedule.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
     return copy.deepcopy(module).requires_grad_(False).eval()
 
 
 def network_of(scale: Scale) -> PreconditionedDenoiser:
-    """The network of a scale that is trained here; `build` made it."""
+    """The network of a scale that is trained here; `build` made it.
+
+    Args:
+        scale: of the cascade.
+
+    Returns:
+        The same object, with its type.
+    """
     return cast(PreconditionedDenoiser, scale.network)
 
 
 def seed_of(*parts: int) -> int:
-    """A seed for each of several streams, none of which starts like another."""
+    """A seed for each of several streams, none of which starts like another.
+
+    Args:
+        parts: the run's seed, the scale, the purpose, ...
+
+    Returns:
+        An integer of 63 bits.
+    """
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 

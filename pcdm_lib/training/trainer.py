@@ -51,12 +51,16 @@ from pcdm_lib.training.state import ScaleTrainer, TrainingDiverged, network_of, 
 class Trainer(Preparation, Log):
     """Trains the chosen scales of a configuration on uint8 images.
 
+    Source: Appendix B of the paper, for the order of things: one network a scale, each trained on
+    its own term of Eq. 17.
+
     Args:
         config: model and training.
         images: uint8 (N, C, H, W).
         run_dir: the run's folder.
         data: JSON-able facts about the images, kept with the run; a resumed run must agree on the
             training images' checksum.
+        seed: of the initial weights and of all random streams.
         scales: names of the scales to train, all by default.
         device: where.
         resume: continue from the newest checkpoint of run_dir where there is one. Without it a
@@ -68,6 +72,21 @@ class Trainer(Preparation, Log):
         side_by_side: train the scales in threads at once, for one process on a CPU without dropout
             and with no schedule shared. Whether that is faster than in turn with all threads
             depends on the processor (`python -m benchmarks --parts variants` measures it).
+
+    Raises:
+        FileExistsError: where run_dir holds a run and `resume` is False.
+        CheckpointMismatch: where the run to resume has other settings or images.
+        ValueError: for images that do not fit the model, or options that do not go together.
+
+    Example:
+        >>> import tempfile
+        >>> config = pcdm.preset("tiny", image_shape=(3, 8, 8)).override({"batch_size": 2})
+        >>> images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+        >>> folder = tempfile.mkdtemp()
+        >>> trainer = pcdm.Trainer(config, images, folder)
+        >>> trainer.run(steps=1, progress=False)
+        >>> trainer.step, trainer.cascade.names
+        (1, ('base', 'details1'))
     """
 
     def __init__(
@@ -153,9 +172,18 @@ class Trainer(Preparation, Log):
 
         Ends with a checkpoint, also when interrupted by the keyboard, unless that fell between the
         updates of two scales: then the last checkpoint counts. A step trains every chosen scale
-            once.
+        once.
+
+        Args:
+            minutes: of training; give this or `steps`.
+            steps: updates of every scale.
+            progress: show a bar.
+            log_every: steps between two lines of the log.
+            checkpoint_minutes: between two checkpoints.
+            on_log: called with every line of the log, in process 0.
 
         Raises:
+            ValueError: for both budgets or none, or one that is not positive.
             BlockingIOError: where another process trains in this folder.
             RuntimeError: where this trainer was interrupted between the updates of two scales.
             TrainingDiverged: where loss or gradient is not finite; the state before that step is

@@ -9,7 +9,7 @@ from torch import Tensor
 from pcdm_lib.diffusion import LinearSchedule, MonotoneSchedule, gamma_for_spacing, step_term
 from pcdm_lib.likelihood import exact_cascade, example_source
 from pcdm_lib.maps import HaarWavelet, HierarchicalMap, Identity, LaplacianPyramid, Subsampling
-from pcdm_lib.models import Cascade, ModelConfig, build
+from pcdm_lib.models import Cascade, ModelConfig, build, evaluation_mode
 
 PRESERVING = [m(levels) for m in (HaarWavelet, LaplacianPyramid) for levels in range(4)]
 
@@ -291,3 +291,13 @@ def test_shared_schedule_and_its_noise() -> None:
     assert torch.exp(torch.tensor(gamma_for_spacing(spec, 0.25) / 2)).item() == pytest.approx(
         0.25 * spec.gain
     )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_mode_ends_as_it_began(training: bool) -> None:
+    """Also by an error, and for every part of the cascade."""
+    cascade = Cascade(Identity(), (1, 2, 2), [torch.nn.Dropout()], LinearSchedule()).train(training)
+    with pytest.raises(KeyError), evaluation_mode(cascade):
+        assert not any(part.training for part in cascade.modules())
+        raise KeyError
+    assert {part.training for part in cascade.modules()} == {training}

@@ -136,18 +136,37 @@ def compress(
 ) -> Statistics:
     """Write images to a file, chunk by chunk: memory does not grow with their number.
 
+    Source: Sect. 6.3 of the paper.
+
     Args:
         images: names, all different, and arrays (H, W) or (H, W, 3) of uint8.
+        path: of the file.
+        cascade: the model, with networks for all scales.
         model: what the file calls the model, so that a reader can find it.
+        settings: how the file is written.
         verify: decode every chunk and compare it before it counts, then read the whole file again
             before it gets its name.
+        device: where the networks run.
+        network_batch: tiles that a network sees at a time.
         on_evaluation: called with the number of tiles after each evaluation of a network, for
             progress.
+
+    Returns:
+        Where the bits of the file went.
+
     Raises:
         ValueError: for bad images or settings.
         NotVerified: where what was written does not decode to what was given.
-        OverflowError, FloatingPointError: where the model's weights or schedule are broken. Nothing
-            is written then.
+        OverflowError: where the model's weights or schedule are broken; nothing is written then.
+        FloatingPointError: likewise.
+
+    Example:
+        >>> from pcdm_lib.coding import Settings
+        >>> model, image = pcdm.load_pretrained("photos32-wavelet"), np.zeros((32, 32, 3), np.uint8)
+        >>> quick = Settings(steps=2)
+        >>> _ = pcdm.compress([("black", image)], "a.pcdm", model, "photos32-wavelet", quick)
+        >>> with pcdm.Archive("a.pcdm") as archive: print(archive.names())
+        ['black']
     """
     settings = settings or Settings()
     codec = ImageCodec(cascade, settings, device, network_batch, on_evaluation)
@@ -229,10 +248,25 @@ def _chunks(
 class Archive:
     """A `.pcdm` file opened for reading.
 
+    Args:
+        path: of the file.
+
     Attributes:
-        model, digest: what the file calls its model, and that model's digest.
+        model: what the file calls its model.
+        digest: of that model's weights.
         settings: how it was written.
         reader: the container underneath; `reader.damage` says what of it is damaged.
+
+    Raises:
+        DamagedFile: where the header cannot be read.
+
+    Example:
+        >>> from pcdm_lib.coding import Settings
+        >>> model, image = pcdm.load_pretrained("photos32-wavelet"), np.zeros((32, 32, 3), np.uint8)
+        >>> quick = Settings(steps=2)
+        >>> _ = pcdm.compress([("black", image)], "a.pcdm", model, "photos32-wavelet", quick)
+        >>> with pcdm.Archive("a.pcdm") as archive: print(archive.model, archive.names())
+        photos32-wavelet ['black']
     """
 
     def __init__(self, path: Path | str):

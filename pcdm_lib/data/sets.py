@@ -46,20 +46,32 @@ def load_data(
 ) -> ImageData:
     """Load a dataset of size x size images.
 
-    name: "photos", "cifar10", "svhn", "spectrograms", "histology", "imagenet32-old",
-        "imagenet32-new", "imagenet64-old", "imagenet64-new", "imagenet128:PATH", "folder:PATH",
-        "crops:PATH?train=random&count=2000&margin=16&seed=0" (its options as by default), or
-        "auto": CIFAR-10 where the data folder holds it, else the photographs (print `.label` to see
-        which). "auto" never downloads and never hides a broken CIFAR-10.
-    root: the data folder, see `data_folder`.
-    size: 32 by default, for ImageNet the size that its name says.
-    heldout_limit: keep at most the first so many held-out images; the label says so.
-    download: whether "cifar10" or "svhn", asked for by name and not in the data folder, may be
-        fetched.
+    Args:
+        name: "photos", "cifar10", "svhn", "spectrograms", "histology", "imagenet32-old",
+            "imagenet32-new", "imagenet64-old", "imagenet64-new", "imagenet128:PATH", "folder:PATH",
+            "crops:PATH?train=random&count=2000&margin=16&seed=0" (its options as by default), or
+            "auto": CIFAR-10 where the data folder holds it, else the photographs (print `.label` to
+            see which). "auto" never downloads and never hides a broken CIFAR-10.
+        root: the data folder, see `data_folder`.
+        size: 32 by default, for ImageNet the size that its name says.
+        heldout_limit: keep at most the first so many held-out images; the label says so.
+        download: whether "cifar10" or "svhn", asked for by name and not in the data folder, may be
+            fetched.
 
-    Raises ValueError for a wrong argument or broken data, FileNotFoundError for missing data,
-    ConnectionError (within seconds) where the download does not work, and OSError where ImageNet's
-    images, which are decoded once, cannot be written beside their source.
+    Returns:
+        Training and held-out images, uint8 (N, C, size, size), with a label and their sources.
+
+    Raises:
+        ValueError: for a wrong argument or broken data.
+        FileNotFoundError: for missing data.
+        ConnectionError: within seconds, where the download does not work.
+        OSError: where ImageNet's images, which are decoded once, cannot be written beside their
+            source.
+
+    Example:
+        >>> photos = pcdm.load_data("photos", size=32)
+        >>> photos.train.shape[1:], photos.heldout.dtype
+        (torch.Size([3, 32, 32]), torch.uint8)
     """
     for key, value in (("size", size), ("heldout_limit", heldout_limit)):
         if value is not None and (

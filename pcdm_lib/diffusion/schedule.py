@@ -23,7 +23,22 @@ from torch.nn import functional as F
 
 
 def alpha_sigma(gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale of the signal and of the noise at log noise-to-signal ratio gamma."""
+    """Scale of the signal and of the noise at log noise-to-signal ratio gamma.
+
+    Source: VDM, Sect. 3.1.
+
+    Args:
+        gamma: of any shape.
+
+    Returns:
+        alpha and sigma, each of the shape of gamma; alpha^2 + sigma^2 = 1.
+
+    Example:
+        >>> from pcdm_lib.diffusion import alpha_sigma
+        >>> alpha, sigma = alpha_sigma(torch.tensor(0.0))
+        >>> round(float(alpha), 4), round(float(sigma), 4)
+        (0.7071, 0.7071)
+    """
     return torch.sqrt(torch.sigmoid(-gamma)), torch.sqrt(torch.sigmoid(gamma))
 
 
@@ -63,8 +78,12 @@ class Schedule(nn.Module, ABC):
     """Base: endpoints, value and derivative over the `progress` that subclasses give.
 
     Args:
-        gamma_min, gamma_max: gamma at t = 0 and t = 1; gamma_min < gamma_max.
+        gamma_min: gamma at t = 0.
+        gamma_max: gamma at t = 1, above gamma_min.
         learn_endpoints: make both endpoints parameters, trained by the bound.
+
+    Raises:
+        ValueError: where the endpoints are not finite, or not in that order.
     """
 
     # of a figure an image; training in several processes puts the mean over all of them here
@@ -91,36 +110,73 @@ class Schedule(nn.Module, ABC):
 
     @property
     def gamma_min(self) -> Tensor:
+        """gamma at t = 0, a scalar."""
         return self.start
 
     @property
     def gamma_max(self) -> Tensor:
+        """gamma at t = 1, a scalar."""
         return self.start + self.span
 
     @property
     def span(self) -> Tensor:
+        """gamma_max - gamma_min, a scalar; positive."""
         return torch.exp(self.log_span)
 
     @abstractmethod
     def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Fraction of the way from gamma_min to gamma_max at t, in [0, 1], and its derivative."""
+        """Fraction of the way from gamma_min to gamma_max at t, in [0, 1], and its derivative.
+
+        Args:
+            t: times in [0, 1], of any shape.
+
+        Returns:
+            Both of the shape of t.
+        """
 
     def forward(self, t: Tensor) -> Tensor:
         """gamma(t), of the shape of t."""
         return self.start + self.span * self.progress(t)[0]
 
     def level(self, t: Tensor) -> NoiseLevel:
-        """gamma(t), its derivative, and what the diffusion term is handed on by."""
+        """gamma(t), its derivative, and what the diffusion term is handed on by.
+
+        Args:
+            t: times (N,) in [0, 1].
+
+        Returns:
+            The noise level of every image.
+        """
         progress, slope = self.progress(t)
         return NoiseLevel(self.start + self.span * progress, self.span * slope, _as_it_is)
 
     def derivative(self, t: Tensor) -> Tensor:
-        """d gamma / dt, of the shape of t; positive."""
+        """d gamma / dt, of the shape of t; positive.
+
+        Args:
+            t: times in [0, 1], of any shape.
+
+        Returns:
+            Of the shape of t.
+        """
         return self.span * self.progress(t)[1]
 
 
 class LinearSchedule(Schedule):
-    """gamma linear in t; fixed, or with learned endpoints (the "learnable scalar" of VDM)."""
+    """gamma linear in t; fixed, or with learned endpoints (the "learnable scalar" of VDM).
+
+    Source: VDM, Sect. 3.1 and its appendix on the noise schedule.
+
+    Args:
+        gamma_min: gamma at t = 0.
+        gamma_max: gamma at t = 1, above gamma_min.
+        learn_endpoints: make both endpoints parameters, trained by the bound.
+
+    Example:
+        >>> schedule = pcdm.LinearSchedule(gamma_min=-13.0, gamma_max=5.0)
+        >>> schedule(torch.tensor([0.0, 0.5, 1.0])).tolist()
+        [-13.0, -4.0, 5.0]
+    """
 
     def progress(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t, torch.ones_like(t)
@@ -129,7 +185,21 @@ class LinearSchedule(Schedule):
 class MonotoneSchedule(Schedule):
     """gamma by VDM's monotone network (its appendix on the noise schedule): l1(t) +
     l3(sigmoid(l2(l1(t)))) with positive weights, scaled to run from 0 to 1. Starts close to
-    linear."""
+    linear.
+
+    Args:
+        gamma_min: gamma at t = 0.
+        gamma_max: gamma at t = 1, above gamma_min.
+        learn_endpoints: make both endpoints parameters too, trained by the bound.
+        hidden: width of the network.
+        seed: of the hidden units' places.
+
+    Example:
+        >>> schedule = pcdm.MonotoneSchedule(-13.0, 5.0, hidden=16)
+        >>> gamma = schedule(torch.linspace(0, 1, 100))
+        >>> bool((gamma[1:] > gamma[:-1]).all())
+        True
+    """
 
     def __init__(
         self,
@@ -162,7 +232,14 @@ class MonotoneSchedule(Schedule):
         return (value - ends[0]) / span, slope / span
 
     def level(self, t: Tensor) -> NoiseLevel:
-        """As every schedule's, with the gradient of the term's variance for the shape."""
+        """As every schedule's, with the gradient of the term's variance for the shape.
+
+        Args:
+            t: times (N,) in [0, 1].
+
+        Returns:
+            The noise level of every image.
+        """
         if not torch.is_grad_enabled():
             return super().level(t)
         progress, slope = self.progress(t)
@@ -183,6 +260,18 @@ class FittedSchedule(Schedule):
     The loss that is left is about level over t then, which is what the learned shape of VDM aims
     at, from a few forward passes instead of a gradient. Starts linear. Between fits it is fixed, so
     it brings no bias: importance sampling of the noise levels.
+
+    Args:
+        gamma_min: gamma at t = 0.
+        gamma_max: gamma at t = 1, above gamma_min.
+        bins: pieces that gamma is linear in.
+
+    Example:
+        >>> schedule = pcdm.FittedSchedule(-13.0, 5.0, bins=2)
+        >>> schedule.fit(torch.tensor([3.0, 1.0]))  # more error in the lower half
+        >>> half = float((schedule(torch.linspace(0, 1, 1001)) < -4).float().mean())
+        >>> round(half, 2)  # so more times are there
+        0.73
     """
 
     # share of the times that stays uniform over gamma, so that no noise level goes unseen
@@ -197,8 +286,14 @@ class FittedSchedule(Schedule):
 
     @torch.no_grad()
     def fit(self, loss: Tensor) -> None:
-        """Set the shape from the mean squared error in each of `bins` equal intervals of gamma,
-        (bins,), none negative."""
+        """Set the shape from the mean squared error in each of `bins` equal intervals of gamma.
+
+        Args:
+            loss: (bins,), none negative; `Scale.noise_profile` measures it.
+
+        Raises:
+            ValueError: for another number of errors, or one that is negative or not finite.
+        """
         if (
             loss.shape != (self.bins,)
             or not bool(torch.isfinite(loss).all())
@@ -224,8 +319,21 @@ SCHEDULES = ("linear", "learned_linear", "monotone", "fitted")
 def make_schedule(
     kind: str, gamma_min: float, gamma_max: float, learn_endpoints: bool = False
 ) -> Schedule:
-    """`linear` (fixed), `learned_linear` (both endpoints learned), `monotone` (learned shape,
-    endpoints as asked) or `fitted` (fixed endpoints, shape from the measured loss)."""
+    """The schedule of a kind.
+
+    Args:
+        kind: "linear" (fixed), "learned_linear" (both endpoints learned), "monotone" (learned
+            shape, endpoints as asked) or "fitted" (fixed endpoints, shape from the measured loss).
+        gamma_min: gamma at t = 0.
+        gamma_max: gamma at t = 1, above gamma_min.
+        learn_endpoints: of "monotone".
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: for another kind, or learned endpoints that the kind does not have.
+    """
     if kind == "linear":
         if learn_endpoints:
             raise ValueError("a linear schedule with learned endpoints is called 'learned_linear'")
@@ -249,7 +357,26 @@ def stratified_times(
 ) -> Tensor:
     """n times in [0, 1), one in each of n equal strata around one common random offset, in order
     (the low-discrepancy sampler of VDM's appendix, "antithetic" times). Each of them alone is
-    uniform."""
+    uniform.
+
+    Args:
+        n: how many, at least 1.
+        generator: of the offset.
+        device: of the times.
+        dtype: of the times.
+
+    Returns:
+        (n,), in increasing order.
+
+    Raises:
+        ValueError: for n below 1.
+
+    Example:
+        >>> from pcdm_lib.diffusion import stratified_times
+        >>> t = stratified_times(4, torch.Generator().manual_seed(0))
+        >>> (4 * t).floor().tolist()
+        [0.0, 1.0, 2.0, 3.0]
+    """
     if n < 1:
         raise ValueError(f"need at least one time, got n={n}")
     offset = torch.rand((), generator=generator, dtype=torch.float64, device=device)

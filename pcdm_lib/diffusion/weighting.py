@@ -38,6 +38,8 @@ class EdmLoss:
 
     Args:
         std: s, standard deviation of the scale's orthonormal coordinates (a scalar).
+        mean: of ln(sigma / s).
+        spread: standard deviation of ln(sigma / s).
     """
 
     std: float
@@ -53,6 +55,19 @@ class EdmLoss:
         u: Tensor,
         eps: Tensor,
     ) -> Tensor:
+        """The loss of every image.
+
+        Args:
+            denoiser: eps_hat(z_t, gamma, coarse).
+            schedule: its endpoints bound the noise levels.
+            y: orthonormal coordinates (N, C, h, w).
+            coarse: integers rebuilt from the coarser scales; None for the base.
+            u: (N,), uniform in [0, 1).
+            eps: noise of unit variance, of the shape of y.
+
+        Returns:
+            (N,); not in nats, and no bound.
+        """
         gamma = self.levels(schedule, u)
         squared = (
             ((eps - denoiser(add_noise(y, gamma, eps), gamma, coarse)) ** 2).flatten(1).sum(dim=1)
@@ -61,7 +76,15 @@ class EdmLoss:
 
     def levels(self, schedule: Schedule, u: Tensor) -> Tensor:
         """gamma = 2 ln sigma of the lognormal at the quantiles u (N,), cut to the range of the
-        schedule."""
+        schedule.
+
+        Args:
+            schedule: its endpoints bound the noise levels.
+            u: (N,), uniform in [0, 1).
+
+        Returns:
+            gamma (N,).
+        """
         centre, width = 2 * (self.mean + math.log(self.std)), 2 * self.spread
         low, high = (
             torch.special.ndtr((end.double() - centre) / width)

@@ -17,7 +17,7 @@ from pcdm_lib.diffusion.terms import gamma_for_spacing
 from pcdm_lib.maps.hierarchical import HierarchicalMap
 from pcdm_lib.maps.scales import ScaleSpec, image_shape_of
 from pcdm_lib.maps.standard import Identity
-from pcdm_lib.models.cascade import Cascade
+from pcdm_lib.models.cascade import Cascade, evaluation_mode
 
 
 class EnumeratedSource:
@@ -25,7 +25,8 @@ class EnumeratedSource:
 
     Args:
         images: (K, C, H, W) integers, all different.
-        log_weights: (K,) log-probabilities up to a constant.
+        log_weights: (K,) log-probabilities up to a constant, nats.
+        max_value: the largest value of a pixel.
     """
 
     def __init__(self, images: Tensor, log_weights: Tensor, max_value: int):
@@ -35,6 +36,7 @@ class EnumeratedSource:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
         return image_shape_of(self.images)
 
     @property
@@ -45,13 +47,32 @@ class EnumeratedSource:
         )
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """Indices of n independent images, (n,)."""
+        """Indices of n independent images, (n,).
+
+        Args:
+            n: how many.
+            generator: of the draw.
+
+        Returns:
+            Indices into `images`, (n,) int64.
+        """
         return torch.multinomial(self.log_prob.exp(), n, replacement=True, generator=generator)
 
 
 def all_images(side: int, levels: int) -> Tensor:
     """Every one-channel image of side x side with grey levels 0..levels-1, (levels^(side^2), 1,
-    side, side) int32."""
+    side, side) int32.
+
+    Args:
+        side: of the square images.
+        levels: grey levels.
+
+    Returns:
+        (levels^(side^2), 1, side, side) int32.
+
+    Raises:
+        ValueError: for more than 2^20 images.
+    """
     count = side * side
     if levels**count > 2**20:
         raise ValueError(f"{levels}^{count} images are too many to list")
@@ -62,7 +83,16 @@ def all_images(side: int, levels: int) -> Tensor:
 
 def example_source() -> EnumeratedSource:
     """The 2x2 source with levels 0..3 of docs/likelihood.md, Sect. 4; its entropy is 1.5485 bits a
-    dimension."""
+    dimension.
+
+    Returns:
+        256 images and their probabilities.
+
+    Example:
+        >>> from pcdm_lib.likelihood import example_source
+        >>> round(example_source().entropy_bits_per_dim, 4)
+        1.5485
+    """
     images = all_images(2, 4)
     a, b, c, d = images.flatten(1).double().unbind(1)
     return EnumeratedSource(
@@ -72,7 +102,16 @@ def example_source() -> EnumeratedSource:
 
 def ising_source(side: int = 4, coupling: float = 0.6, field: float = 0.15) -> EnumeratedSource:
     """Binary images in which neighbours like to agree: 65,536 of them at side 4, for cascades of
-    three scales."""
+    three scales.
+
+    Args:
+        side: of the square images.
+        coupling: how much neighbours like to agree, in nats a pair.
+        field: how much a pixel likes to be 1, in nats.
+
+    Returns:
+        2^(side^2) images and their probabilities.
+    """
     images = all_images(side, 2)
     spin = 2.0 * images[:, 0].double() - 1.0
     energy = (spin[:, 1:] * spin[:, :-1]).sum((1, 2)) + (spin[:, :, 1:] * spin[:, :, :-1]).sum(
@@ -87,6 +126,12 @@ class ExactDenoiser:
 
     Works in the view of the map (the wavelet's coordinates, the pyramid's residual), so that a map
     whose view were no isometry would be found out.
+
+    Args:
+        source: the images and their probabilities.
+        hierarchy: the map.
+        spec: the scale, of `hierarchy.specs`.
+        chunk: noisy images that are compared with all candidates at a time.
     """
 
     def __init__(
@@ -120,6 +165,19 @@ class ExactDenoiser:
         self.groups = {tuple(key): slice(*ends[i : i + 2]) for i, key in enumerate(keys.tolist())}
 
     def __call__(self, z_t: Tensor, gamma: Tensor, coarse: Tensor | None) -> Tensor:
+        """eps_hat of every noisy image.
+
+        Args:
+            z_t: noisy orthonormal coordinates (N, *spec.shape).
+            gamma: log sigma^2 / alpha^2, (N,).
+            coarse: integers rebuilt from the coarser scales; None for the base.
+
+        Returns:
+            (N, *spec.shape), of the type of z_t.
+
+        Raises:
+            ValueError: for coarser integers that no image of the source has.
+        """
         view = self.map.to_view(self.spec, z_t.double())
         flat, gamma = view.flatten(1), gamma.double().reshape(-1, 1)
         given = flat[:, :0].int() if coarse is None else coarse.flatten(1)
@@ -158,8 +216,20 @@ def exact_cascade(
     """The cascade of `hierarchy` (one scale by default) with the exact denoiser at every scale.
 
     Args:
+        source: the images and their probabilities.
+        hierarchy: the map; one scale by default.
         sigma_ratio: noise at t = 0 as a part of the pixel spacing, the same in all orthonormal
             coordinates.
+        gamma_max: log noise-to-signal ratio at t = 1.
+        schedule: noise levels in place of these two, one for all scales or one a scale.
+
+    Returns:
+        The cascade.
+
+    Example:
+        >>> from pcdm_lib.likelihood import example_source, exact_cascade
+        >>> exact_cascade(example_source(), pcdm.HaarWavelet(levels=1)).names
+        ('base', 'details1')
     """
     hierarchy = hierarchy or Identity()
     specs = hierarchy.specs(source.image_shape, source.max_value)
@@ -179,21 +249,28 @@ def code_lengths(
     steps: int | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
-    """Bound in nats of every image of a source and its standard error, (K,) each, from `draws`
-    stratified times an image."""
+    """The bound on every image of a source, and its standard error.
+
+    Args:
+        cascade: whose denoisers work in `dtype`.
+        source: the images.
+        draws: stratified times an image, at least 2 for a standard error.
+        seed: of times and noise.
+        steps: None for continuous time, T for the T-step model.
+        dtype: of the computation.
+
+    Returns:
+        Nats and their standard errors, (K,) each.
+    """
     generator = torch.Generator().manual_seed(seed)
     images = source.images
-    was_training = cascade.training
-    cascade.eval()
     totals = []
-    try:
+    with evaluation_mode(cascade):
         for draw in range(draws):
             # image k meets every stratum of [0, 1) once over the draws
             offset = torch.rand(len(cascade.specs), len(images), generator=generator, dtype=dtype)
             t = ((draw + offset) / draws).clamp(max=1 - 1e-7)
             totals.append(cascade.bound(images, generator, steps, times=t, dtype=dtype).total)
-    finally:
-        cascade.train(was_training)
     stacked = torch.stack(totals)
     # neighbouring strata in pairs: the variance of a stratified mean, with the slope across strata
     # mostly removed
@@ -214,6 +291,25 @@ def kraft_sum(
     Everything is scored in float64: give a network's weights that type first (`cascade.double()`).
     exp being convex, noise of variance v in a code length raises its term by the factor exp(v / 2);
     that factor is taken off.
+
+    Source: Kraft's inequality; docs/likelihood.md, Sect. 4.
+
+    Args:
+        cascade: in float64.
+        source: the images, all that the cascade can code.
+        draws: stratified times an image.
+        seed: of times and noise.
+        steps: None for continuous time, T for the T-step model.
+
+    Returns:
+        The sum and its standard error.
+
+    Example:
+        >>> from pcdm_lib.likelihood import example_source, exact_cascade
+        >>> source = example_source()
+        >>> total, error = pcdm.kraft_sum(exact_cascade(source), source, draws=50)
+        >>> total < 1 + 3 * error
+        True
     """
     lengths, errors = code_lengths(cascade, source, draws, seed, steps)
     mass = torch.exp(-lengths)

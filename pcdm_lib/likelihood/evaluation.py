@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pcdm_lib.diffusion.schedule import stratified_times
-from pcdm_lib.models.cascade import Cascade, bits_per_dim
+from pcdm_lib.models.cascade import Cascade, bits_per_dim, evaluation_mode
 
 TERMS = ("prior", "diffusion", "reconstruction")
 
@@ -38,6 +38,7 @@ class ImageScores:
 
     @property
     def bpd(self) -> float:
+        """Bits per dimension, mean over the images."""
         return float(self.per_image.mean())
 
     @property
@@ -69,14 +70,23 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class Evaluation(ImageScores):
-    """The bound on a set of images.
+    """The bound on a set of images: what `evaluate` returns. Printed, it is a table.
 
     Attributes:
         parts: (images, repeats, scales, 3) bits per dimension of the whole image; the terms stand
             in the order of `TERMS`. The repeats are independent of each other.
+        scales: their names, coarsest first.
         steps: None for the continuous-time bound, T for the T-step one.
-        times: how the times were drawn.
+        times: how the times were drawn, "stratified" or "uniform".
+        weights: what the caller said of the weights.
+        seed: of times and noise.
         times_per_image: network evaluations an image, scale and repeat.
+
+    Example:
+        >>> parts = np.full((2, 4, 1, 3), 0.5)  # two images, four repeats, one scale
+        >>> found = pcdm.Evaluation(parts, ("base",), None, "stratified", "EMA", seed=0)
+        >>> found.bpd, found.table()["base"]["prior"]
+        (1.5, 0.5)
     """
 
     parts: np.ndarray
@@ -89,7 +99,11 @@ class Evaluation(ImageScores):
 
     def table(self) -> dict[str, dict[str, float]]:
         """{scale: {term: bpd}}, with the sums under "total"; every figure is a share of the whole
-        image's bits per dimension."""
+        image's bits per dimension.
+
+        Returns:
+            Rows by scale, and "total".
+        """
         means = self.parts.mean(axis=(0, 1))
         rows = {s: dict(zip(TERMS, map(float, row))) for s, row in zip(self.scales, means)}
         rows["total"] = dict(zip(TERMS, map(float, means.sum(axis=0))))
@@ -98,7 +112,11 @@ class Evaluation(ImageScores):
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures for a results file, without the image-by-image array."""
+        """The figures for a results file, without the image-by-image array.
+
+        Returns:
+            What JSON can hold, but for nan.
+        """
         return {
             "bpd": self.bpd,
             "se_images": self.se_images,
@@ -147,13 +165,36 @@ def evaluate(
 ) -> Evaluation:
     """The bound on every image, `repeats` times with independent noise.
 
+    Source: Eqs. 15-17 of the paper; the T-step bound is Eq. 16 with its T.
+
     Args:
+        cascade: the model; it is in evaluation mode meanwhile.
         images: integers (N, *cascade.image_shape).
         repeats: independent estimates, at least 2 for a standard error of the noise.
         times_per_image: network evaluations an image, scale and repeat.
+        seed: of times and noise.
+        steps: None for continuous time, T for the T-step model.
         times: "stratified" gives each image one time in each of `times_per_image` strata, and the
             whole set one in each of N * times_per_image; "uniform" draws all of them independently.
         weights: what the caller says of the weights ("EMA", "raw"), for the record.
+        batch_size: images at a time.
+        device: where the cascade is.
+        dtype: of the computation; the networks' weights must have it.
+        progress: show a bar.
+
+    Returns:
+        Bits per dimension by image, repeat, scale and term.
+
+    Raises:
+        ValueError: for no images, another shape, or counts below 1.
+        FloatingPointError: where the bound is not finite.
+
+    Example:
+        >>> model = pcdm.load_pretrained("photos32-wavelet")
+        >>> images = pcdm.load_data("photos").heldout[:2]
+        >>> found = pcdm.evaluate(model, images, repeats=2, times_per_image=1)
+        >>> found.scales, 0 < found.bpd < 8
+        (('base', 'details1'), True)
     """
     if len(images) == 0:
         raise ValueError("no images to evaluate")
@@ -169,15 +210,13 @@ def evaluate(
     if times not in ("stratified", "uniform"):
         raise ValueError(f"times must be 'stratified' or 'uniform', got {times!r}")
     cascade.check_images(images)
-    was_training = cascade.training
-    cascade.eval()
     generator = torch.Generator(device).manual_seed(seed)
     n, count = len(images), len(cascade.specs)
     parts = np.zeros((n, repeats, count, len(TERMS)))
     bar = tqdm(
         total=repeats * times_per_image * n, desc="evaluating", unit="image", disable=not progress
     )
-    try:
+    with evaluation_mode(cascade), bar:
         for repeat in range(repeats):
             t = torch.stack(
                 [
@@ -196,9 +235,6 @@ def evaluate(
                     bits_per_dim(nats, cascade.dims).double().cpu().numpy() / times_per_image
                 )
                 bar.update(len(nats))
-    finally:
-        bar.close()
-        cascade.train(was_training)
     if not np.isfinite(parts).all():
         raise FloatingPointError(
             "the bound is not finite: the weights are broken or training diverged"
@@ -216,7 +252,19 @@ def draw_times(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(per_image, n) times for one scale."""
+    """(per_image, n) times for one scale.
+
+    Args:
+        n: images.
+        per_image: times an image.
+        kind: "stratified" or "uniform", see `evaluate`.
+        generator: of the times, on `device`.
+        device: of the times.
+        dtype: of the times.
+
+    Returns:
+        (per_image, n) in [0, 1).
+    """
     if kind == "uniform":
         return torch.rand(per_image, n, generator=generator, device=device, dtype=dtype)
     strata = torch.arange(per_image, device=device, dtype=dtype)[:, None]
@@ -229,7 +277,25 @@ def draw_times(
 
 def paired_difference(a: ImageScores, b: ImageScores) -> tuple[float, float]:
     """Mean of a - b over the same images in bits per dimension, and its standard error (noise and
-    choice of images together)."""
+    choice of images together).
+
+    Args:
+        a: scores of some images.
+        b: scores of the same images, in the same order.
+
+    Returns:
+        Mean and standard error.
+
+    Raises:
+        ValueError: where the numbers of images differ.
+
+    Example:
+        >>> from pcdm_lib.likelihood import paired_difference
+        >>> make = lambda bpd: pcdm.Evaluation(bpd, ("base",), None, "stratified", "EMA", 0)
+        >>> a, b = np.full((2, 1, 1, 3), 0.75), np.full((2, 1, 1, 3), 0.5)
+        >>> paired_difference(make(a), make(b))
+        (0.75, 0.0)
+    """
     if len(a.parts) != len(b.parts):
         raise ValueError(f"paired means the same images: {len(a.parts)} and {len(b.parts)}")
     d = a.per_image - b.per_image
@@ -248,9 +314,21 @@ def estimator_gain(
     """How many times fewer network evaluations stratified times need than uniform ones for the same
     standard error of the noise, one evaluation an image, scale and repeat.
 
-    Returns the ratio of the two variances of the mean over `group` images, pooled over the groups,
-    and the factor by which that ratio may be off (two standard errors of its logarithm, both
-    variances taken as chi-square).
+    Args:
+        cascade: the model.
+        images: integers (N, *cascade.image_shape).
+        repeats: independent estimates, at least 2.
+        group: images whose mean is compared; N counts in whole groups.
+        seed: of times and noise.
+        device: where the cascade is.
+
+    Returns:
+        The ratio of the two variances of the mean over `group` images, pooled over the groups, and
+        the factor by which that ratio may be off (two standard errors of its logarithm, both
+        variances taken as chi-square).
+
+    Raises:
+        ValueError: for fewer images than a group, or fewer than 2 repeats.
     """
     groups = [images[i : i + group] for i in range(0, len(images) - group + 1, group)]
     if not groups or repeats < 2:

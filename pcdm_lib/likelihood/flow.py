@@ -43,7 +43,7 @@ from pcdm_lib.diffusion.schedule import alpha_sigma
 from pcdm_lib.diffusion.terms import Denoiser, add_noise, reconstruction_term
 from pcdm_lib.likelihood.evaluation import ImageScores
 from pcdm_lib.maps.scales import ScaleSpec
-from pcdm_lib.models.cascade import Cascade, bits_per_dim
+from pcdm_lib.models.cascade import Cascade, bits_per_dim, evaluation_mode
 from pcdm_lib.models.scale import Scale
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
@@ -61,18 +61,25 @@ class FlowSettings:
     Args:
         method: one of `ADAPTIVE`, whose steps follow the tolerances, or of `FIXED`, which takes
             `steps` equal steps of gamma.
-        rtol, atol: a step's error may be atol + rtol * |value|, root mean square over an image's
-            coordinates, and for its log density in nats a dimension. On the shipped models 1e-4 is
-            within 0.002 bpd of 1e-6, 1e-5 within 0.001, 1e-3 up to 0.1 off. float32 holds about
-            1e-6 of a value: a tolerance below that has the solver chase rounding errors in ever
-            smaller steps, until `max_evaluations` stops it. Use 1e-4 or 1e-5 there, and float64 for
-            less.
+        rtol: relative tolerance. A step's error may be atol + rtol * |value|, root mean square over
+            an image's coordinates, and for its log density in nats a dimension. On the shipped
+            models 1e-4 is within 0.002 bpd of 1e-6, 1e-5 within 0.001, 1e-3 up to 0.1 off. float32
+            holds about 1e-6 of a value: a tolerance below that has the solver chase rounding errors
+            in ever smaller steps, until `max_evaluations` stops it. Use 1e-4 or 1e-5 there, and
+            float64 for less.
+        atol: absolute tolerance, see `rtol`.
         steps: of a fixed-step method; the others ignore it.
         divergence: "exact" is the trace, one backward pass a coordinate; "hutchinson" the mean over
             `probes` of e^T (dv/dz) e, without bias but noisy, one backward pass a probe.
+        probes: of Hutchinson's estimator.
         probe_kind: "rademacher" (signs, whose estimate has no noise from the diagonal of the
             Jacobian) or "gaussian".
         max_evaluations: of v, along one trajectory, before it is given up.
+
+    Example:
+        >>> from pcdm_lib.likelihood.flow import FlowSettings
+        >>> print(FlowSettings(rtol=1e-4, atol=1e-4))
+        dopri5, rtol 0.0001, atol 0.0001, 1 rademacher probes
     """
 
     method: str = "dopri5"
@@ -144,6 +151,7 @@ class FlowTerms(NamedTuple):
 
     @property
     def total(self) -> Tensor:
+        """decoder + flow + log_q, (N,) nats."""
         return self.decoder + self.flow + self.log_q
 
 
@@ -255,10 +263,16 @@ def flow_log_density(
     which hardly matter, a tight one follows each.
 
     Args:
+        denoiser: eps_hat(z_t, gamma, coarse), differentiable in z_t.
         gamma_range: (gamma_0, gamma_1).
         z_0: (N, ...) in the dtype to work in.
         coarse: passed on to the denoiser.
+        settings: of the solver and the trace.
         probes: (K, N, ...) for Hutchinson's estimator, held fixed along the trajectory.
+
+    Returns:
+        log p_0 (N,) in nats, z_1, and the evaluations.
+
     Raises:
         ValueError: for an exact trace over more than `MAX_EXACT` coordinates, or probes missing or
             of the wrong shape.
@@ -326,7 +340,18 @@ def draw_noise(
     device: torch.device | str = "cpu",
 ) -> list[FlowNoise]:
     """The noise of n images for each of `specs`, drawn image by image: what an image gets does not
-    depend on how the set is cut into batches."""
+    depend on how the set is cut into batches.
+
+    Args:
+        specs: the scales.
+        n: images.
+        settings: which say whether there are probes, and of which kind.
+        generator: of the noise, on `device`.
+        device: of the noise.
+
+    Returns:
+        One record a scale, float64.
+    """
     drawn: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in specs]
     for _ in range(n):
         for images, spec in zip(drawn, specs):
@@ -364,12 +389,19 @@ def scale_flow(
 
     Args:
         scale: spec, denoiser and schedule.
-        z, coarse: integers of the scale and of the coarser ones, as `Cascade.decompose` gives them.
+        z: integers of the scale (N, *spec.shape), as `Cascade.decompose` gives them.
+        coarse: integers rebuilt from the coarser scales; None for the base.
         noise: what `draw_noise` gives for the scale.
+        settings: of the solver and the trace.
         dtype: of the flow, the one that the denoiser's weights have; z_0 and the decoder are
             float64 always.
+
+    Returns:
+        Decoder, flow and log_q, and the evaluations.
+
     Raises:
-        ValueError, FloatingPointError: as `flow_log_density`.
+        ValueError: as `flow_log_density`.
+        FloatingPointError: as `flow_log_density`.
     """
     spec, schedule = scale.spec, scale.schedule
     y, gamma_0 = spec.to_float(z, torch.float64), schedule.gamma_min.detach().double()
@@ -416,13 +448,23 @@ def cascade_flow(
 ) -> FlowBound:
     """One draw of the flow's bound on -log P(x) for every image, nats.
 
+    Source: Eq. 6 of the paper, scale by scale.
+
     Args:
+        cascade: the model.
         x: integer images (N, *image_shape), one batch for the solver.
+        generator: of the noise, on the device of x.
+        settings: of the solver and the trace.
         scales: indices of the scales to score, all by default.
         dtype: of the flow, which has to be that of the weights; where it is None it is theirs, and
             float64 without any.
+
+    Returns:
+        The terms in nats, each (N, S).
+
     Raises:
-        ValueError, FloatingPointError: as `flow_log_density`.
+        ValueError: as `flow_log_density`.
+        FloatingPointError: as `flow_log_density`.
     """
     pairs, dtype = cascade.decompose(x), _weights_dtype(cascade, dtype)
     chosen = range(len(cascade.specs)) if scales is None else scales
@@ -447,6 +489,11 @@ class FlowEvaluation(ImageScores):
             probes.
         evaluations: (images, repeats, scales) evaluations of v along the trajectory; each is one of
             the network and, with Hutchinson's estimator, a backward pass a probe.
+        scales: their names, coarsest first.
+        settings: of the solver and the trace.
+        dtype: of the flow, as text.
+        weights: what the caller said of the weights.
+        seed: of the noise.
     """
 
     parts: np.ndarray
@@ -464,7 +511,11 @@ class FlowEvaluation(ImageScores):
 
     def table(self) -> dict[str, dict[str, float]]:
         """{scale: {term: bpd}}, with the sums under "total"; every figure is a share of the whole
-        image's bits per dimension."""
+        image's bits per dimension.
+
+        Returns:
+            Rows by scale, and "total".
+        """
         means = self.parts.mean(axis=(0, 1))
         named = [*zip(self.scales, means), ("total", means.sum(axis=0))]
         return {
@@ -473,7 +524,11 @@ class FlowEvaluation(ImageScores):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures for a results file, without the image-by-image arrays."""
+        """The figures for a results file, without the image-by-image arrays.
+
+        Returns:
+            What JSON can hold, but for nan.
+        """
         return {
             "bpd": self.bpd,
             "se_images": self.se_images,
@@ -525,15 +580,36 @@ def evaluate_flow(
     """The flow's bound on every image, `repeats` times with independent z_0 and probes, in bits per
     dimension.
 
+    Source: Eq. 6 of the paper, scale by scale.
+
     Args:
+        cascade: the model; it is in evaluation mode meanwhile.
         images: integers (N, *cascade.image_shape).
+        settings: of the solver and the trace.
         repeats: independent estimates, at least 2 for a standard error of the noise.
+        seed: of the noise.
         weights: what the caller says of the weights ("EMA", "raw"), for the record.
         batch_size: of the solver; it changes the result within the tolerances only (see
             `flow_log_density`).
+        device: where the cascade is.
         dtype: as for `cascade_flow`.
+        progress: show a bar.
+
+    Returns:
+        Bits per dimension by image, repeat, scale and term.
+
     Raises:
+        ValueError: for no images, another shape, or counts below 1.
         FloatingPointError: where the flow is not finite.
+
+    Example:
+        >>> from pcdm_lib.likelihood import example_source, exact_cascade
+        >>> from pcdm_lib.likelihood.flow import FlowSettings, evaluate_flow
+        >>> source = example_source()
+        >>> exact = FlowSettings(method="rk4", steps=16, divergence="exact")
+        >>> found = evaluate_flow(exact_cascade(source), source.images[:2], exact)
+        >>> found.parts.shape  # two images, two repeats, one scale, three terms
+        (2, 2, 1, 3)
     """
     if len(images) == 0:
         raise ValueError("no images to evaluate")
@@ -543,8 +619,6 @@ def evaluate_flow(
         )
     dtype = _weights_dtype(cascade, dtype)
     cascade.check_images(images)
-    was_training = cascade.training
-    cascade.eval()
     generator = torch.Generator(device).manual_seed(seed)
     n, count = len(images), len(cascade.specs)
     parts, evaluations = (
@@ -552,7 +626,7 @@ def evaluate_flow(
         np.zeros((n, repeats, count), dtype=int),
     )
     bar = tqdm(total=repeats * n, desc="probability flow", unit="image", disable=not progress)
-    try:
+    with evaluation_mode(cascade), bar:
         for repeat in range(repeats):
             for start in range(0, n, batch_size):
                 part = slice(start, start + batch_size)
@@ -563,9 +637,6 @@ def evaluate_flow(
                 parts[part, repeat] = bits_per_dim(nats, cascade.dims).cpu().numpy()
                 evaluations[part, repeat] = bound.evaluations
                 bar.update(len(nats))
-    finally:
-        bar.close()
-        cascade.train(was_training)
     if not np.isfinite(parts).all():
         raise FloatingPointError(
             "the flow is not finite: the weights are broken or training diverged"

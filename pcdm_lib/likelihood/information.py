@@ -12,7 +12,7 @@ from torch import Tensor
 from pcdm_lib.diffusion.terms import per_coefficient
 from pcdm_lib.likelihood.evaluation import draw_times
 from pcdm_lib.maps.scales import ScaleSpec
-from pcdm_lib.models.cascade import Cascade
+from pcdm_lib.models.cascade import Cascade, evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,20 @@ class InformationMap:
     image_shape: tuple[int, int, int]
 
     def bits(self) -> Tensor:
-        """(N, S) bits of every image and scale; their sum over S is its code length."""
+        """(N, S) bits of every image and scale; their sum over S is its code length.
+
+        Returns:
+            (N, S).
+        """
         return torch.stack([v.flatten(1).sum(dim=1) for v in self.nats], dim=1) / math.log(2)
 
     def band_bits(self) -> dict[str, Tensor]:
         """(N,) bits of every band of every scale, under "scale" where it has one band and "scale p"
-        where it has several."""
+        where it has several.
+
+        Returns:
+            One array (N,) a band, by name.
+        """
         found = {}
         for spec, nats in zip(self.specs, self.nats):
             for band, share in spec.split(nats).items():
@@ -50,7 +58,11 @@ class InformationMap:
 
     def pixel_bits(self) -> Tensor:
         """(N, S, H, W) bits a pixel: every coefficient's bits, bands and colours together, spread
-        evenly over the square of pixels that it covers. Summed over pixels they are `bits`."""
+        evenly over the square of pixels that it covers. Summed over pixels they are `bits`.
+
+        Returns:
+            (N, S, H, W).
+        """
         height, width = self.image_shape[1:]
         maps = []
         for nats in self.nats:
@@ -79,17 +91,34 @@ def information_map(
     The draws are those of `evaluate(cascade, images, repeats=1, times_per_image=times, seed=seed)`
     in one batch, so `bits` sums to its figures exactly, up to float rounding.
 
+    Args:
+        cascade: the model; it is in evaluation mode meanwhile.
+        images: integers (N, *cascade.image_shape).
+        times: noise levels an image and scale.
+        seed: of times and noise.
+        device: where the cascade is.
+        dtype: of the computation.
+
+    Returns:
+        Nats of every coordinate, scale by scale.
+
     Raises:
+        ValueError: for no images, another shape, or no times.
         FloatingPointError: where the bound is not finite.
+
+    Example:
+        >>> from pcdm_lib.likelihood import information_map
+        >>> model = pcdm.load_pretrained("photos32-wavelet")
+        >>> found = information_map(model, pcdm.load_data("photos").heldout[:1], times=1)
+        >>> found.bits().shape, found.pixel_bits().shape
+        (torch.Size([1, 2]), torch.Size([1, 2, 32, 32]))
     """
     if len(images) == 0 or times < 1:
         raise ValueError(f"need at least one image and one time, got {len(images)} and {times}")
     pairs = cascade.decompose(images.to(device))
-    was_training = cascade.training
-    cascade.eval()
     generator = torch.Generator(device).manual_seed(seed)
     nats = [torch.zeros(len(images), *spec.shape, dtype=torch.float64) for spec in cascade.specs]
-    try:
+    with evaluation_mode(cascade):
         t = torch.stack(
             [
                 draw_times(len(images), times, "stratified", generator, device, dtype)
@@ -104,8 +133,6 @@ def information_map(
                     z, coarse, t[k, index], eps, share=per_coefficient
                 )
                 nats[index] += terms.total.double().cpu() / times
-    finally:
-        cascade.train(was_training)
     if not all(bool(torch.isfinite(v).all()) for v in nats):
         raise FloatingPointError(
             "the bound is not finite: the weights are broken or training diverged"
@@ -131,7 +158,11 @@ class PaidTwice:
 
     def to_dict(self) -> dict[str, float]:
         """Means over the images with their standard errors (choice of images and noise of the draws
-        together)."""
+        together).
+
+        Returns:
+            Means in bits per dimension, "se" of the part paid again, and the number of images.
+        """
         n = len(self.again)
         parts = {"first": self.first, "bpd": self.again, "new": self.new}
         return {k: float(v.mean()) for k, v in parts.items()} | {
@@ -150,6 +181,18 @@ def paid_twice(
 ) -> PaidTwice:
     """Split the bound of a standard cascade by whether the receiver knew a pixel already; see
     `information_map` for the draws.
+
+    Source: Appendix C of the paper.
+
+    Args:
+        cascade: a model of the standard cascade.
+        images: integers (N, *cascade.image_shape).
+        times: noise levels an image and scale.
+        seed: of times and noise.
+        device: where the cascade is.
+
+    Returns:
+        Bits per dimension of every image, in three parts.
 
     Raises:
         ValueError: for a cascade of another map, which pays nothing twice.

@@ -45,7 +45,11 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """{name: figures} for a results file: each record's, with its difference to the
-        continuous-time bound."""
+        continuous-time bound.
+
+        Returns:
+            What JSON can hold, but for nan.
+        """
         return {
             w.name: w.result.to_dict()
             | {
@@ -93,16 +97,40 @@ def compare_likelihoods(
     """The continuous-time bound, the T-step bounds and the probability flow on the same images,
     with paired differences.
 
+    Source: Eqs. 15-17 for the bounds, Eq. 6 for the flow.
+
     Args:
+        cascade: the model.
         images: integers (N, *cascade.image_shape), at least two.
         steps: the T of the T-step bounds.
         flows: settings of the flows; Hutchinson's estimator and, where every scale has at most
             `MAX_EXACT` coordinates, the exact trace where it is None.
-        repeats, times_per_image: of the bounds, which share their noise.
-        flow_repeats: of the flows, which share theirs.
-        weights, batch_size, device, dtype: as for `evaluate_flow`.
+        repeats: of the bounds, which share their noise.
+        times_per_image: network evaluations of the bounds an image, scale and repeat.
+        flow_repeats: of the flows, which share their noise.
+        seed: of times and noise.
+        weights: what the caller says of the weights ("EMA", "raw"), for the record.
+        batch_size: images at a time.
+        device: where the cascade is.
+        dtype: as for `evaluate_flow`.
+        progress: show bars.
+
+    Returns:
+        One record a way, the continuous-time bound first; printed, it is a table.
+
     Raises:
-        ValueError, FloatingPointError: as `evaluate` and `evaluate_flow`.
+        ValueError: as `evaluate` and `evaluate_flow`, and for fewer than two images.
+        FloatingPointError: as `evaluate` and `evaluate_flow`.
+
+    Example:
+        >>> from pcdm_lib.likelihood import example_source, exact_cascade
+        >>> from pcdm_lib.likelihood.flow import FlowSettings
+        >>> source, flow = example_source(), FlowSettings(method="rk4", steps=8)
+        >>> found = pcdm.compare_likelihoods(
+        ...     exact_cascade(source), source.images[:4], steps=[10], flows=[flow], repeats=2
+        ... )
+        >>> [way.name for way in found.ways]
+        ['continuous time', 'T = 10', 'flow, hutchinson']
     """
     if len(images) < 2:
         raise ValueError(f"paired differences need at least 2 images, got {len(images)}")

@@ -140,6 +140,20 @@ def image_scores(
     Sets to be compared want the same number of evaluations, since the noise of an estimate is a
     deviation too, and each a seed of its own, or the k-th images of two sets get the same noise.
 
+    Args:
+        cascade: the model; it is in evaluation mode meanwhile.
+        images: integers (N, *cascade.image_shape).
+        repeats: independent estimates.
+        times_per_image: network evaluations an image, scale and repeat.
+        seed: of times and noise.
+        batch_size: images at a time.
+        device: where the cascade is.
+        dtype: of the computation.
+        progress: show a bar.
+
+    Returns:
+        Bits per dimension of every image and scale.
+
     Raises:
         ValueError: for images of another shape, range or number than `evaluate` takes.
         FloatingPointError: where the bound is not finite.
@@ -167,7 +181,16 @@ def image_scores(
 
 def batch_means(scores: np.ndarray, batch: int = 1, seed: int = 0) -> np.ndarray:
     """Means of batches of M images drawn without overlap, (n, ...) -> (n // M, ...): an order of
-    the images by the seed, cut up; the n % M last images are left out."""
+    the images by the seed, cut up; the n % M last images are left out.
+
+    Args:
+        scores: (n, ...).
+        batch: M.
+        seed: of the order.
+
+    Returns:
+        (n // M, ...).
+    """
     _check_array(scores, "scores")
     if not 1 <= batch <= len(scores):
         raise ValueError(
@@ -188,10 +211,13 @@ def typicality(
     """| mean code length of a batch of M - mean code length of the reference |, in the unit of the
     scores.
 
+    Source: Sect. 6.2 of the paper, where M = 1.
+
     Args:
         scores: (n,) code lengths of the tested images, or (n, S), scale by scale.
         reference: (N,) or (N, S), of other images of the model's data.
-        batch, seed: M, and the choice of the batches; see `batch_means`.
+        batch: M.
+        seed: the choice of the batches; see `batch_means`.
 
     Returns:
         (n // M,) or (n // M, S).
@@ -205,7 +231,18 @@ def combined_typicality(
 ) -> np.ndarray:
     """Typicality over all scales, (n, S) -> (n // M,): the deviation of every scale in standard
     deviations of the N reference images there, of which the largest ("max") or the sum ("sum") is
-    taken. One scale may be long where another is short, which their total does not see."""
+    taken. One scale may be long where another is short, which their total does not see.
+
+    Args:
+        scores: (n, S) code lengths of the tested images.
+        reference: (N, S), of other images of the model's data.
+        how: "max" or "sum".
+        batch: M.
+        seed: the choice of the batches; see `batch_means`.
+
+    Returns:
+        (n // M,), in standard deviations.
+    """
     if how not in ("max", "sum"):
         raise ValueError(f"how={how!r}: expected 'max' or 'sum'")
     _check_pair(scores, reference)
@@ -259,6 +296,16 @@ def auroc(
     Both sets are resampled, so the interval is for the populations that they are independent draws
     from. Where they do not overlap it is [1, 1] whatever their size: it knows nothing of overlaps
     too rare for these sets.
+
+    Args:
+        in_scores: (n_in,), of the data.
+        out_scores: (n_out,), of outliers.
+        draws: resampled sets for the interval.
+        confidence: of the interval, 0.95 for 95 %.
+        seed: of the draws.
+
+    Returns:
+        The AUROC and its interval.
 
     Raises:
         ValueError: for scores that are empty, not finite or not one-dimensional, and for settings
@@ -323,12 +370,16 @@ def detect(
     """How well each outlier set is told from the model's own data, by every statistic.
 
     Args:
-        inside, outliers: scores of the tested images, from the data and by the name of the set.
+        inside: scores of the tested images from the data.
         reference: of other images of the data.
+        outliers: scores of the other tested images, by the name of the set.
         batches: the M to try.
         references: the N to try, None for all; the first N in an order of the reference by the seed
             are taken.
         over_reference: add an interval that counts the choice of the N reference images too.
+        draws: resampled sets for the intervals.
+        confidence: of the intervals, 0.95 for 95 %.
+        seed: of the batches, the reference and the draws.
 
     Returns:
         Rows of figures that JSON can hold, one for every set, statistic, scale, M and N:

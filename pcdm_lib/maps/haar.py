@@ -39,7 +39,17 @@ def _butterfly(x: Tensor) -> Bands:
 
 
 def interleave(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Blocks (a b / c d) from four arrays (..., h, w), (..., 2h, 2w)."""
+    """Blocks (a b / c d) from four arrays (..., h, w), (..., 2h, 2w).
+
+    Args:
+        a: the entry at the top left of every block, (..., h, w).
+        b: at the top right, same shape.
+        c: at the bottom left.
+        d: at the bottom right.
+
+    Returns:
+        (..., 2h, 2w), of the type of `a`.
+    """
     out = a.new_empty(*a.shape[:-2], 2 * a.shape[-2], 2 * a.shape[-1])
     out[..., 0::2, 0::2], out[..., 0::2, 1::2], out[..., 1::2, 0::2], out[..., 1::2, 1::2] = (
         a,
@@ -51,7 +61,25 @@ def interleave(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 
 def haar_step(x: Tensor) -> Bands:
-    """One orthonormal Haar step on floats, (..., H, W) -> four bands (..., H/2, W/2)."""
+    """One orthonormal Haar step on floats, (..., H, W) -> four bands (..., H/2, W/2).
+
+    Source: Eq. 14 of the paper, with the 2x2 filters of Haar.
+
+    Args:
+        x: floats (..., H, W) with even sides.
+
+    Returns:
+        The bands s, p, q, r, each (..., H/2, W/2).
+
+    Raises:
+        TypeError: for integers, which `haar_step_integers` takes.
+
+    Example:
+        >>> from pcdm_lib.maps.haar import haar_step
+        >>> bands = haar_step(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> [float(band) for band in bands]
+        [5.0, -2.0, -1.0, 0.0]
+    """
     if not x.is_floating_point():
         raise TypeError(
             f"haar_step wants floats, got {x.dtype}: use haar_step_integers, or convert it"
@@ -60,7 +88,14 @@ def haar_step(x: Tensor) -> Bands:
 
 
 def haar_step_inverse(bands: Bands) -> Tensor:
-    """Inverse of `haar_step`, which is its transpose."""
+    """Inverse of `haar_step`, which is its transpose.
+
+    Args:
+        bands: s, p, q, r, floats (..., h, w) each.
+
+    Returns:
+        (..., 2h, 2w).
+    """
     s, p, q, r = bands
     return interleave(
         *(v / 2 for v in (s + p + q + r, s + p - q - r, s - p + q - r, s - p - q + r))
@@ -69,13 +104,34 @@ def haar_step_inverse(bands: Bands) -> Tensor:
 
 def haar_step_integers(x: Tensor) -> Bands:
     """One unscaled Haar step on integers: exact, and the orthonormal coefficients are the result
-    halved."""
+    halved.
+
+    Args:
+        x: integers (..., H, W) with even sides.
+
+    Returns:
+        The bands s, p, q, r, each (..., H/2, W/2), int32 or wider.
+
+    Raises:
+        TypeError: for floats.
+    """
     return _butterfly(_whole(x))
 
 
 def haar_step_integers_inverse(bands: Bands) -> Tensor:
-    """Inverse of `haar_step_integers`. Raises ValueError where s+p+q+r is not divisible by 4 or the
-    parities differ, that is where the integers belong to no image."""
+    """Inverse of `haar_step_integers`.
+
+    Args:
+        bands: s, p, q, r, integers (..., h, w) each.
+
+    Returns:
+        Integers (..., 2h, 2w).
+
+    Raises:
+        TypeError: for floats.
+        ValueError: where s+p+q+r is not divisible by 4 or the parities differ, that is where the
+            integers belong to no image.
+    """
     s, p, q, r = (_whole(band) for band in bands)
     blocks = (s + p + q + r, s + p - q - r, s - p + q - r, s - p - q + r)
     if any(bool((v & 3).any()) for v in blocks):
@@ -88,5 +144,12 @@ def haar_step_integers_inverse(bands: Bands) -> Tensor:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Each entry repeated over its 2x2 block, (..., h, w) -> (..., 2h, 2w)."""
+    """Each entry repeated over its 2x2 block, (..., h, w) -> (..., 2h, 2w).
+
+    Args:
+        x: (..., h, w).
+
+    Returns:
+        (..., 2h, 2w), of the same type.
+    """
     return x.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)

@@ -30,8 +30,11 @@ class HierarchicalMap(ABC):
     `_split_integers`.
 
     Args:
-        levels: how many times the side is halved; a map of `levels` has `levels + 1` scales (the
-            paper's S).
+        levels: how many times the side is halved, 0 to 10; a map of `levels` has `levels + 1`
+            scales (the paper's S).
+
+    Raises:
+        ValueError: where `levels` is no whole number from 0 to 10.
     """
 
     name = "map"
@@ -47,6 +50,7 @@ class HierarchicalMap(ABC):
 
     @property
     def num_scales(self) -> int:
+        """How many scales there are: the paper's S."""
         return self.levels + 1
 
     # ---- what the scales are
@@ -54,7 +58,19 @@ class HierarchicalMap(ABC):
     def specs(
         self, image_shape: tuple[int, int, int], max_value: int = 255
     ) -> tuple[ScaleSpec, ...]:
-        """The scales of images of shape (C, H, W) with pixels 0..max_value, coarsest first."""
+        """The scales of images of shape (C, H, W) with pixels 0..max_value, coarsest first.
+
+        Args:
+            image_shape: (C, H, W).
+            max_value: the largest value of a pixel, 255 for 8 bits.
+
+        Returns:
+            One `ScaleSpec` a scale.
+
+        Raises:
+            ValueError: where the sides are not divisible by 2^levels, or 32 bits would not hold the
+                integers.
+        """
         if len(image_shape) != 3:
             raise ValueError(
                 f"image_shape must be (channels, height, width), got {tuple(image_shape)}"
@@ -71,26 +87,60 @@ class HierarchicalMap(ABC):
         return self._specs((channels, height, width), max_value)
 
     def names(self) -> tuple[str, ...]:
-        """Names of the scales, coarsest first."""
+        """Names of the scales, coarsest first.
+
+        Returns:
+            As many names as scales, "base" first.
+        """
         side = 2**self.levels
         return tuple(spec.name for spec in self._specs((1, side, side), 1))
 
     def log_volume(self, image_shape: tuple[int, int, int]) -> float:
         """1/2 log det(J^T J) in nats of the map on images of that shape: 0 where it preserves
-        volume (Lemma 4.1)."""
+        volume (Lemma 4.1).
+
+        Args:
+            image_shape: (C, H, W).
+
+        Returns:
+            Nats.
+        """
         self.specs(image_shape)
         return 0.0
 
     # ---- floats
 
     def analyse(self, x: Tensor) -> Scales:
-        """h(x) of Eq. 9 for a float image batch (N, C, H, W)."""
+        """The map h on a batch of float images: h(x) = (z1, ..., zS), Eqs. 11-14.
+
+        Args:
+            x: floats (N, C, H, W).
+
+        Returns:
+            One array a scale, (N, *spec.view_shape); for the wavelet its coefficients, for the
+            pyramid its residuals.
+
+        Raises:
+            TypeError: for integers, which `analyse_integers` takes.
+            ValueError: for another shape than (N, C, H, W), or sides that do not fit the levels.
+        """
         self._check_floats(x)
         return Scales(self.names(), self._analyse(x))
 
     def synthesise(self, scales: Scales) -> Tensor:
         """Inverse of `analyse`, (N, C, H, W). For a frame it is the transpose, so what lies outside
-        the frame's range is projected away."""
+        the frame's range is projected away.
+
+        Args:
+            scales: what `analyse` gives.
+
+        Returns:
+            Floats (N, C, H, W).
+
+        Raises:
+            TypeError: for integers.
+            ValueError: for the scales of another map, or shapes that do not belong together.
+        """
         self._check_scales(scales, integers=False)
         return self._synthesise(scales)
 
@@ -98,19 +148,55 @@ class HierarchicalMap(ABC):
 
     def analyse_integers(self, x: Tensor, max_value: int = 255) -> Scales:
         """Exact integer coordinates (int32) of an integer image batch (N, C, H, W) with values
-        0..max_value."""
+        0..max_value.
+
+        Args:
+            x: integers (N, C, H, W) in 0..max_value.
+            max_value: the largest value that a pixel can have.
+
+        Returns:
+            One array a scale, (N, *spec.shape) int32.
+
+        Raises:
+            TypeError: for floats.
+            ValueError: for values out of range, or sides that do not fit the levels.
+        """
         return Scales(self.names(), [z for z, _ in self.decompose(x, max_value)])
 
     def decompose(self, x: Tensor, max_value: int = 255) -> list[tuple[Tensor, Tensor | None]]:
         """For each scale its integer coordinates and the integers rebuilt from all coarser scales
         (None for the base): the pair that one conditional diffusion needs, without the other
-        scales' networks."""
+        scales' networks.
+
+        Args:
+            x: integers (N, C, H, W) in 0..max_value.
+            max_value: the largest value that a pixel can have.
+
+        Returns:
+            A pair (z, coarse) a scale, coarsest first; z (N, *spec.shape) int32, and coarse int32
+            or None.
+
+        Raises:
+            TypeError: for floats.
+            ValueError: as for `analyse_integers`.
+        """
         self._check_integers(x, max_value)
         self.specs(image_shape_of(x), max_value)  # refuses what would overflow
         return self._split_integers(x.to(torch.int32))
 
     def synthesise_integers(self, scales: Scales) -> Tensor:
-        """Exact inverse of `analyse_integers`, int32 (N, C, H, W)."""
+        """Exact inverse of `analyse_integers`, int32 (N, C, H, W).
+
+        Args:
+            scales: what `analyse_integers` gives.
+
+        Returns:
+            The images, int32 (N, C, H, W).
+
+        Raises:
+            TypeError: for floats.
+            ValueError: for the scales of another map, or integers that belong to no image.
+        """
         self._check_scales(scales, integers=True)
         coarse: Tensor | None = None
         for index, z in enumerate(scales):
@@ -123,36 +209,96 @@ class HierarchicalMap(ABC):
     @abstractmethod
     def refine(self, index: int, coarse: Tensor | None, z: Tensor) -> Tensor:
         """The integers rebuilt from scales 0..index, given those from 0..index-1 and the
-        coordinates of scale `index`."""
+        coordinates of scale `index`.
+
+        Args:
+            index: of the scale.
+            coarse: the integers rebuilt from the coarser scales; None for the base.
+            z: integer coordinates of the scale, (N, *spec.shape).
+
+        Returns:
+            Integers (N, C, h, w) at the resolution that is reached; the image after the last scale.
+
+        Raises:
+            ValueError: where the integers belong to no image.
+        """
 
     @abstractmethod
     def condition_image(self, spec: ScaleSpec, coarse: Tensor) -> Tensor:
         """Conditioning image of Eqs. 43-44: `coarse` as mean brightness in [-1, 1] at the
-        resolution of the scale's view."""
+        resolution of the scale's view.
+
+        Args:
+            spec: the scale that is conditioned.
+            coarse: integers rebuilt from the coarser scales, (N, C, h, w).
+
+        Returns:
+            Floats (N, *spec.condition_shape).
+        """
 
     @abstractmethod
     def brightness(self, index: int, coarse: Tensor, max_value: int = 255) -> Tensor:
-        """The integers rebuilt from scales 0..index as an image in [0, 1], for looking at."""
+        """The integers rebuilt from scales 0..index as an image in [0, 1], for looking at.
+
+        Args:
+            index: of the last scale that `coarse` was rebuilt from.
+            coarse: integers (N, C, h, w).
+            max_value: the largest value of a pixel.
+
+        Returns:
+            Floats (N, C, h, w) in [0, 1].
+        """
 
     def lattice_phase(
         self, spec: ScaleSpec, centre: Tensor, coarse: Tensor | None
     ) -> tuple[Tensor, float]:
         """Where the values of the finer image that a scale's (noisy) integers stand for lie between
-        whole numbers, at the view's
-        resolution: exact integers without noise. Second, the factor from the noise of `centre` to
-            that of the phase."""
+        whole numbers, at the view's resolution: exact integers without noise.
+
+        Args:
+            spec: the scale.
+            centre: noisy integers (N, *spec.shape), floats (`ScaleSpec.to_axis`).
+            coarse: integers rebuilt from the coarser scales; None for the base.
+
+        Returns:
+            The phases (N, phase_channels, h, w), and the factor from the noise of `centre` to that
+            of the phase.
+        """
         return centre, 1.0
 
     def phase_channels(self, spec: ScaleSpec) -> int:
-        """Channels of `lattice_phase`."""
+        """Channels of `lattice_phase`.
+
+        Args:
+            spec: the scale.
+
+        Returns:
+            Their number.
+        """
         return spec.shape[0]
 
     def to_view(self, spec: ScaleSpec, coords: Tensor) -> Tensor:
-        """Orthonormal coordinates -> what a network sees; an isometry."""
+        """Orthonormal coordinates -> what a network sees; an isometry.
+
+        Args:
+            spec: the scale.
+            coords: orthonormal coordinates (N, *spec.shape).
+
+        Returns:
+            (N, *spec.view_shape).
+        """
         return coords
 
     def from_view(self, spec: ScaleSpec, view: Tensor) -> Tensor:
-        """Transpose of `to_view`: what a network predicts -> orthonormal coordinates."""
+        """Transpose of `to_view`: what a network predicts -> orthonormal coordinates.
+
+        Args:
+            spec: the scale.
+            view: (N, *spec.view_shape).
+
+        Returns:
+            (N, *spec.shape).
+        """
         return view
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The Laplacian pyramid with norm-preserving resampling (Sect. 4.1)."""
+"""The Laplacian pyramid with norm-preserving resampling (Sect. 4.2, Eqs. 11-13)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,22 @@ class LaplacianPyramid(HaarWavelet):
     map is a tight frame: all singular values are 1, and its latent has more entries than
     dimensions. Its orthonormal coordinates (and its integers) are those of the wavelet; what a
     network sees and predicts is the residual, C channels at the finer resolution.
+
+    Source: Sect. 4.2, Eqs. 11-13.
+
+    Args:
+        levels: how many times the side is halved, 0 to 10.
+
+    Example:
+        >>> pyramid = pcdm.LaplacianPyramid(levels=1)
+        >>> x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+        >>> scales = pyramid.analyse(x)
+        >>> scales
+        Scales(base: (2, 3, 4, 4) torch.float64, residual1: (2, 3, 8, 8) torch.float64)
+        >>> bool(torch.allclose(pyramid.synthesise(scales), x))
+        True
+        >>> bool(torch.isclose(sum((z**2).sum() for z in scales), (x**2).sum()))
+        True
     """
 
     name = "laplacian"

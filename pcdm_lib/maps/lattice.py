@@ -55,12 +55,22 @@ def allowed(
 ) -> Progression:
     """The integers that `band` of a scale can hold.
 
+    Source: Lemma 4.1 on integers; docs/likelihood.md, Sect. 2.
+
     Args:
         spec: the scale.
         band: one of its bands; the bands before it must stand in `decoded`.
         coarse: integers rebuilt from the coarser scales, (N, C, h, w); needed for kind "details"
             only.
+        decoded: the bands of this scale that are known already, {band: (N, C, h, w) integers}: none
+            for "p", p for "q", p and q for "r".
         like: a tensor (N, C, h, w) that gives shape and device.
+
+    Returns:
+        The progression of every coefficient of the band.
+
+    Raises:
+        KeyError: where a band is missing in `decoded`.
     """
     if spec.kind in ("pixels", "sum"):
         high = spec.max_value * (4**spec.level if spec.kind == "sum" else 1)
@@ -86,7 +96,16 @@ def allowed(
 
 
 def check_member(z: Tensor, progression: Progression, where: str) -> None:
-    """Raises ValueError where an integer of z is not one of its progression."""
+    """Raise an error where an integer is not one of its progression.
+
+    Args:
+        z: integers (N, C, h, w).
+        progression: what is allowed.
+        where: the start of the error's message.
+
+    Raises:
+        ValueError: saying how many integers belong to no image.
+    """
     inside = (
         (z >= progression.low)
         & (z <= progression.high)
@@ -124,6 +143,19 @@ def log_prob(centre: Tensor, tau: Tensor, z: Tensor, progression: Progression) -
             shift, float64.
         tau: standard deviation of the noise on that axis, broadcastable to `centre`.
         z: the true integers. They only enter the numerator.
+        progression: the allowed integers of every coefficient (`allowed`).
+
+    Returns:
+        Nats, at most 0.
+
+    Example:
+        >>> from pcdm_lib.maps.lattice import Progression, log_prob
+        >>> zero = torch.zeros(4, 1, 1, 1, dtype=torch.int32)
+        >>> four = Progression(zero, zero + 3, 1)  # 0, 1, 2 and 3 are allowed
+        >>> z = torch.arange(4, dtype=torch.int32).reshape(4, 1, 1, 1)
+        >>> mass = log_prob(zero + 1.2, torch.tensor(0.5).double(), z, four).exp()
+        >>> round(float(mass.sum()), 6)
+        1.0
     """
     nearest, distance, spacing, half = _window(centre, tau, progression)
     last = progression.last.to(centre.dtype)
@@ -152,7 +184,17 @@ def draw(
     centre: Tensor, tau: Tensor, progression: Progression, generator: torch.Generator | None
 ) -> Tensor:
     """A draw of the allowed integers from P(z | z_0), int32; the most probable one where
-    `generator` is None."""
+    `generator` is None.
+
+    Args:
+        centre: z_0 on the axis of the integers, (N, C, h, w) float64.
+        tau: standard deviation of the noise on that axis, broadcastable to `centre`.
+        progression: the allowed integers of every coefficient.
+        generator: of the draw, or None.
+
+    Returns:
+        Integers (N, C, h, w), int32.
+    """
     nearest, distance, spacing, half = _window(centre, tau, progression)
     last = progression.last.to(centre.dtype)
     best_score, best_offset = torch.full_like(centre, -torch.inf), torch.zeros_like(centre)
@@ -178,7 +220,17 @@ def to_integer_axis(
     spec: ScaleSpec, z_0: Tensor, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Noisy orthonormal coordinates z_0 = alpha (gain z + shift) + sigma eps -> (centre, tau) on
-    the axis of z, float64."""
+    the axis of z, float64.
+
+    Args:
+        spec: the scale.
+        z_0: (N, *spec.shape).
+        alpha: scale of the signal, a scalar or (N, 1, 1, 1).
+        sigma: standard deviation of the noise, likewise.
+
+    Returns:
+        centre (N, *spec.shape) in units of an integer, and tau, of the shape of alpha.
+    """
     alpha, sigma = alpha.double(), sigma.double()
     return (z_0.double() / alpha - spec.shift) / spec.gain, sigma / (alpha * spec.gain)
 
@@ -199,11 +251,17 @@ def scale_log_prob(
     decoder meets them.
 
     Args:
+        spec: the scale.
         z_0: noisy orthonormal coordinates (N, bands*C, h, w).
-        alpha, sigma: their scale and noise, scalars or (N, 1, 1, 1).
-        z: the true integers, same shape.
+        alpha: scale of the signal in them, a scalar or (N, 1, 1, 1).
+        sigma: standard deviation of their noise, likewise.
+        z: the true integers, of the shape of z_0.
         coarse: integers rebuilt from the coarser scales, or None for the base.
         per_coefficient: the share of every coefficient, (N, bands*C, h, w), instead of their sum.
+
+    Returns:
+        Nats, (N,) float64.
+
     Raises:
         ValueError: where z holds integers that belong to no image.
     """
@@ -229,7 +287,19 @@ def scale_draw(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Integers (N, bands*C, h, w) drawn band after band from P(z | z_0, coarser): always a scale of
-    some image."""
+    some image.
+
+    Args:
+        spec: the scale.
+        z_0: noisy orthonormal coordinates (N, bands*C, h, w).
+        alpha: scale of the signal in them, a scalar or (N, 1, 1, 1).
+        sigma: standard deviation of their noise, likewise.
+        coarse: integers rebuilt from the coarser scales, or None for the base.
+        generator: of the draw; None takes the most probable integers.
+
+    Returns:
+        Integers (N, bands*C, h, w), int32.
+    """
     centre, tau = to_integer_axis(spec, z_0, alpha, sigma)
     decoded: dict[str, Tensor] = {}
     for band, band_centre in spec.split(centre).items():  # in decoding order
@@ -256,6 +326,13 @@ def lattice_moments(mean: Tensor, std: Tensor) -> LatticeMoments:
     Two regimes of the theta function: seven terms around the nearest integer where the Gaussian is
     narrow; where it is wide (std above 0.6) the first harmonic of its Fourier series, the next one
     being below 1e-6.
+
+    Args:
+        mean: of the Gaussian, (N, C, h, w), in units of an integer.
+        std: its standard deviation, same shape and unit.
+
+    Returns:
+        `LatticeMoments`, each part of the shape of `mean`.
     """
     nearest = mean.round()
     f = mean - nearest
@@ -299,7 +376,21 @@ def lattice_moments(mean: Tensor, std: Tensor) -> LatticeMoments:
 
 
 def lattice_posterior(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of N(mean, std^2) restricted to the integers."""
+    """Mean and variance of N(mean, std^2) restricted to the integers.
+
+    Args:
+        mean: (N, C, h, w), in units of an integer.
+        std: standard deviation, same shape and unit.
+
+    Returns:
+        Mean and variance, each of the shape of `mean`.
+
+    Example:
+        >>> from pcdm_lib.maps.lattice import lattice_posterior
+        >>> mean, variance = lattice_posterior(torch.tensor([3.1]), torch.tensor([0.05]))
+        >>> float(mean), float(variance)
+        (3.0, 0.0)
+    """
     m = lattice_moments(mean, std)
     return m.nearest + m.first, (m.second - m.first**2).clamp(min=0)
 
@@ -313,8 +404,12 @@ def details_posterior(mean: Tensor, std: Tensor, coarse: Tensor) -> tuple[Tensor
     sums with alternating signs are all that it takes.
 
     Args:
-        mean, std: (N, 3C, h, w), band after band.
+        mean: of the Gaussians, (N, 3C, h, w), band after band, in units of an integer.
+        std: their standard deviations, same shape and unit.
         coarse: s, integers (N, C, h, w).
+
+    Returns:
+        Means and variances, each (N, 3C, h, w).
     """
     parity = coarse & 1
     offset = torch.cat([parity] * 3, dim=1).to(mean.dtype)

@@ -18,7 +18,18 @@ from pcdm_lib.maps.wavelet import HaarWavelet
 class Subsampling(HierarchicalMap):
     """The usual cascade (Eq. 10, Appendix C): each coarser scale is every second pixel of the next,
     the finest is the whole image. It has more entries than the image has pixels and does not
-    preserve volume: every coarse pixel is paid again."""
+    preserve volume: every coarse pixel is paid again.
+
+    Args:
+        levels: how many times the side is halved, 0 to 10.
+
+    Example:
+        >>> cascade = pcdm.Subsampling(levels=1)
+        >>> cascade.analyse_integers(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+        Scales(base: (2, 3, 4, 4) torch.int32, image0: (2, 3, 8, 8) torch.int32)
+        >>> cascade.volume_preserving, round(cascade.log_volume((3, 8, 8)), 2)
+        (False, 16.64)
+    """
 
     name = "standard"
     volume_preserving = False
@@ -75,7 +86,21 @@ class Subsampling(HierarchicalMap):
 
 
 class Identity(Subsampling):
-    """One scale, the image itself: with it the cascade is a variational diffusion model (VDM)."""
+    """One scale, the image itself: with it the cascade is a variational diffusion model (VDM).
+
+    Source: Sect. 6.1, the baseline VDM (Kingma et al. 2021).
+
+    Args:
+        levels: 0, for one scale.
+
+    Raises:
+        ValueError: for other levels.
+
+    Example:
+        >>> x = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+        >>> pcdm.Identity().analyse_integers(x)
+        Scales(base: (2, 3, 8, 8) torch.int32)
+    """
 
     name = "vdm"
     volume_preserving = True
@@ -92,7 +117,23 @@ MAPS: dict[str, type[HierarchicalMap]] = {
 
 
 def make_map(name: str, levels: int) -> HierarchicalMap:
-    """The map of that name. Raises ValueError for a name that is not one of `MAPS`."""
+    """The map of that name.
+
+    Args:
+        name: one of `MAPS`: wavelet, laplacian, standard or vdm.
+        levels: how many times the side is halved.
+
+    Returns:
+        The map.
+
+    Raises:
+        ValueError: for another name, or levels that the map does not take.
+
+    Example:
+        >>> from pcdm_lib.maps import make_map
+        >>> make_map("wavelet", 2)
+        HaarWavelet(levels=2)
+    """
     if name not in MAPS:
         raise ValueError(f"unknown map {name!r}: one of {', '.join(MAPS)}")
     return MAPS[name](levels)

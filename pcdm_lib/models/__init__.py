@@ -1,7 +1,7 @@
 """The cascade (Eq. 15), its networks and their preconditioning, configurations, presets,
 checkpoints, trained models."""
 
-from pcdm_lib.models.cascade import Bound, Cascade, Samples, bits_per_dim
+from pcdm_lib.models.cascade import Bound, Cascade, Samples, bits_per_dim, evaluation_mode
 from pcdm_lib.models.checkpoints import load_cascade
 from pcdm_lib.models.config import Config, ModelConfig, TrainingConfig
 from pcdm_lib.models.preconditioning import PreconditionedDenoiser
@@ -22,6 +22,7 @@ __all__ = [
     "UNet",
     "bits_per_dim",
     "build",
+    "evaluation_mode",
     "load_cascade",
     "load_pretrained",
     "preset",

@@ -10,8 +10,9 @@ trained elsewhere, and the others do not need it.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,23 @@ from pcdm_lib.models.scale import Scale
 
 class Bound(NamedTuple):
     """The terms of the bound in nats, each (N, S): image by image, scale by scale in the order of
-    `names`."""
+    `names`.
+
+    Source: Eqs. 15-17 of the paper.
+
+    Attributes:
+        names: of the scales, coarsest first.
+        prior: nats, (N, S).
+        diffusion: nats, (N, S).
+        reconstruction: nats, (N, S).
+
+    Example:
+        >>> model = pcdm.build(pcdm.preset("tiny", image_shape=(3, 8, 8)).model)
+        >>> images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+        >>> bound = model.bound(images, torch.Generator().manual_seed(0))
+        >>> bound.names, bound.diffusion.shape, bound.total.shape
+        (('base', 'details1'), torch.Size([2, 2]), torch.Size([2]))
+    """
 
     names: tuple[str, ...]
     prior: Tensor
@@ -45,15 +62,27 @@ class Bound(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """`images` (N, C, H, W) int32; `scales` their integer coordinates; `growth[i]` the integers
-    rebuilt from scales 0..i."""
+    """Images drawn from a cascade, and how they grew.
+
+    Attributes:
+        images: (N, C, H, W) int32.
+        scales: integer coordinates of each scale.
+        growth: integers rebuilt from scales 0..i, for each i.
+    """
 
     images: Tensor
     scales: Scales
     growth: list[Tensor]
 
     def first(self, n: int) -> Samples:
-        """The first n of them."""
+        """The first n of them.
+
+        Args:
+            n: how many.
+
+        Returns:
+            The same record with n images.
+        """
         return Samples(
             self.images[:n], self.scales.apply(lambda v: v[:n]), [v[:n] for v in self.growth]
         )
@@ -62,23 +91,27 @@ class Samples(NamedTuple):
 class Cascade(nn.Module):
     """A map, and for each scale a denoiser and a schedule.
 
+    Source: Sect. 5.1 of the paper, Eqs. 15-17.
+
     Args:
         hierarchy: the map.
         image_shape: (C, H, W).
-        denoisers: one a scale, coarsest first. An nn.Module is registered, and so trained and
-            saved; None for a scale that is not there.
-        schedules: one for all scales (Theorem 5.1 assumes that) or one a scale.
-        max_value: largest grey level.
+        denoisers: one a scale: a network, any callable eps_hat(z_t, gamma, coarse), or None.
+        schedules: one a scale, or one Schedule that all scales share (Theorem 5.1 assumes that).
+        max_value: the largest value of a pixel, 255 for 8 bits.
 
-    Attributes:
-        scales: a `Scale` for each scale, coarsest first.
-        networks, schedules: their networks by name and their schedules, as modules: these are the
-            names under which files keep the weights.
+    Raises:
+        ValueError: where their numbers differ from that of the scales.
 
     Example:
-        >>> model = load_pretrained("photos32-wavelet")
-        >>> bound = model.bound(images, torch.Generator().manual_seed(0))
-        >>> bits_per_dim(bound.total, model.dims)
+        >>> model = pcdm.load_pretrained("photos32-wavelet")
+        >>> model.names, model.dims
+        (('base', 'details1'), 3072)
+        >>> wavelet = pcdm.HaarWavelet(levels=1)
+        >>> nothing = lambda z_t, gamma, coarse: torch.zeros_like(z_t)
+        >>> schedule = pcdm.LinearSchedule(-13.0, 5.0)
+        >>> pcdm.Cascade(wavelet, (3, 8, 8), [nothing, nothing], schedule).dims
+        192
     """
 
     def __init__(
@@ -110,12 +143,23 @@ class Cascade(nn.Module):
         self.schedules = nn.ModuleList(s.schedule for s in self.scales)
 
     def with_schedules(self, schedules: Sequence[Schedule]) -> Cascade:
-        """The same map and denoisers with other noise levels."""
+        """The same map and denoisers with other noise levels.
+
+        Args:
+            schedules: one a scale.
+
+        Returns:
+            A new cascade that shares the networks.
+        """
         denoisers = [s.denoiser if s.known else None for s in self.scales]
         return Cascade(self.map, self.image_shape, denoisers, schedules, self.max_value)
 
     def forget(self, name: str) -> None:
-        """Drop the network of a scale, which another process trains."""
+        """Drop the network of a scale, which another process trains.
+
+        Args:
+            name: of the scale.
+        """
         self.scales[self.names.index(name)].network = None
         del self.networks[name]
 
@@ -130,8 +174,15 @@ class Cascade(nn.Module):
         return self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
 
     def check_images(self, x: Tensor) -> None:
-        """Raises unless x is an integer batch (N, *image_shape) in range (the range is the map's
-        check)."""
+        """Raise an error unless x is a batch of this cascade's images; the map checks their type
+        and range.
+
+        Args:
+            x: integers (N, *image_shape).
+
+        Raises:
+            ValueError: for another shape.
+        """
         if not isinstance(x, Tensor) or x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"this cascade takes integer images (N, {', '.join(map(str, self.image_shape))}), "
@@ -139,14 +190,32 @@ class Cascade(nn.Module):
             )
 
     def check_known(self, indices: Iterable[int]) -> None:
-        """Raises KeyError naming the first of these scales that has no denoiser."""
+        """Raise an error where one of these scales has no denoiser.
+
+        Args:
+            indices: of the scales.
+
+        Raises:
+            KeyError: naming the first of them.
+        """
         for scale in (self.scales[i] for i in indices):
             if not scale.known:
                 held = [s.name for s in self.scales if s.known]
                 raise KeyError(f"no denoiser for scale {scale.name!r}: this cascade holds {held}")
 
     def decompose(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """(integer coordinates, coarser integers) of every scale of x, after the checks."""
+        """(integer coordinates, coarser integers) of every scale of x, after the checks.
+
+        Args:
+            x: integers (N, *image_shape) in 0..max_value.
+
+        Returns:
+            A pair a scale, coarsest first; coarse is None for the base.
+
+        Raises:
+            TypeError: for floats.
+            ValueError: for another shape, or values out of range.
+        """
         self.check_images(x)
         return self.map.decompose(x, self.max_value)
 
@@ -162,13 +231,32 @@ class Cascade(nn.Module):
         """One unbiased draw of the bound for every image: one network evaluation an image and
         scale.
 
+        Source: Eqs. 15-17 of the paper.
+
         Args:
             x: integer images (N, *image_shape).
-            generator: of times and noise.
+            generator: of times and noise, on the device of x.
             steps: None for continuous time, T for the T-step model.
             scales: indices of the scales to score, all by default.
             times: (S, N) in [0, 1); stratified over the batch, a fresh order for every scale, where
                 it is None.
+            dtype: of the computation; the networks' weights must have it.
+
+        Returns:
+            The terms in nats, each (N, S).
+
+        Raises:
+            KeyError: for a scale without a denoiser.
+            ValueError: for images of another shape, or steps below 1.
+
+        Example:
+            >>> from pcdm_lib.models import bits_per_dim
+            >>> model = pcdm.load_pretrained("photos32-wavelet")
+            >>> images = pcdm.load_data("photos").heldout[:2]
+            >>> bound = model.bound(images, torch.Generator().manual_seed(0))
+            >>> bits = bits_per_dim(bound.total, model.dims)
+            >>> bits.shape, bool((bits < 8).all())
+            (torch.Size([2]), True)
         """
         pairs = self.decompose(x)
         chosen = range(len(self.specs)) if scales is None else scales
@@ -199,7 +287,26 @@ class Cascade(nn.Module):
         """n integer images by ancestral sampling, coarsest scale first; deterministic given the
         generator's state.
 
-        `on_step` is called after every reverse step (steps * scales in all), for a progress bar.
+        Args:
+            n: how many images.
+            steps: reverse steps a scale.
+            generator: of the noise, on `device`.
+            device: where the networks are.
+            dtype: of the computation.
+            on_step: called after every reverse step (steps * scales in all), for a progress bar.
+
+        Returns:
+            The images with their scales.
+
+        Raises:
+            KeyError: for a scale without a denoiser.
+            ValueError: for n or steps below 1.
+            FloatingPointError: where a network's output is not finite.
+
+        Example:
+            >>> model = pcdm.load_pretrained("photos32-wavelet")
+            >>> model.sample(1, steps=2, generator=torch.Generator().manual_seed(0)).images.shape
+            torch.Size([1, 3, 32, 32])
         """
         if n < 1:
             raise ValueError(f"sample needs n >= 1, got {n}")
@@ -214,6 +321,46 @@ class Cascade(nn.Module):
         return Samples(growth[-1], Scales(self.names, values), growth)
 
 
+@contextlib.contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside the block; at its end, also by an error, the mode that
+    the module had before.
+
+    Args:
+        module: a cascade, a scale or a network.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> from pcdm_lib.models import evaluation_mode
+        >>> cascade = pcdm.build(pcdm.preset("tiny").model)
+        >>> with evaluation_mode(cascade): print(cascade.training)
+        False
+        >>> cascade.training
+        True
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
 def bits_per_dim(nats: Tensor | float, dims: int) -> Any:
-    """Nats of a whole image -> bits per dimension."""
+    """Nats of a whole image -> bits per dimension.
+
+    Args:
+        nats: of any shape.
+        dims: pixels times channels, `Cascade.dims`.
+
+    Returns:
+        Bits a dimension, of the shape of `nats`.
+
+    Example:
+        >>> from pcdm_lib.models import bits_per_dim
+        >>> round(bits_per_dim(2129.0, 3 * 32 * 32), 4)
+        0.9998
+    """
     return nats / (dims * math.log(2))

@@ -26,7 +26,14 @@ class CheckpointMismatch(ValueError):
 
 
 def list_checkpoints(run_dir: Path | str) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The whole checkpoints of a run, oldest first.
+
+    Args:
+        run_dir: the run's folder.
+
+    Returns:
+        Their folders; none for a run that has none.
+    """
     folder = Path(run_dir) / "checkpoints"
     return (
         sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
@@ -36,13 +43,30 @@ def list_checkpoints(run_dir: Path | str) -> list[Path]:
 
 
 def newest_checkpoint(run_dir: Path | str) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
+    """The newest whole checkpoint of a run, or None.
+
+    Args:
+        run_dir: the run's folder.
+
+    Returns:
+        Its folder.
+    """
     found = list_checkpoints(run_dir)
     return found[-1] if found else None
 
 
 def read_log(run_dir: Path | str) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; a last line that was cut short is left out."""
+    """The lines of log.jsonl; a last line that was cut short is left out.
+
+    Args:
+        run_dir: the run's folder.
+
+    Returns:
+        One dictionary a line; none where there is no log.
+
+    Raises:
+        ValueError: naming a line, not the last one, that is not JSON.
+    """
     path = Path(run_dir) / "log.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     rows = []
@@ -58,8 +82,16 @@ def read_log(run_dir: Path | str) -> list[dict[str, Any]]:
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load one safetensors file into a module; ValueError naming the file where it is missing,
-    damaged or of another network."""
+    """Load one safetensors file into a module.
+
+    Args:
+        module: whose `state_dict` has the file's names and shapes.
+        path: the file.
+
+    Raises:
+        ValueError: naming the file, where it is missing, damaged, of another network, or holds
+            values that are not finite.
+    """
     try:
         tensors = safetensors.torch.load_file(path)
     except FileNotFoundError:
@@ -99,8 +131,17 @@ def load_cascade(
     Args:
         run_dirs: folders of runs, or of checkpoints.
         weights: "ema" or "raw".
+        device: where the cascade goes.
         shown: what networks were shown in place of the coarser image, where they were
             (`conditioning.load_shown` says it).
+
+    Returns:
+        The cascade in evaluation mode, and the header of each run.
+
+    Raises:
+        ValueError: for another name of weights, no runs, a run without a checkpoint, or a damaged
+            one.
+        CheckpointMismatch: where the runs do not belong together, or scales are missing.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")

@@ -104,12 +104,26 @@ class Config:
     training: TrainingConfig
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary for JSON; `from_dict` reads it back."""
+        """A plain dictionary for JSON; `from_dict` reads it back.
+
+        Returns:
+            Dictionaries, tuples, numbers and text.
+        """
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
-        """The configuration that `to_dict` wrote. Raises ValueError for missing or unknown keys."""
+        """The configuration that `to_dict` wrote.
+
+        Args:
+            data: a dictionary, as JSON holds it.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: for missing or unknown keys.
+        """
         try:
             parts = modern_names(data)
             model, training = (
@@ -122,7 +136,21 @@ class Config:
 
     def override(self, changes: Mapping[str, Any]) -> Config:
         """The same with some fields changed, by their names; text is read as the field's type, so
-        `channels=32,48` works."""
+        `channels=32,48` works.
+
+        Args:
+            changes: values by the names of fields of the model or the training.
+
+        Returns:
+            A new configuration.
+
+        Raises:
+            ValueError: for an unknown name, or a value that cannot be read as the field's type.
+
+        Example:
+            >>> pcdm.preset("tiny").override({"batch_size": 8, "channels": "32,48"}).model.channels
+            (32, 48)
+        """
         model: dict[str, Any] = {}
         training: dict[str, Any] = {}
         for key, value in changes.items():
@@ -144,7 +172,14 @@ class Config:
 
 
 def modern_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with today's names: before 0.2, VDM's map was "identity"."""
+    """A stored configuration with today's names: before 0.2, VDM's map was "identity".
+
+    Args:
+        config: as a file holds it.
+
+    Returns:
+        A copy.
+    """
     found = dict(config)
     model = found.get("model")
     if isinstance(model, Mapping) and model.get("map") == "identity":
@@ -187,7 +222,16 @@ def config_differences(
     expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
     """Lines `key: expected ..., found ...` where two nested dictionaries differ; lists and tuples
-    count as equal."""
+    count as equal.
+
+    Args:
+        expected: the one dictionary.
+        found: the other.
+        prefix: put before every key.
+
+    Returns:
+        Lines for a message; none where the two agree.
+    """
     lines = []
     for key in sorted({*expected, *found}):
         a, b = expected.get(key, "(nothing)"), found.get(key, "(nothing)")

@@ -25,7 +25,14 @@ INPUTS = ("plain", "whitened")
 
 def neighbour_differences(x: Tensor) -> Tensor:
     """Each pixel minus its left and minus its upper neighbour, (N, C, H, W) -> (N, 2C, H, W); 0 at
-    the border."""
+    the border.
+
+    Args:
+        x: (N, C, H, W).
+
+    Returns:
+        (N, 2C, H, W), the differences to the left first.
+    """
     across, down = torch.zeros_like(x), torch.zeros_like(x)
     across[..., 1:] = x[..., 1:] - x[..., :-1]
     down[..., 1:, :] = x[..., 1:, :] - x[..., :-1, :]
@@ -61,8 +68,12 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor, floor: float) -> None:
-        """Take mean, axes and variances from (N, channels, H, W); a variance below `floor` counts
-        as that."""
+        """Take mean, axes and variances from data.
+
+        Args:
+            x: (N, channels, H, W).
+            floor: a variance below it counts as that.
+        """
         x = x.double()
         self.mean.copy_(x.mean(dim=(0, 2, 3)).reshape(self.mean.shape))
         x = x - self.mean
@@ -78,7 +89,15 @@ class Whitening(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | float = 0.0) -> Tensor:
         """x (N, channels, H, W) whitened, where noise of that variance was added to what was
-        fitted."""
+        fitted.
+
+        Args:
+            x: (N, channels, H, W).
+            noise: variance of the noise in x, broadcastable to it.
+
+        Returns:
+            Of the shape of x.
+        """
         return self._rotate(x - self.mean) / torch.sqrt(self.variance + noise)
 
 
@@ -90,15 +109,25 @@ class PreconditionedDenoiser(nn.Module):
     (`lattice`) or on the real line (`gaussian`); the network predicts what remains in units of that
     estimate's own standard deviation. `none` is VDM's choice: eps_hat = z_t + network.
 
+    Source: Appendix B of the paper, Eqs. 43-44, for what the network is shown; the estimate is this
+    library's.
+
     Args:
+        hierarchy: the map.
+        spec: the scale.
         gamma_range: the noise levels that are scaled to [0, 1] for the network's embedding.
+        preconditioning: `lattice`, `gaussian` or `none`, as above.
+        features: sines and cosines added to the input: `vdm` at the frequencies of VDM, `lattice`
+            of where the (noisy) finer image's values stand between whole numbers, damped where
+            noise hides it.
         inputs: `plain`, or `whitened`: the network sees the noisy scale and the coarser image
             whitened, and the differences between neighbouring pixels too, scaled to unit variance
             at every noise level. Contrast at an edge is small beside the range of an image, and a
             convolution whose inputs differ that much in size learns it late.
-        features: sines and cosines added to the input: `vdm` at the frequencies of VDM, `lattice`
-            of where the (noisy) finer image's values stand between whole numbers, damped where
-            noise hides it.
+        unet: further arguments of `UNet`: channels, blocks, dropout, attention.
+
+    Raises:
+        ValueError: for an unknown name, or whitened inputs without preconditioning.
     """
 
     mean: Tensor
@@ -165,9 +194,16 @@ class PreconditionedDenoiser(nn.Module):
 
     @torch.no_grad()
     def fit(self, z: Tensor, coarse: Tensor | None = None) -> None:
-        """Take means, variances and colour axes from the integer coordinates (N, ...) of training
-        images, and from their coarser integers, which whitened inputs of a conditional scale
-        need."""
+        """Take means, variances and colour axes from training images.
+
+        Args:
+            z: integer coordinates (N, *spec.shape).
+            coarse: their coarser integers (N, C, h, w), which whitened inputs of a conditional
+                scale need.
+
+        Raises:
+            ValueError: where whitened inputs get no coarser integers.
+        """
         if "coarse" in self.whitening and coarse is None:
             raise ValueError(
                 f"fit needs the coarser integers of scale {self.spec.name!r} too: its inputs are "
@@ -189,6 +225,16 @@ class PreconditionedDenoiser(nn.Module):
             whitening.fit(given[name], floor=(0.25 * grey_level) ** 2)
 
     def forward(self, z_t: Tensor, gamma: Tensor, coarse: Tensor | None) -> Tensor:
+        """eps_hat, the noise that the network sees in z_t.
+
+        Args:
+            z_t: noisy orthonormal coordinates (N, *spec.shape).
+            gamma: log sigma^2 / alpha^2, (N,).
+            coarse: integers rebuilt from the coarser scales; None for the base.
+
+        Returns:
+            (N, *spec.shape).
+        """
         spec, g = self.spec, gamma.reshape(-1, 1, 1, 1)
         centre, tau = spec.to_axis(z_t, g)
         inputs = self._inputs(z_t, centre, tau, coarse) + self._waves(z_t, centre, tau, coarse)

@@ -116,9 +116,24 @@ def preset(
     preconditioning and the weighting of Karras et al. 2022, for the look of samples; `paper-*` are
     Appendix B's (PAPER_SETTINGS). The number of scales follows the side of the images (LEVELS).
 
+    Source: Appendix B of the paper, for `paper-*`.
+
+    Args:
+        name: one of PRESETS.
+        system: one of SYSTEMS.
+        image_shape: (C, H, W) of the images.
+
+    Returns:
+        The configuration; `Config.override` changes fields of it.
+
     Raises:
         ValueError: for an unknown name, and for a `paper-*` preset with images of another side than
             it was made for.
+
+    Example:
+        >>> config = pcdm.preset("small", system="vdm")
+        >>> config.model.map, config.model.levels, config.model.image_shape
+        ('vdm', 0, (3, 32, 32))
     """
     if name not in PRESETS:
         raise ValueError(
@@ -186,9 +201,21 @@ def build(
     """The cascade of a configuration with freshly initialised networks.
 
     Args:
+        config: the model, the `model` of a `Config`.
         seed: seed of the initial weights; the global random state is left as it was. A scale's
             weights do not depend on which other scales are built.
         scales: names of the scales to build a network for; all by default.
+
+    Returns:
+        The cascade, on the CPU and in training mode.
+
+    Raises:
+        ValueError: for unknown scales, or settings that do not go together.
+
+    Example:
+        >>> model = pcdm.build(pcdm.preset("tiny").model, seed=0)
+        >>> model.names, model.training
+        (('base', 'details1'), True)
     """
     hierarchy = make_map(config.map, config.levels)
     specs = hierarchy.specs(config.image_shape, config.max_value)

@@ -34,13 +34,36 @@ MAX_BYTES = 5_000_000  # of one model's folder: models live in the repository
 
 
 def names(root: Path | str = WEIGHTS) -> list[str]:
-    """The models that are there, in alphabetical order."""
+    """The models that are there, in alphabetical order.
+
+    Args:
+        root: folder of models, the package's by default.
+
+    Returns:
+        Their names.
+
+    Example:
+        >>> from pcdm_lib.models.pretrained import names
+        >>> "photos32-wavelet" in names()
+        True
+    """
     return sorted(path.parent.name for path in Path(root).glob("[!.]*/card.json"))
 
 
 def card(name: str, root: Path | str = WEIGHTS) -> dict[str, Any]:
-    """A model's card; ValueError listing the models where there is none of that name, or where the
-    card is damaged."""
+    """A model's card: what it was trained on, by which commands, and what it scores.
+
+    Args:
+        name: of the model.
+        root: folder of models, the package's by default.
+
+    Returns:
+        The card as a dictionary.
+
+    Raises:
+        ValueError: listing the models where there is none of that name, or where the card is
+            damaged.
+    """
     known = names(root)
     if name not in known:
         raise ValueError(
@@ -61,9 +84,22 @@ def load_pretrained(
 ) -> Cascade:
     """A shipped model in float32, in eval mode, on `device`.
 
+    Args:
+        name: of the model; `python -m pcdm_lib card` lists them.
+        device: where the model goes.
+        root: folder of models, the package's by default.
+
+    Returns:
+        The cascade, in evaluation mode.
+
     Raises:
         ValueError: for an unknown name, and for a file that is missing or is not the one that the
             card was written for.
+
+    Example:
+        >>> model = pcdm.load_pretrained("photos32-wavelet")
+        >>> model.map, model.image_shape
+        (HaarWavelet(levels=1), (3, 32, 32))
     """
     files, folder = card(name, root)["files"], Path(root) / name
     for file, facts in files.items():
@@ -93,7 +129,20 @@ def open_model(
     sources: Sequence[Path | str], weights: str = "ema", device: torch.device | str = "cpu"
 ) -> tuple[Cascade, list[dict[str, Any]]]:
     """A cascade and the headers of its training, from run folders or from the name of a shipped
-    model. A folder of that name goes first."""
+    model. A folder of that name goes first.
+
+    Args:
+        sources: folders of runs, or one name of a shipped model.
+        weights: "ema" or "raw"; shipped models have "ema" only.
+        device: where the cascade goes.
+
+    Returns:
+        The cascade in evaluation mode, and the header of each run.
+
+    Raises:
+        FileNotFoundError: for a name that is nearly that of a shipped model.
+        ValueError: for weights that were not shipped. Also what `load_cascade` raises.
+    """
     name = str(sources[0]) if len(sources) == 1 else ""
     if name and not Path(name).exists() and name not in names():
         near = did_you_mean(name, names())
@@ -110,7 +159,14 @@ def open_model(
 
 
 def markdown(facts: Mapping[str, Any]) -> str:
-    """A card for reading."""
+    """A card for reading.
+
+    Args:
+        facts: the card, as `card` gives it.
+
+    Returns:
+        Markdown.
+    """
     held, figures = facts["heldout"], facts["evaluation"]
     scored = (
         f"all {held['of']}"

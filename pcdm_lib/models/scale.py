@@ -34,6 +34,8 @@ class Scale(nn.Module):
 
     Its weights are saved as `network.*` and `schedule.*`.
 
+    Source: Eq. 16 of the paper.
+
     Args:
         spec: what the scale is.
         denoiser: eps_hat(z_t, gamma, coarse). An nn.Module is registered as `network`; any other
@@ -44,9 +46,12 @@ class Scale(nn.Module):
         weighting: another training loss than the bound (diffusion/weighting.py), or None.
 
     Example:
-        >>> scale = load_pretrained("photos32-wavelet").scales[0]
+        >>> scale = pcdm.load_pretrained("photos32-wavelet").scales[0]
         >>> scale.name, scale.spec.shape
         ('base', (3, 16, 16))
+        >>> z = torch.zeros(2, 3, 16, 16, dtype=torch.int32)
+        >>> scale(z, None, torch.Generator().manual_seed(0)).shape  # the training loss
+        torch.Size([])
     """
 
     def __init__(self, spec: ScaleSpec, denoiser: Denoiser | None, schedule: Schedule):
@@ -59,6 +64,7 @@ class Scale(nn.Module):
 
     @property
     def name(self) -> str:
+        """Its name within the map, "base" or "details1" and so on."""
         return self.spec.name
 
     @property
@@ -75,7 +81,14 @@ class Scale(nn.Module):
         return found
 
     def with_schedule(self, schedule: Schedule) -> Scale:
-        """The same scale and denoiser with other noise levels."""
+        """The same scale and denoiser with other noise levels.
+
+        Args:
+            schedule: noise levels.
+
+        Returns:
+            A new scale that shares the network.
+        """
         return Scale(self.spec, self.denoiser if self.known else None, schedule)
 
     def forward(
@@ -99,6 +112,9 @@ class Scale(nn.Module):
                 processes: times and noise are drawn for the whole batch, so the mean of the n
                 losses is the loss of the whole.
             dtype: of the computation.
+
+        Returns:
+            A scalar, in nats a dimension of the scale.
         """
         place, parts = part
         rows, count = slice(place * len(z), (place + 1) * len(z)), parts * len(z)
@@ -129,12 +145,18 @@ class Scale(nn.Module):
             coarse: the integers rebuilt from the coarser scales, None for the base.
             t: times (N,) in [0, 1); with `steps`, the step that holds t is scored, times the number
                 of steps.
-            eps: noise of the diffusion term.
+            eps: noise of the diffusion term, (N, *spec.shape); its type is that of the computation.
             steps: None for continuous time, T for the T-step model.
             eps_0: noise of the reconstruction term; `eps` again where it is None, which keeps every
                 term unbiased and makes them share a draw.
             share: `per_image`, or `per_coefficient` for the share of every coordinate, (N,
                 *spec.shape).
+
+        Returns:
+            Prior, diffusion and reconstruction.
+
+        Raises:
+            ValueError: for steps below 1, or integers that belong to no image.
         """
         if steps is not None and steps < 1:
             raise ValueError(
@@ -166,6 +188,19 @@ class Scale(nn.Module):
 
         One forward pass: the images (N, ...) are dealt over the intervals in turn, so N must be at
         least `bins`.
+
+        Args:
+            z: integers (N, *spec.shape).
+            coarse: the integers rebuilt from the coarser scales, None for the base.
+            generator: of noise levels and noise.
+            bins: how many intervals.
+            dtype: of the computation.
+
+        Returns:
+            (bins,), mean over the coordinates; 1 is the error of eps_hat = 0.
+
+        Raises:
+            ValueError: for fewer images than intervals.
         """
         if len(z) < bins:
             raise ValueError(f"{bins} intervals need at least as many images, got {len(z)}")
@@ -189,10 +224,23 @@ class Scale(nn.Module):
         dtype: torch.dtype = torch.float32,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
-        """Ancestral sampling with `steps` reverse steps; integers (n, *spec.shape) that some image
-        has, int32.
+        """Ancestral sampling with `steps` reverse steps; integers that some image has.
 
-        `on_step` is called after every reverse step, for a progress bar.
+        Args:
+            coarse: the integers rebuilt from the coarser scales (n, C, h, w), None for the base.
+            n: how many images.
+            steps: reverse steps.
+            generator: of the noise, on `device`.
+            device: where the network is.
+            dtype: of the computation.
+            on_step: called after every reverse step, for a progress bar.
+
+        Returns:
+            Integers (n, *spec.shape), int32.
+
+        Raises:
+            ValueError: for steps below 1.
+            FloatingPointError: where the network's output is not finite.
         """
         if steps < 1:
             raise ValueError(f"sampling needs at least one step, got {steps}")

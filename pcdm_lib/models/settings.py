@@ -64,7 +64,11 @@ def settings(config: Config | None = None) -> dict[str, list[Setting]]:
     Args:
         config: whose values to show; the preset `small` of the system `wavelet` by default.
 
+    Returns:
+        Lists of settings by "model" and "training".
+
     Example:
+        >>> from pcdm_lib.models.settings import settings
         >>> settings()["training"][0].key
         'batch_size'
     """

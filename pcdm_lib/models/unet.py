@@ -34,7 +34,15 @@ def _zero(module: nn.Module) -> nn.Module:
 
 def embed_level(level: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of a noise level scaled to [0, 1], (N,) -> (N, dim), as in VDM with its
-    factor of 1000."""
+    factor of 1000.
+
+    Args:
+        level: (N,) in [0, 1].
+        dim: numbers an image.
+
+    Returns:
+        (N, dim).
+    """
     half = dim // 2
     frequencies = torch.exp(
         torch.arange(half, device=level.device, dtype=level.dtype)
@@ -45,7 +53,14 @@ def embed_level(level: Tensor, dim: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, + noise level, norm, SiLU, dropout, conv (starting at zero), + shortcut."""
+    """norm, SiLU, conv, + noise level, norm, SiLU, dropout, conv (starting at zero), + shortcut.
+
+    Args:
+        c_in: channels of the input.
+        c_out: channels of the output.
+        c_level: numbers that describe the noise level.
+        dropout: its probability.
+    """
 
     def __init__(self, c_in: int, c_out: int, c_level: int, dropout: float):
         super().__init__()
@@ -56,12 +71,25 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """(N, c_in, H, W) and level (N, c_level) -> (N, c_out, H, W).
+
+        Args:
+            x: (N, c_in, H, W).
+            level: embedded noise level, (N, c_level).
+
+        Returns:
+            (N, c_out, H, W).
+        """
         h = self.conv_in(F.silu(self.norm_in(x))) + self.level(level)[:, :, None, None]
         return self.shortcut(x) + self.conv_out(self.dropout(F.silu(self.norm_out(h))))
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over positions with a shortcut."""
+    """Single-head self-attention over positions with a shortcut.
+
+    Args:
+        channels: of input and output.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -69,6 +97,14 @@ class Attention(nn.Module):
         self.out = _zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> the same shape.
+
+        Args:
+            x: (N, channels, H, W).
+
+        Returns:
+            Of the shape of x.
+        """
         q, k, v = (t.flatten(2).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, dim=1))
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
         return x + self.out(h)
@@ -78,9 +114,24 @@ class UNet(nn.Module):
     """(N, in_channels, H, W) and noise level (N,) in [0, 1] -> (N, out_channels, H, W), zero at the
     start of training.
 
+    Source: VDM's appendix on architecture; Appendix B of the paper.
+
     Args:
+        in_channels: of the input.
+        out_channels: of the output.
         channels: width of each stage; one entry is VDM's network at constant resolution.
         blocks: residual blocks on the way down in each stage (one more on the way up).
+        dropout: its probability in residual blocks.
+        attention: whether the middle has self-attention.
+
+    Raises:
+        ValueError: for no stage, no block, or a dropout outside [0, 1).
+
+    Example:
+        >>> from pcdm_lib.models import UNet
+        >>> net = UNet(3, 3, channels=(16,), blocks=1)
+        >>> net(torch.rand(2, 3, 8, 8), torch.tensor([0.1, 0.9])).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     def __init__(
@@ -133,6 +184,18 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """The network's output, zero at the start of training.
+
+        Args:
+            x: (N, in_channels, H, W).
+            level: noise level (N,) in [0, 1].
+
+        Returns:
+            (N, out_channels, H, W).
+
+        Raises:
+            ValueError: for sides that the stages cannot halve.
+        """
         if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
             raise ValueError(
                 f"this network halves the side {self.stride.bit_length() - 1} times, got "

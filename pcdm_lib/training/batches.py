@@ -10,7 +10,15 @@ import torch
 
 
 def random_flip(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror each image of (B, C, H, W) left to right with probability one half; a new tensor."""
+    """Mirror each image of (B, C, H, W) left to right with probability one half; a new tensor.
+
+    Args:
+        batch: images (B, C, H, W).
+        generator: of the choice.
+
+    Returns:
+        (B, C, H, W).
+    """
     flip = torch.rand(len(batch), generator=generator, device=generator.device) < 0.5
     return torch.where(flip.to(batch.device)[:, None, None, None], batch.flip(-1), batch)
 
@@ -21,6 +29,20 @@ class BatchSampler:
     The order of an epoch depends on (seed, epoch) alone, so `state_dict` is five integers, and a
     run resumed from it sees the batches that the unbroken run would have seen. A batch may cross
     into the next epoch; with n < batch_size it crosses several.
+
+    Args:
+        n: images.
+        batch_size: indices a batch.
+        seed: of the order.
+
+    Raises:
+        ValueError: for n or batch_size below 1, or a negative seed.
+
+    Example:
+        >>> from pcdm_lib.training.batches import BatchSampler
+        >>> sampler = BatchSampler(n=4, batch_size=2)
+        >>> sorted([*sampler.next().tolist(), *sampler.next().tolist()])
+        [0, 1, 2, 3]
     """
 
     def __init__(self, n: int, batch_size: int, seed: int = 0) -> None:
@@ -40,7 +62,11 @@ class BatchSampler:
         )
 
     def next(self) -> torch.Tensor:
-        """The next batch: int64 indices (batch_size,)."""
+        """The next batch.
+
+        Returns:
+            Indices, int64 (batch_size,).
+        """
         parts, missing = [], self.batch_size
         while missing:
             if self.position == self.n:
@@ -56,11 +82,22 @@ class BatchSampler:
             yield self.next()
 
     def state_dict(self) -> dict[str, int]:
+        """Where the sampler stands.
+
+        Returns:
+            Five integers by name.
+        """
         return {key: getattr(self, key) for key in ("n", "batch_size", "seed", "epoch", "position")}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken; ValueError where it was taken from another kind of
-        run."""
+        """Continue where `state` was taken.
+
+        Args:
+            state: what `state_dict` gave.
+
+        Raises:
+            ValueError: where it was taken from another kind of run, or is damaged.
+        """
         for key in ("n", "batch_size", "seed"):
             if state[key] != getattr(self, key):
                 found = f"the state has {key}={state[key]}, this sampler {key}={getattr(self, key)}"

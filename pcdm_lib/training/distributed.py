@@ -44,8 +44,8 @@ class ProcessFailed(RuntimeError):
 def processes(
     device: torch.device | str = "cpu", timeout: float = TIMEOUT
 ) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, and leave them at the end; yields this process's
-    device. Nothing to do without torchrun.
+    """Join the processes that torchrun started, and leave them at the end. Nothing to do without
+    torchrun.
 
     Inside, an interrupt (SIGINT) is not raised: `stopping` tells of it, and training ends after the
     step under way, in all processes.
@@ -54,6 +54,9 @@ def processes(
         device: "cpu" (gloo), or "cuda" (NCCL), where each process takes the GPU of its LOCAL_RANK.
         timeout: seconds that a process waits for the others, at the start and in every exchange,
             before it fails.
+
+    Yields:
+        This process's device.
 
     Raises:
         ValueError: where torchrun's announcement is not whole, or the device is not there.
@@ -107,6 +110,9 @@ def end(status: int) -> NoReturn:
     may still let go of a tensor, and is ended for asking Python; that aborts a process whose work
     is done ("terminate called without an active exception"), and torchrun reports the job as
     failed.
+
+    Args:
+        status: 0 where all went well.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -133,18 +139,30 @@ def _own_device(device: torch.device) -> torch.device:
 
 
 def rank() -> int:
-    """This process's number, 0 for one process alone."""
+    """This process's number, 0 for one process alone.
+
+    Returns:
+        From 0 to `size() - 1`.
+    """
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
-    """How many processes there are."""
+    """How many processes there are.
+
+    Returns:
+        At least 1.
+    """
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def stopping() -> bool:
     """Whether this process was asked to stop, or torchrun is gone (then nobody would end a worker
-    that hangs)."""
+    that hangs).
+
+    Returns:
+        False without torchrun.
+    """
     return dist.is_initialized() and (_state["interrupted"] or os.getppid() != _state["parent"])
 
 
@@ -152,7 +170,17 @@ def stopping() -> bool:
 
 
 def total(figures: Sequence[float]) -> list[float]:
-    """The sum of each figure over all processes, the same in all of them; also a barrier."""
+    """The sum of each figure over all processes, the same in all of them; also a barrier.
+
+    Args:
+        figures: of this process, as many in each.
+
+    Returns:
+        The sums, in the same order.
+
+    Raises:
+        ProcessFailed: where another process does not answer.
+    """
     if not dist.is_initialized():
         return list(figures)
     tensor = torch.tensor(list(figures), dtype=torch.float64)
@@ -167,7 +195,17 @@ def total(figures: Sequence[float]) -> list[float]:
 
 def from_first(make: Callable[[], Any]) -> Any:
     """What `make` returns in process 0, in all processes; an error there is raised there, and a
-    ProcessFailed in the others."""
+    ProcessFailed in the others.
+
+    Args:
+        make: called in process 0 alone; what it returns is pickled.
+
+    Returns:
+        The same value in all processes.
+
+    Raises:
+        ProcessFailed: where `make` failed in process 0, in the others.
+    """
     if not dist.is_initialized():
         return make()
     answer: list[Any] = [None, None]
@@ -186,7 +224,14 @@ def from_first(make: Callable[[], Any]) -> Any:
 
 
 def everywhere(fact: Any) -> list[Any]:
-    """The `fact` of every process, by rank."""
+    """The `fact` of every process, by rank.
+
+    Args:
+        fact: what can be pickled.
+
+    Returns:
+        One a process.
+    """
     if not dist.is_initialized():
         return [fact]
     facts: list[Any] = [None] * size()
@@ -195,7 +240,14 @@ def everywhere(fact: Any) -> list[Any]:
 
 
 def in_turn(make: Callable[[], Any]) -> Any:
-    """What `make` returns, made first by one process of each machine and then by the others."""
+    """What `make` returns, made first by one process of each machine and then by the others.
+
+    Args:
+        make: for instance a function that downloads a file where it is not there.
+
+    Returns:
+        Each process's own.
+    """
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     made = make() if first else None
     total([0.0])
@@ -207,13 +259,19 @@ def in_turn(make: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train one scale together. `handle` is None for one process alone."""
+    """The processes that train one scale together.
+
+    Args:
+        ranks: their numbers.
+        handle: torch's group; None for one process alone.
+    """
 
     ranks: tuple[int, ...] = (0,)
     handle: dist.ProcessGroup | None = None
 
     @property
     def size(self) -> int:
+        """How many they are."""
         return len(self.ranks)
 
     @property
@@ -227,7 +285,14 @@ class Group:
         return self.ranks[0] == rank()
 
     def everywhere(self, tensor: Tensor) -> list[Tensor]:
-        """A CPU tensor of every process of the group, by place."""
+        """A CPU tensor of every process of the group, by place.
+
+        Args:
+            tensor: on the CPU, of one shape in all.
+
+        Returns:
+            One tensor a process.
+        """
         if self.size == 1:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in self.ranks]
@@ -236,7 +301,14 @@ class Group:
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of a tensor over all its elements and all processes of the group; no gradient
-        flows through it."""
+        flows through it.
+
+        Args:
+            tensor: of any shape.
+
+        Returns:
+            A scalar.
+        """
         mean = tensor.detach().mean()
         if self.size > 1:
             dist.all_reduce(mean, group=self.handle)
@@ -244,7 +316,11 @@ class Group:
         return mean
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the group, in one exchange."""
+        """Replace each tensor by its sum over the group, in one exchange.
+
+        Args:
+            tensors: of one type and device; changed in place.
+        """
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -261,8 +337,21 @@ def divide(costs: Sequence[float], processes: int, how: str = "together") -> lis
     one, neighbours the same one; every scale has a process, and the next one goes to the scale with
     the greatest cost a process.
 
+    Args:
+        costs: of a step of each scale, in any unit.
+        processes: how many there are.
+        how: "together" or "scales".
+
+    Returns:
+        One tuple of ranks a scale.
+
     Raises:
         ValueError: for an unknown `how`, or fewer processes than scales.
+
+    Example:
+        >>> from pcdm_lib.training.distributed import divide
+        >>> divide([1.0, 3.0], processes=4, how="scales")
+        [(0,), (1, 2, 3)]
     """
     if how not in GROUPS:
         raise ValueError(f"unknown groups {how!r}: one of {', '.join(GROUPS)}")
@@ -283,8 +372,18 @@ def divide(costs: Sequence[float], processes: int, how: str = "together") -> lis
 
 
 def make_groups(ranks: Sequence[tuple[int, ...]], batch_size: int) -> list[Group]:
-    """The groups of `divide`; every process calls this, member or not. ValueError where a group
-    does not divide the batch."""
+    """The groups of `divide`; every process calls this, member or not.
+
+    Args:
+        ranks: of each scale, from `divide`.
+        batch_size: images a step, of all processes together.
+
+    Returns:
+        One group a scale.
+
+    Raises:
+        ValueError: where a group does not divide the batch.
+    """
     for members in ranks:
         if batch_size % len(members):
             raise ValueError(
@@ -307,7 +406,12 @@ def make_groups(ranks: Sequence[tuple[int, ...]], batch_size: int) -> list[Group
 
 class Job:
     """Processes that `launch` started. As a context manager it leaves none behind, whatever ends
-    the block."""
+    the block.
+
+    Args:
+        command: its words.
+        environment: variables of the processes.
+    """
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]):
         self.command = list(command)
@@ -331,19 +435,41 @@ class Job:
         self.stop()
 
     def output(self) -> str:
-        """What the processes have printed so far."""
+        """What the processes have printed so far.
+
+        Returns:
+            Standard output and standard error together.
+        """
         return Path(self._log.name).read_text(errors="replace")
 
     def wait(self, timeout: float | None = None) -> int:
-        """torchrun's exit status: 0 where all processes ended well. subprocess.TimeoutExpired after
-        `timeout` seconds."""
+        """Wait until the processes end.
+
+        Args:
+            timeout: seconds, or None for as long as it takes.
+
+        Returns:
+            torchrun's exit status, 0 where all processes ended well.
+
+        Raises:
+            subprocess.TimeoutExpired: after `timeout` seconds.
+        """
         return self.process.wait(timeout)
 
     def follow(
         self, run_dir: Path | str, after: int = 0, every: float = 0.2
     ) -> Iterator[dict[str, Any]]:
         """The lines of the run's log as they are written, of steps later than `after`, until the
-        processes end."""
+        processes end.
+
+        Args:
+            run_dir: the run's folder.
+            after: step that is known already.
+            every: seconds between two looks.
+
+        Yields:
+            One dictionary a line.
+        """
         seen = after
         while True:
             ended = self.process.poll() is not None
@@ -356,7 +482,11 @@ class Job:
 
     def stop(self, grace: float = 30.0) -> None:
         """End the processes: by an interrupt, upon which they save a checkpoint, and after `grace`
-        seconds by force."""
+        seconds by force.
+
+        Args:
+            grace: seconds.
+        """
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -376,7 +506,14 @@ def launch(arguments: Sequence[str], processes: int, threads: int = 1) -> Job:
     Args:
         arguments: as on the command line, for instance ["train", "runs/a", "--steps", "100",
             "--quiet"].
+        processes: how many.
         threads: a process.
+
+    Returns:
+        The job, which runs.
+
+    Raises:
+        ValueError: for fewer than one process or thread.
     """
     if processes < 1 or threads < 1:
         raise ValueError(

@@ -30,6 +30,20 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
     Newton and Schulz's iteration with Jordan's coefficients, which trade exactness for a steep
     start.
+
+    Args:
+        matrices: (K, m, n).
+        steps: of the iteration.
+
+    Returns:
+        (K, m, n).
+
+    Example:
+        >>> from pcdm_lib.training.optimisers import orthogonalise
+        >>> g = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0))
+        >>> s = torch.linalg.svdvals(orthogonalise(g))
+        >>> bool((s > 0.5).all() and (s < 1.3).all())
+        True
     """
     x = matrices / matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
     if tall := x.shape[1] > x.shape[2]:
@@ -46,9 +60,16 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum, for parameters of two dimensions or more, flattened to (first,
     the rest).
 
+    Source: K. Jordan and others, 2024.
+
     Args:
+        params: to be trained.
         lr: length of a step as the largest singular value of the change, times sqrt(rows / columns)
             where that is above 1.
+        momentum: of the gradients' average, in [0, 1).
+
+    Raises:
+        ValueError: for other numbers, or parameters of fewer than two dimensions.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95):
@@ -63,6 +84,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # takes no closure
+        """One step of every parameter that has a gradient."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
@@ -91,27 +113,48 @@ class Muon(torch.optim.Optimizer):
 
 class CombinedOptimiser:
     """Optimisers of disjoint parameters as one, with the part of torch's interface that a training
-    loop needs."""
+    loop needs.
+
+    Args:
+        parts: optimisers by name.
+    """
 
     def __init__(self, parts: Mapping[str, torch.optim.Optimizer]):
         self.parts = dict(parts)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
+        """Those of all parts."""
         return [group for part in self.parts.values() for group in part.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients.
+
+        Args:
+            set_to_none: rather than to zeros.
+        """
         for part in self.parts.values():
             part.zero_grad(set_to_none)
 
     def step(self) -> None:
+        """One step of every part."""
         for part in self.parts.values():
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
+        """The states of the parts.
+
+        Returns:
+            One state a part, by name.
+        """
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` gave.
+
+        Args:
+            state: by name of the part.
+        """
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
 
@@ -142,10 +185,19 @@ def make_optimiser(
     schedule to multiply.
 
     Args:
+        module: whose parameters are trained.
         kind: one of OPTIMISERS.
-        learning_rate, betas, weight_decay: AdamW's.
+        learning_rate: AdamW's.
         muon_rate: Muon's.
+        betas: AdamW's averages of gradients and squared gradients.
+        weight_decay: AdamW's.
         fused: AdamW in one kernel, which divided parameters (FSDP) do not take.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        ValueError: for an unknown kind, or a module without parameters.
     """
     if kind not in OPTIMISERS:
         raise ValueError(f"unknown optimiser {kind!r}: one of {', '.join(OPTIMISERS)}")

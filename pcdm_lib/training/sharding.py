@@ -23,7 +23,14 @@ def shard(
     network: nn.Module, blocks: Iterable[nn.Module], group: Group, device: torch.device
 ) -> None:
     """Divide a network's parameters among the processes of a group, block by block, so that at most
-    one block is whole at a time."""
+    one block is whole at a time.
+
+    Args:
+        network: changed in place.
+        blocks: its parts, each of which is whole while it computes.
+        group: the processes, more than one.
+        device: where the network is.
+    """
     # shards are cut from plain rows; the stubs of torch leave this argument out
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     assert group.handle is not None, "sharding takes a group of processes"
@@ -35,7 +42,14 @@ def shard(
 
 def own_group(optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimiser with what is not divided in a parameter group of its own, at the end: one
-    kernel cannot take both kinds."""
+    kernel cannot take both kinds.
+
+    Args:
+        optimiser: of one parameter group; changed in place.
+
+    Returns:
+        The same optimiser.
+    """
     (group,) = optimiser.param_groups
     divided = [p for p in group["params"] if isinstance(p, DTensor)]
     # the module's order: first its network, then its schedule
@@ -50,7 +64,14 @@ def own_group(optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """The state with whole tensors and one parameter group, as it is without sharding. Every
-    process of the group must call."""
+    process of the group must call.
+
+    Args:
+        optimiser: of divided parameters.
+
+    Returns:
+        A state as that of an optimiser that is not sharded.
+    """
     state = optimiser.state_dict()
     first, *rest = state["param_groups"]
     return {
@@ -64,7 +85,12 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimiser_state(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Divide and load what `optimiser_state`, or an optimiser that is not sharded, has given."""
+    """Divide and load what `optimiser_state`, or an optimiser that is not sharded, has given.
+
+    Args:
+        optimiser: of divided parameters.
+        state: with whole tensors.
+    """
     (saved,) = state["param_groups"]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     optimiser.load_state_dict(
@@ -83,26 +109,57 @@ def load_optimiser_state(optimiser: torch.optim.Optimizer, state: dict[str, Any]
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor on the CPU, put together from its shards where it is divided (then every process
-    of the group must call)."""
+    of the group must call).
+
+    Args:
+        tensor: divided or not.
+
+    Returns:
+        On the CPU.
+    """
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor divided as `model` is, where that is divided and of the same shape."""
+    """A whole tensor divided as `model` is, where that is divided and of the same shape.
+
+    Args:
+        tensor: whole.
+        model: divided or not.
+
+    Returns:
+        The tensor, or this process's part of it.
+    """
     if isinstance(model, DTensor) and model.shape == tensor.shape:
         return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements)
     return tensor
 
 
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """This process's part of each tensor: its own memory, not a copy. Under no_grad only."""
+    """This process's part of each tensor: its own memory, not a copy. Under no_grad only.
+
+    Args:
+        tensors: divided or not.
+
+    Returns:
+        One tensor each.
+    """
     return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float, group: Group) -> Tensor:
     """`clip_grad_norm_` for parameters of which some are divided among the group; returns the norm
-    of the whole gradient."""
+    of the whole gradient.
+
+    Args:
+        parameters: whose gradients are clipped in place.
+        limit: largest norm.
+        group: the processes.
+
+    Returns:
+        The norm before clipping, a scalar.
+    """
     with torch.no_grad():
         grads = [p.grad for p in parameters if p.grad is not None]
         parts = local(g for g in grads if isinstance(g, DTensor))

@@ -46,10 +46,20 @@ def haar_cost(level: int, band: str) -> float:
     The block has side 2h, h = 2^(level-1), and values of size v / 2h. For p (rows) and q (columns)
     each pixel of one half, in all a mass of v h, goes h pixels on, and u = that coordinate shows
     that nothing is cheaper: h^2. For r (diagonal) a pixel at i and k pixels from the middle lines
-        goes to its mirror image over the nearer one, by 2 min(i, k) + 1; the function of that size
-        over two, with the sign of the quadrant, shows that nothing is
+    goes to its mirror image over the nearer one, by 2 min(i, k) + 1; the function of that size
+    over two, with the sign of the quadrant, shows that nothing is
     cheaper: v / 2h * 2 sum_(i,k < h) (2 min(i, k) + 1) = (2 h^2 + 1) / 3. Both hold for "euclidean"
-        and "l1", all moves being along the axes.
+    and "l1", all moves being along the axes.
+
+    Args:
+        level: of the coefficient, 1 for the finest.
+        band: "p", "q" or "r".
+
+    Returns:
+        The cost, a number.
+
+    Raises:
+        ValueError: for another level or band.
     """
     if level < 1 or band not in ("p", "q", "r"):
         raise ValueError(
@@ -75,9 +85,27 @@ def scale_constants(
     create_cost: float | None = None,
 ) -> ScaleConstants:
     """The proven constants C_s of W(f) <= C_mean |f_mean|_2 + sum_s C_s |f_s|_2 on images of shape
-    (H, W); derivation: this module's docstring.
+    (H, W); derivation: docs/theory.md.
 
-    The base is without its mean. ValueError where the sides do not fit the levels.
+    The base is without its mean.
+
+    Args:
+        shape: (H, W).
+        levels: of Haar's wavelet.
+        metric: ground distance between pixels, "euclidean" or "l1".
+        create_cost: what creating or destroying a unit of mass costs, in pixels; None for equal
+            mass.
+
+    Returns:
+        Constants in pixels, coarsest scale first.
+
+    Raises:
+        ValueError: where the sides do not fit the levels, or for another metric.
+
+    Example:
+        >>> from pcdm_lib.transport import scale_constants
+        >>> scale_constants((32, 32), levels=1).scales.round(2).tolist()
+        [417.23, 22.63]
     """
     _check_options(metric, create_cost, "auto")
     HaarWavelet(levels).specs((1, *shape))
@@ -154,18 +182,32 @@ def transport_bound(
 
     For channels together add their distances: sum_c W_c <= sqrt(channels) C sqrt(sum_c squares_c).
 
+    Source: Theorem 5.1 of the paper, in the form that holds (docs/theory.md).
+
     Args:
         scales: the error in orthonormal coordinates of `HaarWavelet`, coarsest first: (N, C, h, w),
             then (N, 3C, h, w), (N, 3C, 2h, 2w), ...; for the pyramid too (its `from_view` leads
             there).
         weights: w_s > 0, one a scale; by default 1, the plain squared error.
+        metric: ground distance between pixels, "euclidean" or "l1".
         create_cost: lambda in pixels; needed unless the error has no mass.
+        solver: as for `exact_emd`.
         exact: W(f), (N, C), where it is known from an earlier call (other weights, or the same
             error split into other scales).
+
+    Returns:
+        Both sides of the theorem, (N, C) each.
 
     Raises:
         ValueError: for other shapes, or weights that are not positive. Also what `exact_emd`
             raises.
+
+    Example:
+        >>> error = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> scales = pcdm.HaarWavelet(levels=1).analyse(error)
+        >>> found = pcdm.transport_bound(scales, create_cost=2.0, solver="lp")
+        >>> bool((found.exact <= found.bound).all())
+        True
     """
     given = [v.detach().cpu() for v in scales]
     _check_shapes(given[0], given[1:])
@@ -243,16 +285,24 @@ def score_errors(
     (Jensen). Every scale is shown the exact coarser one.
 
     Args:
+        cascade: the model.
         x: integer images (N, *image_shape).
         gammas: log noise-to-signal ratios common to all scales, as Theorem 5.1 has it, within every
             schedule's range.
         generator: each scale draws its noise once, for all levels.
+        dtype: of the computation; the networks' weights must have it.
 
     Returns:
         One `Scales` a level, named as the map's.
 
     Raises:
         ValueError: for a gamma that some schedule does not reach.
+
+    Example:
+        >>> model = pcdm.load_pretrained("photos32-wavelet")
+        >>> images = pcdm.load_data("photos").heldout[:1]
+        >>> pcdm.score_errors(model, images, [0.0], torch.Generator().manual_seed(0))
+        [Scales(base: (1, 3, 16, 16) torch.float32, details1: (1, 9, 16, 16) torch.float32)]
     """
     low, high = (
         pick(float(end(s)) for s in cascade.schedules)

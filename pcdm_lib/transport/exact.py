@@ -54,28 +54,33 @@ def exact_emd(
 ) -> float | np.ndarray:
     """Exact earth mover's distance between images (..., H, W) in mass times pixels.
 
+    Source: Sect. 5.2 of the paper, Eq. 18 with p = 1.
+
+    The solvers are exact and give the same number.
+
+        "pot"   network simplex of POT (`ot.emd`, the extra `emd`); memory: square of the pixels
+        "grid"  "l1" only; a flow along the grid's edges by SciPy's HiGHS; memory: linear in the
+        pixels "lp"    the whole transport problem by HiGHS; slow: for checking, or small images
+        without POT "auto"  "pot"; for "l1" with more than 1600 pixels with mass "grid", whatever is
+        installed
+
+    The grid is exact for "l1" because that distance is the shortest path over the grid's edges.
+    Measured on two cores (one thread), noise and blobs: at 32x32 POT takes 26 and 19 ms where the
+    grid takes 33 and 52; at 48x48 283 and 135 against 131 and 112; at 96x96 16 s and 1.8 s against
+    1.4 and 1.6.
+
     Args:
-        a, b: arrays or tensors of one shape, of either sign; channels and batches are handled one
-            by one.
+        a: array or tensor of either sign; channels and batches are handled one by one.
+        b: another of the same shape.
         metric: ground distance between pixels, "euclidean" or "l1".
         create_cost: what creating or destroying a unit of mass costs, in pixels (lambda > 0).
             Moving further than 2 lambda never pays, so at lambda = 1/2 the distance is lambda |a -
             b|_1. None: masses must be equal, those of integers exactly, those of floats within
             `ROUNDING` units of rounding (of float32, for shorter types) of the whole mass |a|_1 +
             |b|_1; they are scaled to their mean then.
-        solver: all are exact and give the same number.
-            "pot": network simplex of POT (`ot.emd`, the extra `emd`), memory of the square of the
-            pixels with mass; "grid": "l1" only; a flow along the edges of the grid by SciPy's
-            HiGHS, memory linear in the pixels; "lp": the whole transport problem by HiGHS, slow:
-            for checking the others, or for small images without POT; "auto": "pot"; for "l1" with
-            more than 1600 pixels with mass "grid". It does not depend on what is installed.
+        solver: one of these names.
         rounding: the unit of rounding that masses may differ by, where the numbers were made in
             other types than they have now (`rounding_unit`).
-
-    The grid is exact for "l1" because that distance is the shortest path over the grid's edges.
-    Measured on two cores (one thread), noise and blobs: at 32x32 POT takes 26 and 19 ms where the
-    grid takes 33 and 52; at 48x48 283 and 135 against 131 and 112; at 96x96 16 s and 1.8 s against
-    1.4 and 1.6.
 
     Returns:
         A float for one image, else an array (...).
@@ -85,6 +90,12 @@ def exact_emd(
             `create_cost`, unknown names.
         ImportError: the solver is POT's and it is not installed.
         RuntimeError: the solver gave up.
+
+    Example:
+        >>> a, b = np.zeros((4, 4)), np.zeros((4, 4))
+        >>> a[0, 0], b[3, 0] = 1.0, 1.0  # one unit of mass, three pixels apart
+        >>> round(pcdm.exact_emd(a, b, solver="lp"), 6)
+        3.0
     """
     f, allowed = _differences(a, b, rounding)
     _check_options(metric, create_cost, solver)
@@ -123,11 +134,28 @@ def transport_plan(
     create_cost: float | None = None,
     solver: str = "auto",
 ) -> Plan:
-    """A cheapest plan that turns image a (H, W) into b, mass common to both at rest: one of
-    several, where there are several.
+    """A cheapest plan that turns image a into b, mass common to both at rest: one of several, where
+    there are several.
 
-    Arguments and errors are those of `exact_emd`, but for `solver`: "auto" is "pot", and "grid" has
-    no arrows.
+    Args:
+        a: image (H, W), of either sign.
+        b: another of the same shape.
+        metric: ground distance between pixels, "euclidean" or "l1".
+        create_cost: what creating or destroying a unit of mass costs, in pixels; None for equal
+            mass.
+        solver: as for `exact_emd`, but "auto" is "pot", and "grid" has no arrows.
+
+    Returns:
+        Who moves where.
+
+    Raises:
+        ValueError: for more than one image, or the solver "grid". Also what `exact_emd` raises.
+
+    Example:
+        >>> from pcdm_lib.transport import transport_plan
+        >>> plan = transport_plan(np.eye(2)[:1], np.eye(2)[1:], solver="lp")
+        >>> plan.from_col.tolist(), plan.to_col.tolist(), plan.mass.round(6).tolist()
+        ([0], [1], [1.0])
     """
     f, rounding = _differences(a, b)
     _check_options(metric, create_cost, solver)
@@ -160,13 +188,26 @@ def transport_plan(
 def potential(
     a: Array, b: Array, *, metric: str = "euclidean", create_cost: float | None = None
 ) -> np.ndarray:
-    """A best potential u (H, W) of the dual problem for one pair of images: <a - b, u> = W(a - b),
-    and u is the gradient of W there.
+    """A best potential u of the dual problem for one pair of images: <a - b, u> = W(a - b), and u
+    is the gradient of W there.
 
     u obeys |u(x) - u(y)| <= |x - y|. With `create_cost` it also obeys |u| <= create_cost; without,
     it has mean zero. Where W has a gradient, which is so for nearly all differences, u is unique
-    but for a constant; elsewhere it is one of several. POT computes it. Errors are those of
-    `exact_emd`, but for `solver`.
+    but for a constant; elsewhere it is one of several. POT computes it.
+
+    Args:
+        a: image (H, W), of either sign.
+        b: another of the same shape.
+        metric: ground distance between pixels, "euclidean" or "l1".
+        create_cost: what creating or destroying a unit of mass costs, in pixels; None for equal
+            mass.
+
+    Returns:
+        u in pixels, (H, W).
+
+    Raises:
+        ValueError: for more than one image. Also what `exact_emd` raises.
+        ImportError: where POT is not installed.
     """
     f, rounding = _differences(a, b)
     _check_options(metric, create_cost, "pot")
@@ -229,7 +270,14 @@ def _numbers(x: Array, what: str) -> np.ndarray:
 
 def rounding_unit(dtype: np.dtype | torch.dtype) -> float:
     """The unit of rounding in which masses may differ: none for integers, float32's for shorter
-    floats, whose own would hide whole pixels."""
+    floats, whose own would hide whole pixels.
+
+    Args:
+        dtype: of numbers, NumPy's or torch's.
+
+    Returns:
+        The unit, 0 for integers.
+    """
     if isinstance(dtype, torch.dtype):
         return (
             min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)

@@ -86,14 +86,6 @@ def wavelet_emd(
     1). So the finest level of an N-pixel image is j = J - 1 in units of the side, j = -1 in pixels.
     The approximation's factor 2^(L(p + n/2)) is the literature's factor 1 at j = 0.
 
-    Args:
-        wavelet: an orthogonal one of PyWavelets: haar, db2, sym4, coif1, coif2, ...
-        levels: L; by default ceil(log2 max(H, W)), where Haar's approximation is one number, the
-            mass times 2^-L.
-        c0: weight of what the details do not see; with Haar at full depth mass costs C0 2^L a unit.
-            coif2 with C0 = 0 is in use elsewhere.
-        p: order of the ground distance |x - y|^p, 0 < p <= 1.
-
     What is proven, for p = c1 = 1, full depth, Haar and equal mass, against `exact_emd` with either
     metric: on an image within 2^L x 2^L pixels,
 
@@ -101,16 +93,35 @@ def wavelet_emd(
 
     both attained. Left: a coefficient v of level j is mass |v| 2^j/2 that can be moved by 2^j/2
     pixels, so W <= 4^(j-1) |v|, with equality for one coefficient of the row or column kind
-    (`emd_bound.haar_cost`); sum. Right: both are norms, so the largest ratio is that of a dipole,
+    (`bound.haar_cost`); sum. Right: both are norms, so the largest ratio is that of a dipole,
     and a dipole of length >= 1 has at most 6 * 2^j in each level j < L, where its ends meet
     different wavelets, and 4 * 2^L in the last; one pixel's step over the middle of the image,
     distance 1, has all of it. This is how Haar misses translations: no constant serves all sides.
     With `create_cost` lambda, W <= wavelet_emd(f, c0=4 lambda / 2^L) / 4. Smoother wavelets are
     better: see `RATIOS`.
 
+    Args:
+        f: differences, (..., H, W), of either sign.
+        wavelet: an orthogonal one of PyWavelets: haar, db2, sym4, coif1, coif2, ...
+        levels: L; by default ceil(log2 max(H, W)), where Haar's approximation is one number, the
+            mass times 2^-L.
+        c0: weight of what the details do not see; with Haar at full depth mass costs C0 2^L a unit.
+            coif2 with C0 = 0 is in use elsewhere.
+        c1: weight of the details.
+        p: order of the ground distance |x - y|^p, 0 < p <= 1.
+
+    Returns:
+        A float for one image, else an array (...).
+
     Raises:
         ValueError: a wavelet that is unknown or not orthogonal, levels < 0, p outside (0, 1], f not
             finite.
+
+    Example:
+        >>> f = np.zeros((4, 4))
+        >>> f[0, 0], f[3, 0] = 1.0, -1.0  # one unit of mass, three pixels apart
+        >>> round(pcdm.wavelet_emd(f), 6)
+        28.0
     """
     total = sum(
         weight * np.abs(band).sum(axis=(-2, -1))
@@ -129,7 +140,22 @@ def weighted_bands(
     p: float = 1.0,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """What `wavelet_emd` adds up: weights and coefficients (..., h, w), every one once: strips of
-    bands, finest first, the approximation last. Its arguments and errors."""
+    bands, finest first, the approximation last.
+
+    Args:
+        f: differences (..., H, W).
+        wavelet: an orthogonal one of PyWavelets.
+        levels: L, see `wavelet_emd`.
+        c0: weight of the approximation.
+        c1: weight of the details.
+        p: order of the ground distance, 0 < p <= 1.
+
+    Yields:
+        Pairs (weight, coefficients).
+
+    Raises:
+        ValueError: as for `wavelet_emd`.
+    """
     values = _numbers(f, "the difference").astype(np.float64)
     depth = _depth(values.shape, levels, p)
     try:
@@ -179,16 +205,25 @@ def wavelet_emd_of_scales(
     p: float = 1.0,
 ) -> Tensor:
     """`wavelet_emd(..., "haar")` from the scales of `HaarWavelet.analyse`, without going back to
-    pixels: (N, C), differentiable.
+    pixels; differentiable.
+
+    Types shorter than float32 are added up in float32.
 
     Args:
         scales: orthonormal coordinates, coarsest first: (N, C, h, w), then (N, 3C, h, w), (N, 3C,
             2h, 2w), ...
         levels: depth; the base is transformed on from the map's depth to this one, by default until
             it is one number.
+        c0: weight of the approximation, C0 of `wavelet_emd`.
+        c1: weight of the details.
+        p: order of the ground distance, 0 < p <= 1.
 
-    Types shorter than float32 are added up in float32. ValueError for other shapes and for values
-    that are not finite.
+    Returns:
+        (N, C), in mass times pixels^p.
+
+    Raises:
+        ValueError: for other shapes, for values that are not finite, and for fewer levels than the
+            scales have.
     """
     base, *details = list(scales)
     _check_shapes(base, details)

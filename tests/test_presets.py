@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import counts
+from pcdm_lib.experiments.experiment import markdown_table
 from pcdm_lib.models import Config, ModelConfig, build, preset
 from pcdm_lib.models.config import config_differences
 from pcdm_lib.models.presets import (
@@ -139,6 +141,26 @@ def test_settings_are_those_of_appendix_b_and_of_the_release() -> None:
         assert (training.optimiser, training.lr_decay, training.flips) == ("adamw", "none", False)
         assert (training.learning_rate, training.ema) == (2e-4, 0.9999)
         assert (training.beta1, training.beta2, training.weight_decay) == (0.9, 0.99, 0.01)
+
+
+def test_counts_in_the_documentation() -> None:
+    """Both tables of docs/training.md are what `python -m benchmarks.counts` prints, and what the
+    text says of them holds."""
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    for rows in (counts.counted(), counts.readings()):
+        for line in markdown_table(rows).splitlines():
+            assert line in text
+    cifar, large = PAPER_SETTINGS["paper-cifar10"], PAPER_SETTINGS["paper-imagenet64"]
+    # one reading gives ImageNet 64 to 0.2 % and the first figure of CIFAR-10 to 1 %
+    layout = counts.LAYOUTS["finer scales N / 2 each way"]
+    pair = counts.PAIRS["cascade of S; of S + 1 scales"]
+    assert counts.off(pair(layout(large)), large.stated) < 0.002
+    assert pair(layout(cifar))[0] == pytest.approx(35e6, rel=0.01)
+    # the systems' networks differ by far less than the figures of Appendix B
+    for setting in PAPER_SETTINGS.values():
+        systems = [counts.cascade(setting, system) for system in ("wavelet", "laplacian")]
+        assert abs(systems[0] - systems[1]) < 0.2e6
+        assert counts.cascade(setting, "laplacian") == counts.cascade(setting, "standard")
 
 
 def test_runs_of_earlier_versions_load() -> None:

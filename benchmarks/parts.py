@@ -42,6 +42,7 @@ from pcdm_lib.likelihood import evaluation as evaluation_module
 from pcdm_lib.likelihood.evaluation import estimator_gain, paired_difference
 from pcdm_lib.maps import MAPS, HaarWavelet, make_map
 from pcdm_lib.models import Cascade, Config, preset
+from pcdm_lib.models.presets import FULL_SIZE
 from pcdm_lib.training import Trainer
 
 PAPER_BATCH_ON_CPU = 1  # one step of 128 images takes minutes and tens of gigabytes there
@@ -86,7 +87,7 @@ class Settings:
     def config(self, system: str, name: str | None = None) -> Config:
         """A preset for these images; the paper's batch is cut down on a CPU."""
         config = preset(name or self.preset, system, tuple(self.images.shape[1:]))
-        if config.preset.startswith("paper") and self.device.type == "cpu":
+        if config.preset in FULL_SIZE and self.device.type == "cpu":
             return config.override({"batch_size": PAPER_BATCH_ON_CPU})
         return config
 
@@ -124,9 +125,7 @@ def throughput(settings: Settings) -> Section:
             low, middle, high = quartiles(steps)
             batch = config.training.batch_size
             part = settings.heldout[
-                : max(batch, 64)
-                if not name.startswith("paper") or settings.device.type != "cpu"
-                else 2
+                : max(batch, 64) if name not in FULL_SIZE or settings.device.type != "cpu" else 2
             ]
             score = functools.partial(
                 evaluation_module.evaluate,

@@ -3,33 +3,64 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import counts
+from pcdm_lib.experiments.experiment import markdown_table
 from pcdm_lib.models import Config, ModelConfig, build, preset
 from pcdm_lib.models.config import config_differences
 from pcdm_lib.models.presets import (
+    FULL_SIZE,
     LEVELS,
     PAPER_SETTINGS,
     PRESETS,
+    RELEASE_SETTINGS,
     SYSTEMS,
     budget,
-    parameter_counts,
 )
+from pcdm_lib.models.unet import Attention, ResidualBlock, UNet
 from pcdm_lib.training import Trainer
+from pcdm_lib.training.optimisers import make_optimiser
 
 EVERY = [(name, system) for name in PRESETS for system in SYSTEMS]
-SMALL = [(name, system) for name, system in EVERY if name not in PAPER_SETTINGS]
+SMALL = [(name, system) for name, system in EVERY if name not in FULL_SIZE]
+LARGE = [(name, system) for name, system in EVERY if name in FULL_SIZE]
+
+# Typed from Appendix B: scales, width of the base, width of the conditional networks, residual
+# blocks each way, updates, the parameters it states in millions.
+APPENDIX_B = {
+    "paper-cifar10": (2, 128, 64, 32, 2_000_000, (35, 42)),
+    "paper-imagenet32": (2, 256, 128, 32, 10_000_000, (65, 70)),
+    "paper-imagenet64": (3, 256, 128, 64, 10_000_000, (299, 329)),
+    "paper-imagenet128": (4, 256, 128, 64, 10_000_000, (400, 440)),
+}
+# The same of the code released with the paper, typed from its configs/ and from `WScoreUNet` in its
+# nn.py, which halves blocks as well as width: scales, base (width, blocks), others (width, blocks),
+# updates, batch.
+RELEASE = {
+    "release-cifar10": (2, (128, 32), (64, 16), 10_000_000, 32),
+    "release-imagenet32": (2, (256, 32), (128, 16), 10_000_000, 128),
+    "release-imagenet64": (2, (256, 64), (128, 32), 10_000_000, 128),
+}
+# Typed from Appendix B: what the network of each scale sees of it, side and channels.
+REPRESENTATIONS = {
+    ("paper-cifar10", "laplacian"): [(16, 3), (32, 3)],
+    ("paper-cifar10", "wavelet"): [(16, 3), (16, 9)],
+    ("paper-imagenet32", "laplacian"): [(16, 3), (32, 3)],
+    ("paper-imagenet32", "wavelet"): [(16, 3), (16, 9)],
+    ("paper-imagenet64", "laplacian"): [(16, 3), (32, 3), (64, 3)],
+    ("paper-imagenet64", "wavelet"): [(16, 3), (16, 9), (32, 9)],
+    ("paper-imagenet128", "laplacian"): [(16, 3), (32, 3), (64, 3), (128, 3)],
+    ("paper-imagenet128", "wavelet"): [(16, 3), (16, 9), (32, 9), (64, 9)],
+}
 
 
 def shape(name: str) -> tuple[int, int, int]:
     """Images that a preset takes: small ones where it takes any."""
-    return (
-        (3, PAPER_SETTINGS[name].side, PAPER_SETTINGS[name].side)
-        if name in PAPER_SETTINGS
-        else (3, 16, 16)
-    )
+    return (3, FULL_SIZE[name].side, FULL_SIZE[name].side) if name in FULL_SIZE else (3, 16, 16)
 
 
 @pytest.mark.parametrize(("name", "system"), EVERY)
@@ -51,48 +82,103 @@ def test_builds_and_scores(name: str, system: str) -> None:
     assert bpd.shape == (2,) and bool(torch.isfinite(bpd).all()) and float(bpd.min()) > 0
 
 
-@pytest.mark.parametrize("system", list(SYSTEMS))
-@pytest.mark.parametrize("name", list(PAPER_SETTINGS))
-def test_paper_presets_build(name: str, system: str) -> None:
-    """Appendix B: S scales, VDM's network of the stated width and depth at every one of them, VDM's
-    noise levels, one schedule a scale."""
-    setting = PAPER_SETTINGS[name]
+def size(net: UNet) -> tuple[int, int]:
+    """Width and residual blocks each way of a network of VDM's kind: one more block on the way up,
+    one attention layer between two blocks in the middle, and no other attention."""
+    blocks = len(net.down)
+    assert len(net.up) == blocks + 1 and isinstance(net.middle_attention, Attention)
+    assert sum(isinstance(m, Attention) for m in net.modules()) == 1
+    assert sum(isinstance(m, ResidualBlock) for m in net.modules()) == 2 * blocks + 3
+    return net.entry.out_channels, blocks
+
+
+def expected_sizes(name: str, system: str) -> list[tuple[int, int]]:
+    """By the typed tables. VDM's one network is the base's; C-VDM has the cascades' networks."""
+    if name in APPENDIX_B:
+        scales, width, finer, blocks, _, _ = APPENDIX_B[name]
+        found = [(width, blocks)] + [(finer, blocks)] * (scales - 1)
+    else:
+        scales, base, other, _, _ = RELEASE[name]
+        found = [base] + [other] * (scales - 1)
+    return found[:1] if system == "vdm" else found
+
+
+@pytest.mark.parametrize(("name", "system"), LARGE)
+def test_full_size_networks(name: str, system: str) -> None:
+    """Widths, depths and representations as typed; VDM's noise levels, learned; and the counts of
+    docs/training.md are those of the networks that are built."""
     config = preset(name, system, shape(name))
     with torch.device("meta"):
         cascade = build(config.model)
-    scales = {
-        "paper-cifar10": 2,
-        "paper-imagenet32": 2,
-        "paper-imagenet64": 3,
-        "paper-imagenet128": 4,
-    }[name]
-    assert len(cascade.networks) == len(cascade.specs) == (1 if system == "vdm" else scales)
-    for network in cascade.networks.values():
-        assert (
-            network.net.entry.out_channels == setting.channels
-            and len(network.net.down) == setting.blocks
-        )
+    nets = [network.net for network in cascade.networks.values()]
+    assert [size(net) for net in nets] == expected_sizes(name, system)
+    if (name, system) in REPRESENTATIONS:
+        seen = [(spec.view_shape[1], spec.view_shape[0]) for spec in cascade.specs]
+        assert seen == REPRESENTATIONS[name, system]
+    # a conditional network sees the coarser image beside its scale: 12 channels, or 6
+    for net, spec in list(zip(nets, cascade.specs))[1:]:
+        waves = 4 * spec.view_shape[0]
+        assert net.entry.in_channels - waves == (12 if system == "wavelet" else 6)
     assert config.model.gamma_min == (-13.3,) and config.model.gamma_max == (5.0,)
     assert all(schedule.learned_endpoints for schedule in cascade.schedules)
-    assert config.training.optimiser == "adamw" and budget(name) == (
-        2_000_000 if name == "paper-cifar10" else 10_000_000
-    )
+    total = sum(p.numel() for p in cascade.networks.parameters())
+    setting = FULL_SIZE[name]
+    assert total == (counts.base(setting) if system == "vdm" else counts.cascade(setting, system))
 
 
-@pytest.mark.parametrize("system", list(SYSTEMS))
-def test_parameter_counts(system: str) -> None:
-    """31 million a network at CIFAR-10's width; four times as many at twice the width, twice that
-    at twice the depth."""
-    sizes = [
-        next(iter(parameter_counts(preset(name, system, shape(name)).model).values()))
-        for name in PAPER_SETTINGS
+def test_settings_are_those_of_appendix_b_and_of_the_release() -> None:
+    """What is in no network: updates, optimiser, batch, stated parameters."""
+    assert list(PAPER_SETTINGS) == list(APPENDIX_B) and list(RELEASE_SETTINGS) == list(RELEASE)
+    for name, (*_, updates, stated) in APPENDIX_B.items():
+        assert budget(name) == updates and PAPER_SETTINGS[name].stated == stated
+        assert "Appendix B" in PAPER_SETTINGS[name].source
+    for name, (*_, updates, batch) in RELEASE.items():
+        training = preset(name, "wavelet", shape(name)).training
+        assert budget(name) == updates and training.batch_size == batch
+        assert "a72ad34" in RELEASE_SETTINGS[name].source and not RELEASE_SETTINGS[name].stated
+    for name, system in LARGE:
+        training = preset(name, system, shape(name)).training
+        assert (training.optimiser, training.lr_decay, training.flips) == ("adamw", "none", False)
+        assert (training.learning_rate, training.ema) == (2e-4, 0.9999)
+        assert (training.beta1, training.beta2, training.weight_decay) == (0.9, 0.99, 0.01)
+
+
+def test_counts_in_the_documentation() -> None:
+    """Both tables of docs/training.md are what `python -m benchmarks.counts` prints, and what the
+    text says of them holds."""
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    for rows in (counts.counted(), counts.readings()):
+        for line in markdown_table(rows).splitlines():
+            assert line in text
+    cifar, large = PAPER_SETTINGS["paper-cifar10"], PAPER_SETTINGS["paper-imagenet64"]
+    # one reading gives ImageNet 64 to 0.2 % and the first figure of CIFAR-10 to 1 %
+    layout = counts.LAYOUTS["finer scales N / 2 each way"]
+    pair = counts.PAIRS["cascade of S; of S + 1 scales"]
+    assert counts.off(pair(layout(large)), large.stated) < 0.002
+    assert pair(layout(cifar))[0] == pytest.approx(35e6, rel=0.01)
+    # the systems' networks differ by far less than the figures of Appendix B
+    for setting in PAPER_SETTINGS.values():
+        systems = [counts.cascade(setting, system) for system in ("wavelet", "laplacian")]
+        assert abs(systems[0] - systems[1]) < 0.2e6
+        assert counts.cascade(setting, "laplacian") == counts.cascade(setting, "standard")
+
+
+def test_runs_of_earlier_versions_load() -> None:
+    """A stored configuration is its values, whatever its preset is today: before, every network of
+    `paper-cifar10` was as wide as the base."""
+    today = preset("paper-cifar10", "wavelet")
+    stored = json.loads(json.dumps(today.to_dict()))
+    stored["model"] |= {"channels": [128], "blocks": 32, "base_channels": [], "base_blocks": 0}
+    config = Config.from_dict(stored)
+    with torch.device("meta"):
+        cascade = build(config.model)
+    assert [size(n.net) for n in cascade.networks.values()] == [(128, 32), (128, 32)]
+    assert config_differences(today.to_dict(), stored) == [
+        "model.base_channels: expected [128], found []",
+        "model.channels: expected [64], found [128]",
     ]
-    assert 30e6 < sizes[0] < 32e6
-    assert (
-        sizes[1] / sizes[0] == pytest.approx(4, rel=0.02)
-        and sizes[2] / sizes[1] == pytest.approx(2, rel=0.04)
-        and sizes[3] == sizes[2]
-    )
+    # what resumes such a run
+    assert today.override({"channels": "128", "base_channels": ""}) == config
 
 
 @pytest.mark.parametrize("name", list(PAPER_SETTINGS))
@@ -101,17 +187,18 @@ def test_paper_presets_refuse_other_resolutions(name: str) -> None:
         preset(name, "wavelet", (3, 48, 48))
     with pytest.raises(ValueError, match="got 64x64: use paper-imagenet64 or small"):
         preset("paper-cifar10", "wavelet", (3, 64, 64))
+    with pytest.raises(ValueError, match="got 64x64: use release-imagenet64 or small"):
+        preset("release-cifar10", "wavelet", (3, 64, 64))
 
 
-@pytest.mark.parametrize("system", list(SYSTEMS))
-@pytest.mark.parametrize("name", list(PAPER_SETTINGS))
+@pytest.mark.parametrize(("name", "system"), LARGE)
 def test_paper_presets_train_and_score(name: str, system: str, tmp_path) -> None:
     """One update and one evaluation of every preset as it is, but for networks cut down to what a
     test can wait for: maps, scales, schedules, optimiser and dropout are the preset's. (`python -m
-        benchmarks.presets` runs them at full size.)"""
-    side = PAPER_SETTINGS[name].side
+    benchmarks.presets` runs them at full size.)"""
+    side = FULL_SIZE[name].side
     config = preset(name, system, shape(name)).override(
-        {"channels": "8", "blocks": 1, "batch_size": 2}
+        {"channels": "8", "blocks": 1, "base_channels": "", "base_blocks": 0, "batch_size": 2}
     )
     images = torch.randint(
         0, 256, (2, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
@@ -290,19 +377,33 @@ def test_base_of_its_own_size() -> None:
     )
 
 
-def test_paper_preset_scores_and_takes_a_gradient_step() -> None:
-    """Appendix B's networks on small images: they do not depend on the resolution."""
-    cascade = build(preset("paper-cifar10", "wavelet").override({"image_shape": "3,8,8"}).model)
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_paper_cifar10_at_full_size(system: str) -> None:
+    """Nothing cut down but the batch: one update of every network by the preset's optimiser, and
+    one evaluation of an image."""
+    config = preset("paper-cifar10", system)
+    cascade, training = build(config.model), config.training
     x = torch.randint(
-        0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+        0, 256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    assert bool(
-        torch.isfinite(cascade.eval().bound(x, torch.Generator().manual_seed(1)).total).all()
-    )
-    for index, (z, coarse) in enumerate(cascade.train().decompose(x)):
-        cascade.scales[index](z, coarse, torch.Generator().manual_seed(2)).backward()
-        gradients = [
-            p.grad for p in cascade.scales[index].denoiser.parameters() if p.grad is not None
-        ]
+    for scale, (z, coarse) in zip(cascade.scales, cascade.train().decompose(x), strict=True):
+        optimiser = make_optimiser(
+            scale.denoiser,
+            training.optimiser,
+            training.learning_rate,
+            training.muon_rate,
+            (training.beta1, training.beta2),
+            training.weight_decay,
+        )
+        scale(z, coarse, torch.Generator().manual_seed(2)).backward()
+        gradients = [p.grad for p in scale.denoiser.parameters() if p.grad is not None]
         assert gradients and all(bool(torch.isfinite(g).all()) for g in gradients)
-        assert cascade.schedules[index].start.grad is not None  # Appendix B learns the endpoints
+        assert scale.schedule.start.grad is not None  # the endpoints are learned
+        optimiser.step()
+        # the exit starts at zero
+        assert float(scale.denoiser.net.exit.weight.detach().abs().max()) > 0
+        scale.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        bound = cascade.eval().bound(x, torch.Generator().manual_seed(1))
+    assert bound.per_scale.shape == (1, len(expected_sizes("paper-cifar10", system)))
+    assert bool(torch.isfinite(bound.per_scale).all()) and float(bound.total) > 0

@@ -96,7 +96,7 @@ def test_sides_that_do_not_divide() -> None:
 
 
 def test_paper_preset_has_vdm_size() -> None:
-    """VDM's CIFAR-10 network has about 31 million parameters; so has each of ours."""
+    """VDM's CIFAR-10 network has about 31 million parameters; so has ours."""
     with torch.device("meta"):
         cascade = build(preset("paper-cifar10", "vdm").model)
     count = sum(p.numel() for p in cascade.networks["base"].net.parameters())

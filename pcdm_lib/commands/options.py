@@ -27,6 +27,9 @@ PRESETS = (
     "paper-imagenet32",
     "paper-imagenet64",
     "paper-imagenet128",
+    "release-cifar10",
+    "release-imagenet32",
+    "release-imagenet64",
 )
 SYSTEMS = ("wavelet", "laplacian", "standard", "vdm")
 DATA, MODEL, TRAINING, BUDGET, SCORING, CODING, OUTPUT, MACHINE, PROCESSES = (

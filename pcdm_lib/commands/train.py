@@ -44,8 +44,9 @@ Preset = Annotated[
     str,
     typer.Option(
         help="Networks and training: tiny (tests), small (learns in minutes on two cores), edm "
-        "(small, for the look of samples), or the paper's: paper-cifar10, paper-imagenet32, "
-        "paper-imagenet64, paper-imagenet128.",
+        "(small, for the look of samples); the paper's Appendix B: paper-cifar10, "
+        "paper-imagenet32, paper-imagenet64, paper-imagenet128; or the code released with it: "
+        "release-cifar10, release-imagenet32, release-imagenet64.",
         rich_help_panel=MODEL,
         **one_of(PRESETS),
     ),
@@ -123,7 +124,8 @@ def train(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps of training. Default: none, but for a paper-* preset the paper's number.",
+            help="Steps of training. Default: none, but for a paper-* or release-* preset its own "
+            "number.",
             rich_help_panel=BUDGET,
         ),
     ] = None,

@@ -1,5 +1,5 @@
-"""Named configurations: the paper's (Appendix B) and small ones for a laptop, as records that JSON
-can hold.
+"""Named configurations as records that JSON can hold: the paper's (Appendix B), those of the code
+released with it, and small ones for a laptop.
 
 A configuration says everything that shapes the weights: the model, and how it is trained. The
 budget, the device and the folder are not part of it.
@@ -55,48 +55,72 @@ _EDM = {"preconditioning": "gaussian", "features": "none", "inputs": "plain", "s
 
 @dataclass(frozen=True)
 class PaperSetting:
-    """What Appendix B sets for one data set: every scale has a network of VDM's kind of this width
-    and depth."""
+    """What is set for one data set: the networks of a cascade and the updates of its training.
+
+    `channels` and `blocks` are the width of the networks of the finer scales and their residual
+    blocks each way; `base_channels` and `base_blocks` are those of the coarsest scale, whose
+    network is VDM's. Every network has one attention layer and two more blocks in the middle.
+    `stated` holds the numbers of parameters that Appendix B gives, in millions; empty where there
+    are none. `source` says where the figures are from.
+    """
 
     side: int
+    scales: int
+    base_channels: int
+    base_blocks: int
     channels: int
     blocks: int
+    batch_size: int
     updates: int
     source: str
+    stated: tuple[int, ...] = ()
 
 
-_RELEASE = "configurations released with the paper (lihenryhfl/pcdm, commit a72ad34)"
+_REST = (
+    "scales, widths, blocks and updates of Appendix B, {}; batch and what else it does not say as "
+    "in VDM's released configuration"
+)
+# in the order of the fields: side, scales, base, finer scales, batch, updates
 PAPER_SETTINGS = {
     "paper-cifar10": PaperSetting(
-        32,
-        128,
-        32,
-        2_000_000,
-        f"{_RELEASE}; updates as later work quotes them (Shen, Gan and Ling, Table 1), where the "
-        "release has 10 million",
+        32, 2, 128, 32, 64, 32, 128, 2_000_000, _REST.format("CIFAR10"), (35, 42)
     ),
-    "paper-imagenet32": PaperSetting(32, 256, 32, 10_000_000, _RELEASE),
+    "paper-imagenet32": PaperSetting(
+        32, 2, 256, 32, 128, 32, 128, 10_000_000, _REST.format("ImageNet32"), (65, 70)
+    ),
     "paper-imagenet64": PaperSetting(
-        64, 256, 64, 10_000_000, f"{_RELEASE}, which has two scales there: S = 3 is the paper's"
+        64, 3, 256, 64, 128, 64, 128, 10_000_000, _REST.format("ImageNet64"), (299, 329)
     ),
     "paper-imagenet128": PaperSetting(
-        128, 256, 64, 10_000_000, "not in the release: the networks of ImageNet 64, with S = 4"
+        128, 4, 256, 64, 128, 64, 128, 10_000_000, _REST.format("ImageNet128"), (400, 440)
     ),
 }
-# VDM's CIFAR-10 optimiser and noise levels, which Appendix B takes over for every scale; numbers as
-# in the released configuration.
+# Two scales everywhere. `WScoreUNet` in nn.py halves width and blocks of every scale but the
+# coarsest; Appendix B speaks of half the width only.
+_RELEASE = "code released with the paper (lihenryhfl/pcdm, commit a72ad34): nn.py and {}"
+RELEASE_SETTINGS = {
+    "release-cifar10": PaperSetting(
+        32, 2, 128, 32, 64, 16, 32, 10_000_000, _RELEASE.format("configs/cifar10.py")
+    ),
+    "release-imagenet32": PaperSetting(
+        32, 2, 256, 32, 128, 16, 128, 10_000_000, _RELEASE.format("configs/imagenet32.py")
+    ),
+    "release-imagenet64": PaperSetting(
+        64, 2, 256, 64, 128, 32, 128, 10_000_000, _RELEASE.format("configs/imagenet64.py")
+    ),
+}
+# Optimiser and noise levels of VDM's CIFAR-10 configuration, which Appendix B follows and the
+# release repeats.
 _PAPER_MODEL = {
     "dropout": 0.1,
     "attention": True,
     "preconditioning": "none",
     "features": "vdm",
     "schedule": "learned_linear",
-    "shared_schedule": False,
     "gamma_min": (-13.3,),
     "gamma_max": (5.0,),
 }
 _PAPER_TRAINING: dict[str, Any] = {
-    "batch_size": 128,
     "learning_rate": 2e-4,
     "warmup_steps": 100,
     "lr_decay": "none",
@@ -104,7 +128,9 @@ _PAPER_TRAINING: dict[str, Any] = {
     "flips": False,
 }
 
-PRESETS = ("tiny", "small", "edm", *PAPER_SETTINGS)
+# The presets at the paper's size: each is for one side of images and has a budget of its own.
+FULL_SIZE = PAPER_SETTINGS | RELEASE_SETTINGS
+PRESETS = ("tiny", "small", "edm", *FULL_SIZE)
 
 
 def preset(
@@ -114,9 +140,11 @@ def preset(
 
     `tiny` is for tests, `small` learns in minutes on two cores, `edm` is `small` with the
     preconditioning and the weighting of Karras et al. 2022, for the look of samples; `paper-*` are
-    Appendix B's (PAPER_SETTINGS). The number of scales follows the side of the images (LEVELS).
+    Appendix B's (PAPER_SETTINGS) and `release-*` those of the code released with the paper
+    (RELEASE_SETTINGS). The number of scales follows the side of the images (LEVELS), but for
+    `release-*`.
 
-    Source: Appendix B of the paper, for `paper-*`.
+    Source: Appendix B of the paper for `paper-*`, the released code for `release-*`.
 
     Args:
         name: one of PRESETS.
@@ -127,13 +155,16 @@ def preset(
         The configuration; `Config.override` changes fields of it.
 
     Raises:
-        ValueError: for an unknown name, and for a `paper-*` preset with images of another side than
-            it was made for.
+        ValueError: for an unknown name, and for a `paper-*` or `release-*` preset with images of
+            another side than it was made for.
 
     Example:
         >>> config = pcdm.preset("small", system="vdm")
         >>> config.model.map, config.model.levels, config.model.image_shape
         ('vdm', 0, (3, 32, 32))
+        >>> paper = pcdm.preset("paper-cifar10").model
+        >>> paper.base_channels, paper.channels, paper.blocks
+        ((128,), (64,), 32)
     """
     if name not in PRESETS:
         raise ValueError(
@@ -145,27 +176,14 @@ def preset(
             f"unknown system {system!r}{did_you_mean(system, SYSTEMS) or ':'} one of "
             f"{', '.join(SYSTEMS)}"
         )
+    if name in FULL_SIZE:
+        return _full_size(name, system, tuple(image_shape))
     levels = 0 if system == "vdm" else LEVELS.get(max(image_shape[1:]), 1)
     model: dict[str, Any] = {
         "map": system,
         "levels": levels,
         "image_shape": tuple(image_shape),
     }
-    if name in PAPER_SETTINGS:
-        setting = PAPER_SETTINGS[name]
-        if tuple(image_shape[1:]) != (setting.side, setting.side):
-            fitting = [
-                n
-                for n, other in PAPER_SETTINGS.items()
-                if tuple(image_shape[1:]) == (other.side, other.side)
-            ]
-            raise ValueError(
-                f"preset {name!r} is for {setting.side}x{setting.side} images, got "
-                f"{image_shape[1]}x{image_shape[2]}: "
-                f"use {' or '.join([*fitting, 'small'])}"
-            )
-        model |= {"channels": (setting.channels,), "blocks": setting.blocks} | _PAPER_MODEL
-        return Config(name, system, ModelConfig(**model), TrainingConfig(**_PAPER_TRAINING))
     base, finer = _GAMMA_MAX[system]
     model |= {"gamma_max": (base,) if base == finer else (base, *[finer] * levels)}
     model |= _LEARNING | (_TINY if name == "tiny" else _SMALL[system])
@@ -179,10 +197,43 @@ def preset(
     return Config(name, system, ModelConfig(**model), TrainingConfig(optimiser="muon"))
 
 
+def _full_size(name: str, system: str, image_shape: tuple[int, ...]) -> Config:
+    """A preset of FULL_SIZE. VDM has one scale, whose network is the base's: Appendix B builds the
+    base "identically" to VDM's. C-VDM's networks are those of the other cascades: Appendix C
+    changes the map alone."""
+    setting = FULL_SIZE[name]
+    if image_shape[1:] != (setting.side, setting.side):
+        alike = PAPER_SETTINGS if name in PAPER_SETTINGS else RELEASE_SETTINGS
+        fitting = [n for n, s in alike.items() if image_shape[1:] == (s.side, s.side)]
+        raise ValueError(
+            f"preset {name!r} is for {setting.side}x{setting.side} images, got "
+            f"{image_shape[1]}x{image_shape[2]}: use {' or '.join([*fitting, 'small'])}"
+        )
+    model: dict[str, Any] = {"map": system, "image_shape": image_shape} | _PAPER_MODEL
+    if system == "vdm":
+        model |= {
+            "levels": 0,
+            "channels": (setting.base_channels,),
+            "blocks": setting.base_blocks,
+        }
+    else:
+        model |= {
+            "levels": setting.scales - 1,
+            "channels": (setting.channels,),
+            "blocks": setting.blocks,
+            "base_channels": (setting.base_channels,),
+            "base_blocks": setting.base_blocks if setting.base_blocks != setting.blocks else 0,
+            # the release has one schedule for all scales; Appendix B does not say
+            "shared_schedule": name in RELEASE_SETTINGS,
+        }
+    training = TrainingConfig(batch_size=setting.batch_size, **_PAPER_TRAINING)
+    return Config(name, system, ModelConfig(**model), training)
+
+
 def budget(name: str) -> int | None:
-    """The number of updates that belongs to a preset: the paper's for `paper-*`, None for the
-    others, which take any budget."""
-    return PAPER_SETTINGS[name].updates if name in PAPER_SETTINGS else None
+    """The number of updates that belongs to a preset: its own for `paper-*` and `release-*`, None
+    for the others, which take any budget."""
+    return FULL_SIZE[name].updates if name in FULL_SIZE else None
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:

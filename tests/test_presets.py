@@ -197,11 +197,17 @@ def test_paper_presets_train_and_score(name: str, system: str, tmp_path) -> None
     test can wait for: maps, scales, schedules, optimiser and dropout are the preset's. (`python -m
     benchmarks.presets` runs them at full size.)"""
     side = FULL_SIZE[name].side
-    config = preset(name, system, shape(name)).override(
-        {"channels": "8", "blocks": 1, "base_channels": "", "base_blocks": 0, "batch_size": 2}
-    )
+    images_a_batch = 2 if side < 64 else 1
+    changes = {"channels": "8", "blocks": 1, "base_channels": "", "base_blocks": 0}
+    if side > 64:  # attention over 128x128 places takes minutes
+        changes["attention"] = False
+    config = preset(name, system, shape(name)).override(changes | {"batch_size": images_a_batch})
     images = torch.randint(
-        0, 256, (2, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+        0,
+        256,
+        (images_a_batch, 3, side, side),
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.uint8,
     )
     trainer = Trainer(config, images, tmp_path / "run")
     trainer.run(steps=1, progress=False)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from figure_rules import faults
 
-from pcdm_lib.experiments import experiment, published, suite, tables
+from pcdm_lib.experiments import experiment, published, results_files, suite, tables
 from pcdm_lib.figures import tables as tables_figures
 from pcdm_lib.likelihood import evaluation
 from pcdm_lib.models import presets
@@ -104,8 +104,8 @@ def log(folder: Path, rows: int = 40, end: float = 3.5, seconds: float = 600.0, 
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def read(folder: Path) -> list[tables.Result]:
-    results, problems = tables.read_results(folder)
+def read(folder: Path) -> list[results_files.Result]:
+    results, problems = results_files.read_results(folder)
     assert problems == []
     return results
 
@@ -221,8 +221,8 @@ def test_reads_all_depths_in_order_and_follows_no_links(tmp_path):
 
 
 def test_empty_and_missing_folders(tmp_path):
-    assert tables.read_results(tmp_path) == ([], [])
-    results, (problem,) = tables.read_results(tmp_path / "none")
+    assert results_files.read_results(tmp_path) == ([], [])
+    results, (problem,) = results_files.read_results(tmp_path / "none")
     assert results == [] and "none is no folder" in problem
 
 
@@ -257,7 +257,7 @@ def test_a_file_that_cannot_be_read_is_one_problem(tmp_path, content, message):
     path = tmp_path / "bad" / "results.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    results, problems = tables.read_results(tmp_path)
+    results, problems = results_files.read_results(tmp_path)
     assert [r.name for r in results] == ["good"] and len(problems) == 1
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(problems[0])
@@ -283,7 +283,7 @@ def test_what_write_results_writes_is_read(tmp_path):
     assert (
         result.dataset == "photos"
         and result.heldout == ("h", 5)
-        and list(tables.scale_shares(result)) == ["base", "details1"]
+        and list(results_files.scale_shares(result)) == ["base", "details1"]
     )
 
 
@@ -306,19 +306,21 @@ def test_what_write_results_writes_is_read(tmp_path):
 def test_scores_that_are_damaged_or_of_another_scoring(tmp_path, damage, message):
     write(tmp_path / "run")
     damage(tmp_path / "run" / "scores.npz")
-    (result,), (problem,) = tables.read_results(tmp_path)
+    (result,), (problem,) = results_files.read_results(tmp_path)
     assert result.scores is None and "damaged" in result.no_scores and result.bpd == 3.5
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(problem)
 
 
 def test_numbers_and_text():
-    assert [tables.number(v) for v in (1, 2.5, True, "3", None, math.nan, math.inf, 10**400)] == [
+    assert [
+        results_files.number(v) for v in (1, 2.5, True, "3", None, math.nan, math.inf, 10**400)
+    ] == [
         1.0,
         2.5,
         *[None] * 6,
     ]
-    assert [tables.text(v) for v in (1.0, 7, None, math.nan, "a|b\nc", "")] == [
+    assert [results_files.text(v) for v in (1.0, 7, None, math.nan, "a|b\nc", "")] == [
         "1.0000",
         "7",
         "n/a",
@@ -682,7 +684,7 @@ def test_one_image_has_no_standard_error(tmp_path):
 def test_summary_line(tmp_path):
     write(tmp_path / "w")
     write(tmp_path / "x", bpd=None, data=None, training=None, evaluation=None, provenance=None)
-    w, x = map(tables.summary_line, read(tmp_path))
+    w, x = map(results_files.summary_line, read(tmp_path))
     assert (
         w == "w: W-PCDM 3.5000 bpd (0.0200 images, 0.0010 noise), EMA weights, 4 images of "
         "CIFAR-10, 100 steps in 10.0 min, seed 0, commit 0123456+"
@@ -808,10 +810,10 @@ def test_figures_refuse_what_cannot_be_compared(tmp_path, draw):
     with pytest.raises(
         ValueError,
         match="a, b were scored on 2 different sets of held-out images: draw each group of "
-        "tables.by_images",
+        "results_files.by_images",
     ):
         draw(results)
-    assert [[r.name for r in group] for group in tables.by_images(results)] == [["a"], ["b"]]
+    assert [[r.name for r in group] for group in results_files.by_images(results)] == [["a"], ["b"]]
     write(tmp_path / "c" / "bare", bpd=None, evaluation=None)
     with pytest.raises(ValueError, match="held-out figure"):
         draw(read(tmp_path / "c"))

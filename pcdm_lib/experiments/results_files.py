@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pcdm_lib import records
-from pcdm_lib.experiments.published import NOT_MEASURED
+from pcdm_lib.experiments.published import NOT_MEASURED, titled
 from pcdm_lib.models.presets import SYSTEMS
 
 FORMATS = (1, 2)
@@ -82,9 +82,7 @@ class Result:
     def title(self) -> str:
         """The system's name in the paper, with the weights of its loss where they are not the
         bound's."""
-        return SYSTEMS[self.system] + (
-            "" if self.weighting == "likelihood" else f" ({self.weighting.upper()} weight)"
-        )
+        return titled(SYSTEMS[self.system], self.weighting)
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from figure_rules import faults
 
-from pcdm_lib.experiments import experiment, published, suite, tables
+from pcdm_lib.experiments import experiment, published, results_files, suite, tables
 from pcdm_lib.figures import tables as tables_figures
 from pcdm_lib.likelihood import evaluation
 from pcdm_lib.models import presets
@@ -104,8 +104,8 @@ def log(folder: Path, rows: int = 40, end: float = 3.5, seconds: float = 600.0, 
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def read(folder: Path) -> list[tables.Result]:
-    results, problems = tables.read_results(folder)
+def read(folder: Path) -> list[results_files.Result]:
+    results, problems = results_files.read_results(folder)
     assert problems == []
     return results
 
@@ -117,87 +117,174 @@ def cells(rows: list[dict], **where) -> list[dict]:
 # ---- figures of others
 
 
+# The paper's tables as they are printed, typed apart from the records: a row a line, columns by
+# "/", "-" for an empty cell.
+BY_DATA = {
+    ("1", "bpd"): """
+VAE with IAF / 3.11 / - / - / -
+PixelCNN / 3.03 / 3.83 / 3.57 / -
+PixelCNN++ / 2.92 / - / - / -
+Glow / 3.35 / 4.09 / 3.81 / -
+Image Transformer / 2.90 / 3.77 / - / -
+SPN / - / 3.52 / - / -
+CR-NVAE / 2.51 / - / - / -
+Flow++ / 3.06 / 3.86 / 3.69 / -
+Sparse Transformer / 2.80 / - / 3.44 / -
+Sparse Transformer w\\/ dist. aug. / 2.53 / - / 3.44 / -
+Very Deep VAE / 2.87 / 3.80 / 3.52 / -
+DDPM / 3.69 / - / - / -
+Score SDE / 2.99 / - / - / -
+Improved DDPM / 2.94 / - / 3.54 / -
+EBM-DRL / 3.18 / - / - / -
+Routing Transformer / - / - / 3.43 / -
+S4 / 2.85 / - / - / -
+Score Flow / 2.80 / 3.76 / - / -
+LSGM / 2.87 / - / - / -
+Flow Matching / 2.99 / 3.53 / 3.31 / 2.90
+Soft Truncation / 2.99 / 3.53 / - / -
+INDM / 2.97 / - / - / -
+VDM / 2.49 / 3.72 / 3.40 / -
+i-DODE / 2.56 / 3.69 / - / -
+LP-PCDM / 2.36 / 3.52 / 3.12 / 2.91
+W-PCDM / 2.35 / 3.32 / 2.95 / 2.64""",
+    ("3", "compressed bpd"): """
+FLIF / 4.14
+IDF / 3.26
+LBB / 3.12
+VDM / 2.72
+ARDM / 2.71
+LP-PCDM / 2.40
+W-PCDM / 2.37""",
+    ("4", "bpd"): """
+C-VDM / 3.20 / 4.21 / 3.87 / 3.75
+LP-PCDM / 2.36 / 3.52 / 3.12 / 2.91
+W-PCDM / 2.35 / 3.32 / 2.95 / 2.64""",
+    ("6", "compressed bpd"): """
+C-VDM / 3.22
+LP-PCDM / 2.40
+W-PCDM / 2.37""",
+}
+BY_OUTLIERS = {  # SVHN, constant, uniform, average
+    "2": """
+GLOW / 0.24 / 0.0 / 1.0 / 0.41
+PixelCNN++ / 0.32 / 0.0 / 1.0 / 0.44
+EBM / 0.63 / 0.30 / 1.0 / 0.64
+AR-CSM / 0.68 / 0.57 / 0.95 / 0.73
+Typ. Test / 0.46 / 1.0 / 1.0 / 0.81
+VDM / 0.53 / 0.96 / 1.0 / 0.83
+LP-PCDM / 0.71 / 1.0 / 1.0 / 0.90
+W-PCDM / 0.74 / 1.0 / 1.0 / 0.92""",
+    "5": """
+C-VDM / 0.43 / 0.55 / 1.0 / 0.66
+LP-PCDM / 0.71 / 1.0 / 1.0 / 0.90
+W-PCDM / 0.74 / 1.0 / 1.0 / 0.92""",
+}
+
+
+def typed(table: str, columns) -> dict[tuple[str, str], str]:
+    """{(model, column): figure} of a table typed by hand."""
+    found = {}
+    for line in table.strip().splitlines():
+        name, *values = (cell.strip() for cell in line.replace("\\/", "@").split("/"))
+        for column, value in zip(columns, values, strict=len(values) > 1):
+            if value != "-":
+                found[name.replace("@", "/"), column] = value
+    return found
+
+
+def recorded(table: str, quantity: str, column: str) -> dict[tuple[str, str], str]:
+    """The same of the records that say that they stand in this table."""
+    there = [
+        p
+        for p in published.PUBLISHED
+        if p.work == published.PAPER
+        and p.quantity == quantity
+        and p.place.startswith("Table")
+        and table in p.place
+    ]
+    cells_ = {(p.name, getattr(p, column)): p.text for p in there}
+    assert len(cells_) == len(there)
+    return cells_
+
+
+@pytest.mark.parametrize("table, quantity", BY_DATA)
+def test_the_records_are_the_papers_tables_cell_by_cell(table, quantity):
+    sets = ("CIFAR-10", "ImageNet-32", "ImageNet-64", "ImageNet-128")
+    assert recorded(table, quantity, "data") == typed(BY_DATA[table, quantity], sets)
+
+
+@pytest.mark.parametrize("table", BY_OUTLIERS)
+def test_the_records_are_the_papers_auroc_cell_by_cell(table):
+    sets = ("SVHN", "constant", "uniform", "average")
+    assert recorded(table, "AUROC", "outliers") == typed(BY_OUTLIERS[table], sets)
+
+
+def test_the_records_are_the_papers_sample_quality():
+    found = {
+        (p.name, p.weighting, p.quantity): p.text
+        for p in published.PUBLISHED
+        if p.place == "Sect. 6.1"
+    }
+    assert found == {
+        ("LP-PCDM", "likelihood", "FID"): "6.31",
+        ("W-PCDM", "likelihood", "FID"): "6.23",
+        ("VDM", "likelihood", "FID"): "7.41",
+        ("LP-PCDM", "edm", "FID"): "2.45",
+        ("W-PCDM", "edm", "FID"): "2.42",
+        ("LP-PCDM", "edm", "bpd"): "9.55",
+        ("W-PCDM", "edm", "bpd"): "10.31",
+    }
+
+
 def test_every_published_figure_has_a_source():
     for figure in published.PUBLISHED:
-        assert any(work in figure.source for work in published.REFERENCES), figure
-        assert figure.under and figure.data in published.DATA.values()
-        assert (figure.value is None) == bool(figure.missing)
-        assert figure.value is None or "as quoted by" in figure.source
-    keys = [(p.name, p.data, p.quantity, p.source) for p in published.PUBLISHED]
+        assert figure.work in published.REFERENCES and figure.place and figure.under, figure
+        assert figure.data in published.DATA.values()
+        assert f"{figure.value:.2f}".startswith(figure.text)
+        assert bool(figure.outliers) == (figure.quantity == published.AUROC)
+        assert presets.SYSTEMS.get(figure.system, figure.name) == figure.name
+    keys = [(p.title, p.data, p.quantity, p.outliers, p.source) for p in published.PUBLISHED]
     assert len(keys) == len(set(keys))
+    own = [p for p in published.PUBLISHED if p.updates and p.work == published.PAPER]
+    assert {(p.data == "CIFAR-10", p.updates) for p in own} == {(True, 2.0), (False, 10.0)}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"source": ""},
-        {"value": None},
-        {"missing": published.NOT_AVAILABLE},
-        {"value": None, "missing": "who knows"},
-    ],
-)
-def test_a_figure_without_source_or_reason_is_refused(change):
-    with pytest.raises(ValueError, match="M, bpd on CIFAR-10: a figure needs a source"):
-        published.PublishedFigure(
-            **{
-                "name": "M",
-                "data": "CIFAR-10",
-                "quantity": "bpd",
-                "value": 1.0,
-                "source": "s",
-                "under": "u",
-            }
-            | change
-        )
-
-
-def test_no_number_where_the_paper_was_not_at_hand():
-    """Its out-of-distribution table, LP-PCDM on CIFAR-10, the standard cascade, the three
-    likelihoods."""
-    for figure in published.PUBLISHED:
-        ours = figure.data == "CIFAR-10" and figure.system in ("laplacian", "standard")
-        if ours or figure.quantity in (published.AUROC, published.LIKELIHOODS):
-            assert (figure.value, figure.text) == (None, "not available"), figure
-    assert {p.name for p in published.PUBLISHED if p.value is None} == {
-        "W-PCDM",
-        "LP-PCDM",
-        "VDM",
-        "C-VDM",
+@pytest.mark.parametrize("change", [{"place": ""}, {"work": "someone"}, {"text": "unknown"}])
+def test_a_figure_without_source_or_number_is_refused(change):
+    figure = {
+        "name": "M",
+        "data": "CIFAR-10",
+        "quantity": "bpd",
+        "text": "1.0",
+        "work": published.PAPER,
+        "place": "Table 1",
     }
+    assert published.PublishedFigure(**figure).value == 1.0
+    with pytest.raises(ValueError, match="M, bpd on CIFAR-10: a figure needs a number"):
+        published.PublishedFigure(**figure | change)
 
 
-def test_published_figures_as_quoted():
-    bpd = {p.name: p.text for p in published.figures("cifar10", published.BPD)}
-    assert bpd == {
-        "W-PCDM (VDM weight)": "2.35",
-        "W-PCDM (EDM weight)": "10.31",
-        "VDM": "2.65",
-        "LP-PCDM": "not available",
-        "C-VDM": "not available",
-        "ScoreFlow": "2.80",
-        "Flow Matching": "2.99",
-        "Stochastic Interpolants": "2.99",
-        "i-DODE (SP with IS)": "2.56",
-        "DiffEnc": "2.62",
-        "MuLAN": "2.55",
-        "BSI": "2.64",
+def test_later_work_stands_beside_the_paper_where_it_differs():
+    later = {
+        (p.name, p.data, p.quantity): p.text
+        for p in published.PUBLISHED
+        if p.work == published.LATER
     }
-    assert "BSI" not in {p.name for p in published.figures("CIFAR-10", published.FID)}
-    assert [p.text for p in published.figures("imagenet128", published.BPD)] == [
-        "2.64",
-        "2.91",
-        "2.90",
+    assert (
+        later[("VDM", "CIFAR-10", "bpd")] == "2.65" and later[("VDM", "CIFAR-10", "FID")] == "7.60"
+    )
+    assert later[("Glow", "ImageNet-32", "bpd")] == "4.02"
+    assert later[("Score Flow", "ImageNet-32", "bpd")] == "3.79"
+    assert ("VDM", "CIFAR-10", "compressed bpd") not in later  # 2.72 in both
+    assert not any(name.startswith(("W-PCDM", "LP-PCDM")) for name, _, _ in later)
+    assert published.paper_figure("vdm", "cifar10", published.BPD).text == "2.49"
+    assert published.paper_figure("vdm", "imagenet128", published.BPD) is None
+    assert [p.system for p in published.figures("cifar10", published.BPD)[:4]] == [
+        "wavelet",
+        "wavelet",
+        "laplacian",
+        "laplacian",
     ]
-    marked = {
-        (p.name, p.value) for p in published.figures("imagenet32", published.BPD) if "*" in p.source
-    }
-    assert marked == {
-        ("VDM", 3.72),
-        ("ScoreFlow", 3.79),
-        ("Stochastic Interpolants", 3.48),
-        ("i-DODE", 3.69),
-        ("MuLAN", 3.67),
-    }
     assert published.figures("photos", published.BPD) == []
 
 
@@ -221,8 +308,8 @@ def test_reads_all_depths_in_order_and_follows_no_links(tmp_path):
 
 
 def test_empty_and_missing_folders(tmp_path):
-    assert tables.read_results(tmp_path) == ([], [])
-    results, (problem,) = tables.read_results(tmp_path / "none")
+    assert results_files.read_results(tmp_path) == ([], [])
+    results, (problem,) = results_files.read_results(tmp_path / "none")
     assert results == [] and "none is no folder" in problem
 
 
@@ -257,7 +344,7 @@ def test_a_file_that_cannot_be_read_is_one_problem(tmp_path, content, message):
     path = tmp_path / "bad" / "results.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    results, problems = tables.read_results(tmp_path)
+    results, problems = results_files.read_results(tmp_path)
     assert [r.name for r in results] == ["good"] and len(problems) == 1
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(problems[0])
@@ -283,7 +370,7 @@ def test_what_write_results_writes_is_read(tmp_path):
     assert (
         result.dataset == "photos"
         and result.heldout == ("h", 5)
-        and list(tables.scale_shares(result)) == ["base", "details1"]
+        and list(results_files.scale_shares(result)) == ["base", "details1"]
     )
 
 
@@ -306,19 +393,21 @@ def test_what_write_results_writes_is_read(tmp_path):
 def test_scores_that_are_damaged_or_of_another_scoring(tmp_path, damage, message):
     write(tmp_path / "run")
     damage(tmp_path / "run" / "scores.npz")
-    (result,), (problem,) = tables.read_results(tmp_path)
+    (result,), (problem,) = results_files.read_results(tmp_path)
     assert result.scores is None and "damaged" in result.no_scores and result.bpd == 3.5
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(problem)
 
 
 def test_numbers_and_text():
-    assert [tables.number(v) for v in (1, 2.5, True, "3", None, math.nan, math.inf, 10**400)] == [
+    assert [
+        results_files.number(v) for v in (1, 2.5, True, "3", None, math.nan, math.inf, 10**400)
+    ] == [
         1.0,
         2.5,
         *[None] * 6,
     ]
-    assert [tables.text(v) for v in (1.0, 7, None, math.nan, "a|b\nc", "")] == [
+    assert [results_files.text(v) for v in (1.0, 7, None, math.nan, "a|b\nc", "")] == [
         "1.0000",
         "7",
         "n/a",
@@ -332,19 +421,35 @@ def test_numbers_and_text():
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_tables_of_nothing_say_what_is_not_run(table):
+def test_tables_of_nothing_say_what_fills_them(table):
     rows = table([])
     experiment.markdown_table(rows)
     assert all(list(r) == list(rows[0]) for r in rows)
     empty = [r for r in rows if "not run" in r.values()]
-    assert len(empty) == {tables.paired_table: 1, tables.compression_table: 3}.get(table, 4)
+    own = {
+        tables.paired_table: 1,
+        tables.ood_table: 16,
+        tables.quality_table: 6,
+        tables.cascade_table: 12,
+    }
+    assert len(empty) == own.get(table, 4)
     parts = {p.name for p in suite.PARTS}
     for row in empty:
-        command = (row.get("source") or row["note"]).removeprefix("to fill it: ")
-        assert (
-            command.startswith("python -m pcdm_lib tables ")
-            and {*command.split("--only ")[1].split()[0].split(",")} <= parts
-        )
+        command = (row["run"] if "run" in row else row["note"]).removeprefix("to fill it: ")
+        if command.startswith("papermill reproduce/"):
+            assert (experiment.home() / command.split()[1]).is_file()
+        elif table is tables.compression_table and row["system"] == "C-VDM":
+            assert "coarse pixels twice" in command
+        else:
+            assert command.startswith("python -m pcdm_lib tables ")
+            assert {*command.split("--only ")[1].split()[0].split(",")} <= parts
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_no_cell_says_that_a_figure_could_not_be_had(table):
+    said = experiment.markdown_table(table([])) + " ".join(tables.NOTES.values())
+    assert "not available" not in said and "not at hand" not in said
+    assert "could not be checked" not in said and "not given" not in said
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -397,18 +502,19 @@ def test_density(tmp_path):
     results = read(tmp_path)
     rows = tables.density_table(results)
     names = [r["system"] for r in rows]
-    assert names[:5] == [
-        "W-PCDM (VDM weight), paper",
-        "W-PCDM (EDM weight), paper",
-        "VDM, paper",
-        "LP-PCDM, paper",
-        "C-VDM, paper",
+    assert names[:5] == ["W-PCDM", "W-PCDM", "LP-PCDM", "C-VDM", "VDM"] and "BSI" in names
+    assert [(r["paper"], r["later work"], r["ours"]) for r in rows[:5]] == [
+        ("2.35", "", "3.0000"),
+        ("2.35", "", "3.5000"),
+        ("2.36", "", "not run"),
+        ("3.20", "", "not run"),
+        ("2.49", "2.65", "not run"),
     ]
-    assert names[-5:] == ["W-PCDM", "W-PCDM", "LP-PCDM", "C-VDM", "VDM"] and "BSI" in names
-    assert all(r["source"] for r in rows)
-    first, second = cells(rows, source="measured here")
+    assert [r["difference"] for r in rows[:3]] == ["+0.65", "+1.15", ""]
+    assert all(r["place"] for r in rows)
+    first, second = rows[:2]
     # both, not the better one
-    assert first["bpd"] == "3.0000" and first["run"] == "w seed 1" and second["bpd"] == "3.5000"
+    assert first["ours"] == "3.0000" and first["run"] == "w seed 1" and second["ours"] == "3.5000"
     assert (
         second["budget"] == "100 steps, 10.0 minutes"
         and second["standard error"] == "0.0200 images, 0.0010 noise"
@@ -422,14 +528,18 @@ def test_density(tmp_path):
     # no session is recorded: those of the scoring
     assert first["commit"] == "fedcba9" and first["machine"] == "another"
     photos = tables.density_table(results, "photos")
-    assert [(r["system"], r["bpd"]) for r in photos] == [
-        ("VDM", "3.5000"),
-        ("W-PCDM", "not run"),
-        ("LP-PCDM", "not run"),
-        ("C-VDM", "not run"),
+    assert [(r["system"], r["paper"], r["ours"], r["difference"]) for r in photos] == [
+        ("W-PCDM", "", "not run", ""),
+        ("LP-PCDM", "", "not run", ""),
+        ("C-VDM", "", "not run", ""),
+        ("VDM", "", "3.5000", ""),
     ]
-    assert "--only standard_cascade --dataset photos" in photos[-1]["source"]
-    assert "no part of the suite" in tables.density_table([], "imagenet64")[-1]["source"]
+    assert "--only standard_cascade --dataset photos" in photos[2]["run"]
+    larger = tables.density_table([], "imagenet64")
+    assert larger[1]["run"] == (
+        "to fill it: papermill reproduce/imagenet.ipynb out.ipynb -p system laplacian -p size 64 "
+        "-p dataset imagenet64-old"
+    )
     with pytest.raises(ValueError, match="unknown dataset 'cifar': one of cifar10, imagenet32"):
         tables.density_table(results, "cifar")
 
@@ -441,14 +551,14 @@ def test_imagenet_versions_stand_in_one_table(tmp_path):
             data={"label": f"ImageNet 32x32 ({version})", "name": f"imagenet32-{version}"},
         )
     rows = tables.density_table(read(tmp_path), "imagenet32")
-    assert [r["data"] for r in cells(rows, source="measured here")] == [
-        "ImageNet 32x32 (new)",
-        "ImageNet 32x32 (old)",
+    assert [(r["data"], r["paper"]) for r in rows if r["commit"]] == [
+        ("ImageNet 32x32 (new)", "3.32"),
+        ("ImageNet 32x32 (old)", "3.32"),
     ]
-    assert (
-        len(cells(rows, system="i-DODE")) == 2
-        and cells(rows, system="VDM, paper")[0]["bpd"] == "3.72"
-    )
+    (dode,), (flow,) = cells(rows, system="i-DODE"), cells(rows, system="Score Flow")
+    assert (dode["paper"], dode["later work"]) == ("3.69", "3.44")
+    assert (flow["paper"], flow["later work"]) == ("3.76", "3.79 (original release)")
+    assert flow["place"] == "Table 1; Shen, Gan and Ling, Table 1"
 
 
 def test_ood(tmp_path):
@@ -464,20 +574,52 @@ def test_ood(tmp_path):
         "n_in": 600,
         "n_out": 500,
     }
-    write(tmp_path / "w", ood={"rows": [row, row | {"statistic": "likelihood", "N": None}]})
-    rows = tables.ood_table(read(tmp_path))
-    assert [(r["system"], r["AUROC"]) for r in rows[:3]] == [
-        (f"{n}, paper", "not available") for n in ("W-PCDM", "LP-PCDM", "VDM")
+    row |= {"references": 500}
+    others = [
+        row | {"set": "constant grey", "auroc": 1.0},
+        row | {"set": "constant black", "auroc": 0.99},
+        row | {"set": "uniform noise", "auroc": 1.0},
+        row | {"N": 100, "auroc": 0.93},
+        row | {"scale": "base", "auroc": 0.6},
+        row | {"statistic": "likelihood", "references": None},
     ]
-    one, two = cells(rows, run="w")
-    assert (one["AUROC"], one["interval"], one["batches in, out"], one["N"], two["N"]) == (
-        "0.9100",
-        "0.9000 to 0.9200",
-        "600, 500",
-        "20",
-        "none",
-    )
-    assert [r["system"] for r in cells(rows, AUROC="not run")] == ["LP-PCDM", "C-VDM", "VDM"]
+    older = {k: v for k, v in row.items() if k != "references"} | {"reference_mean": 0.8}
+    write(tmp_path / "w", ood={"rows": [row, *others]})
+    write(tmp_path / "v", "vdm", ood={"rows": [older]})
+    results = read(tmp_path)
+    rows = tables.ood_table(results)
+    assert [(r["set"], r["paper"], r["ours"], r["difference"]) for r in cells(rows, run="w")] == [
+        ("SVHN", "0.74", "0.9100", "+0.17"),
+        ("constant grey", "1.0", "1.0000", "+0.00"),
+        ("uniform noise", "1.0", "1.0000", "+0.00"),
+        ("average", "0.92", "0.9700", "+0.05"),
+    ]
+    first = cells(rows, run="w")[0]
+    assert (first["interval"], first["images in, out"]) == ("0.9000 to 0.9200", "600, 500")
+    assert [(r["set"], r["paper"]) for r in cells(rows, system="VDM", ours="not run")] == [
+        ("SVHN", "0.53"),
+        ("constant grey", "0.96"),
+        ("uniform noise", "1.0"),
+        ("average", "0.83"),
+    ]
+    more = tables.ood_more_table(results)
+    assert len(more) == 7 and {r["run"] for r in more} == {"w"}
+    assert [r["AUROC"] for r in cells(more, N="100")] == ["0.9300"]
+    assert [r["references"] for r in cells(more, statistic="likelihood")] == ["none"]
+    line = tables.ood_left_out(results)
+    assert "the AUROC of v." in line and "number of reference images" in line
+    assert tables.ood_left_out([]) == "" and tables.ood_more_table([]) == []
+
+
+def test_the_papers_auroc_in_its_own_layout():
+    first, *_ = tables.ood_published_table()
+    assert list(first) == [
+        *("set", "GLOW", "PixelCNN++", "EBM", "AR-CSM", "Typ. Test"),
+        *("VDM", "C-VDM", "LP-PCDM", "W-PCDM"),
+    ]
+    assert [*first.values()] == [
+        *("SVHN", "0.24", "0.32", "0.63", "0.68", "0.46", "0.53", "0.43", "0.71", "0.74")
+    ]
 
 
 def test_quality(tmp_path):
@@ -495,22 +637,35 @@ def test_quality(tmp_path):
     )
     rows = tables.quality_table(read(tmp_path))
     fid, stand_in = sorted(cells(rows, run="a"), key=lambda r: r["measure"])
-    assert (fid["measure"], fid["value"], fid["source"]) == (
+    assert (fid["measure"], fid["paper"], fid["ours"], fid["note"]) == (
         "FID",
+        "6.23",
         "n/a",
         "missing: torch-fidelity is not installed",
     )
-    assert (stand_in["measure"], stand_in["value"], stand_in["floor"], stand_in["samples"]) == (
+    assert (stand_in["measure"], stand_in["ours"], stand_in["floor"], stand_in["samples"]) == (
         "band distance",
         "1.2500",
         "0.8000",
         "500",
     )
-    assert cells(rows, run="b", measure="FID")[0]["source"] == "missing: not in the results file"
-    assert cells(rows, run="c")[0]["system"] == "W-PCDM (EDM weight)"
-    (paper,) = cells(rows, system="W-PCDM (EDM weight), paper")
-    assert (paper["value"], paper["bpd"]) == ("2.42", "10.31")
-    assert cells(rows, system="LP-PCDM, paper")[0]["value"] == "not available"
+    assert stand_in["paper"] == ""  # another measure has no figure of the paper beside it
+    (other,) = cells(rows, run="b", measure="FID")
+    assert (other["note"], other["paper"], other["later work"]) == (
+        "missing: not in the results file",
+        "7.41",
+        "7.60",
+    )
+    (edm,) = cells(rows, run="c")
+    assert (edm["system"], edm["paper"], edm["ours"], edm["difference"], edm["paper's bpd"]) == (
+        "W-PCDM (EDM weight)",
+        "2.42",
+        "1.2500",
+        "-1.17",
+        "10.31",
+    )
+    (lp,) = cells(rows, system="LP-PCDM (EDM weight)")
+    assert (lp["paper"], lp["paper's bpd"]) == ("2.45", "9.55") and "-p preset edm" in lp["run"]
 
 
 def test_cascade(tmp_path):
@@ -518,7 +673,6 @@ def test_cascade(tmp_path):
     write(tmp_path / "w")
     write(tmp_path / "v", "vdm")
     rows = tables.cascade_table(read(tmp_path))
-    assert (rows[0]["system"], rows[0]["bpd"]) == ("C-VDM, paper", "not available")
     by_run = {r["run"]: r for r in rows}
     assert (
         by_run["c"]["paid twice"] == "0.7500 ± 0.0100"
@@ -527,7 +681,14 @@ def test_cascade(tmp_path):
     assert (by_run["c"]["base"], by_run["c"]["finer scales"]) == ("2.2500", "2.2500") and by_run[
         "v"
     ]["finer scales"] == "none"
-    assert [r["system"] for r in cells(rows, bpd="not run")] == ["LP-PCDM"]
+    assert [(by_run[n]["paper"], by_run[n]["difference"]) for n in "cwv"] == [
+        ("3.20", "+1.30"),
+        ("2.35", "+1.15"),
+        ("2.49", "+1.01"),
+    ]
+    empty = cells(rows, ours="not run")
+    assert [r["system"] for r in empty if r["data"] == "CIFAR-10"] == ["LP-PCDM"]
+    assert [r["paper"] for r in rows if r["data"] == "ImageNet-128"] == ["2.64", "2.91", "3.75"]
 
 
 def test_likelihoods(tmp_path):
@@ -550,7 +711,6 @@ def test_likelihoods(tmp_path):
     ]
     write(tmp_path / "w", likelihoods=ways)
     rows = tables.likelihood_table(read(tmp_path))
-    assert rows[0]["bpd"] == "not available"
     assert [(r["likelihood"], r["bpd"], r["minus continuous"]) for r in cells(rows, run="w")] == [
         ("continuous bound", "3.5000", "0.0000"),
         ("T=1000", "3.5100", "0.0100"),
@@ -578,15 +738,28 @@ def test_compression(tmp_path, key):
         ],
     )
     rows = tables.compression_table(read(tmp_path))
-    assert rows[0]["system"] == "W-PCDM, paper" and rows[0]["file"] == "2.37"
+    assert cells(rows, system="FLIF")[0]["paper"] == "4.14"
     assert [
-        (r["T"], r["file"], r["net"], r["T-step bound"], r["net minus bound"], r["images"])
+        (
+            r["paper"],
+            r["difference"],
+            r["T"],
+            r["ours"],
+            r["net"],
+            r["T-step bound"],
+            r["net minus bound"],
+            r["images"],
+        )
         for r in cells(rows, run="w")
     ] == [
-        ("200", "3.7100", "3.7000", "3.6900", "0.0100 ± 0.0200", "64"),
-        ("50", "3.7100", "n/a", "n/a", "n/a ± n/a", "64"),
+        ("2.37", "+1.34", "200", "3.7100", "3.7000", "3.6900", "0.0100 ± 0.0200", "64"),
+        ("2.37", "+1.34", "50", "3.7100", "n/a", "n/a", "n/a ± n/a", "64"),
     ]
-    assert [r["system"] for r in cells(rows, file="not run")] == ["LP-PCDM", "VDM"]
+    assert [(r["system"], r["paper"]) for r in cells(rows, ours="not run")] == [
+        ("LP-PCDM", "2.40"),
+        ("C-VDM", "3.22"),
+        ("VDM", "2.72"),
+    ]
 
 
 # ---- differences image by image
@@ -682,7 +855,7 @@ def test_one_image_has_no_standard_error(tmp_path):
 def test_summary_line(tmp_path):
     write(tmp_path / "w")
     write(tmp_path / "x", bpd=None, data=None, training=None, evaluation=None, provenance=None)
-    w, x = map(tables.summary_line, read(tmp_path))
+    w, x = map(results_files.summary_line, read(tmp_path))
     assert (
         w == "w: W-PCDM 3.5000 bpd (0.0200 images, 0.0010 noise), EMA weights, 4 images of "
         "CIFAR-10, 100 steps in 10.0 min, seed 0, commit 0123456+"
@@ -808,10 +981,10 @@ def test_figures_refuse_what_cannot_be_compared(tmp_path, draw):
     with pytest.raises(
         ValueError,
         match="a, b were scored on 2 different sets of held-out images: draw each group of "
-        "tables.by_images",
+        "results_files.by_images",
     ):
         draw(results)
-    assert [[r.name for r in group] for group in tables.by_images(results)] == [["a"], ["b"]]
+    assert [[r.name for r in group] for group in results_files.by_images(results)] == [["a"], ["b"]]
     write(tmp_path / "c" / "bare", bpd=None, evaluation=None)
     with pytest.raises(ValueError, match="held-out figure"):
         draw(read(tmp_path / "c"))
@@ -838,14 +1011,15 @@ def test_level_runs_are_called_level(tmp_path):
 
 def test_a_narrow_table_says_once_what_is_the_same() -> None:
     """Columns of provenance in which all of ours agree go out of every row, those in which they
-    differ stay."""
-    common = {"system": "VDM", "bpd": "3.5", "seed": 0, "machine": "m", "source": tables.MEASURED}
+    differ stay; columns without any figure go."""
+    common = {"system": "VDM", "ours": "3.5", "seed": 0, "machine": "m", "note": ""}
     rows = [
         {**common, "commit": "a"},
         {**common, "commit": "b"},
-        {**common, "machine": "not given", "seed": "", "commit": "", "source": "as quoted"},
+        {**common, "ours": "", "machine": "", "seed": "", "commit": ""},
     ]
     narrow, same = tables.compact(rows)
     assert same == {"seed": "0", "machine": "m"}
-    assert [set(row) for row in narrow] == [{"system", "bpd", "source", "commit"}] * 3
-    assert tables.compact(rows[2:]) == (rows[2:], {})
+    assert [set(row) for row in narrow] == [{"system", "ours", "commit"}] * 3
+    assert tables.compact(rows[2:]) == ([{"system": "VDM"}], {})
+    assert tables.compact([]) == ([], {})

@@ -85,8 +85,7 @@ def tables(
 ) -> int:
     """Train every system at one budget and make every table; continues where it was stopped."""
     from pcdm_lib import records
-    from pcdm_lib.experiments import suite
-    from pcdm_lib.experiments import tables as made
+    from pcdm_lib.experiments import results_files, suite
 
     if device != "auto":  # each notebook finds its own
         records.check_device(device)
@@ -113,8 +112,8 @@ def tables(
         print_json({"minutes": minutes, "output": folder, "parts": parts})
         return 0
     folder, failed = suite.run(minutes, progress=not quiet, **choices)
-    results, problems = made.read_results(folder)
-    for line in (*(made.summary_line(result) for result in results), *problems):
+    results, problems = results_files.read_results(folder)
+    for line in (*(results_files.summary_line(result) for result in results), *problems):
         print(line)
     print(f"tables: {folder / 'tables.ipynb'}")
     for name, error in failed.items():

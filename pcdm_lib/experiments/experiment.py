@@ -206,24 +206,24 @@ class Experiment:
         return {"band distance": distance.to_dict() | {"steps": steps}, "FID": fid}
 
     def paper_row(self, dataset: str = "cifar10") -> dict[str, Any]:
-        """The paper's figure for this system, as later work quotes it, as a row of the closing
-        table.
+        """The paper's figure for this system and this weighting of the loss, as a row of the
+        closing table.
 
         Args:
             dataset: a key of `published.DATA`.
         """
-        theirs = [
-            p for p in published.figures(dataset, published.BPD) if p.system == self.config.system
-        ]
-        figure = next(
-            (p for p in theirs if self.config.training.weighting != "edm" or "EDM" in p.name), None
+        figure = published.paper_figure(
+            self.config.system,
+            dataset,
+            published.BPD,
+            weighting=self.config.training.weighting,
         )
         updates = None if figure is None else figure.updates
         return {
             "system": f"{self.name}, paper"
             if figure is None
-            else f"{figure.name}, {figure.source}",
-            "bpd": published.NOT_AVAILABLE if figure is None else figure.text,
+            else f"{figure.title}, paper, {figure.place}",
+            "bpd": published.NOT_GIVEN if figure is None else figure.text,
             "standard error": "not given",
             "seed": "not given",
             "compute": "not given" if updates is None else f"{updates:g} million updates",

@@ -1,27 +1,18 @@
-"""Every results file under a folder, and the tables of the paper made from them: published figures,
-the paper's and ours, each with where it is from.
+"""The tables of the paper: its figure, ours and the difference beside each other, then the figures
+of others.
 
-`read_results` reads; all else are pure functions of what it read, and give rows for
+Pure functions of what `results_files.read_results` read; they give rows for
 `experiment.markdown_table`. Where several runs fill one place all of them are shown. A place that
-no run fills says so, and which command would fill it. Tables go by their content (TITLES): what
-number the paper gives to some of them could not be checked here.
+no run fills says so, and which command fills it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from pcdm_lib import records
 from pcdm_lib.data import domains
 from pcdm_lib.experiments import published
 from pcdm_lib.experiments.published import (
@@ -29,56 +20,72 @@ from pcdm_lib.experiments.published import (
     BPD,
     FID,
     FILES,
-    LIKELIHOODS,
-    NOT_GIVEN,
+    LATER,
     NOT_MEASURED,
     NOT_RUN,
+    OUTLIERS,
+    PAPER,
     PublishedFigure,
+)
+from pcdm_lib.experiments.results_files import (
+    Result,
+    commit,
+    in_order,
+    machine,
+    number,
+    scale_shares,
+    text,
 )
 from pcdm_lib.models.presets import SYSTEMS
 
-FORMATS = (1, 2)
-MEASURED = "measured here"
 PROVENANCE = ("data", "budget", "seed", "weights", "machine", "commit")
 DATASETS = (*published.DATA, "photos", "svhn", *domains.NAMES, "crops", "folder")
 
 TITLES = {
     "density": "Density estimation: bits per dimension (Table 1 of the paper)",
-    "ood": "Out-of-distribution detection: AUROC (Table 2 of the paper)",
-    "quality": "Sample quality",
-    "cascade": "The standard cascade against volume-preserving ones (Appendix C of the paper)",
-    "likelihood": "Three likelihoods of one model",
+    "ood published": "Out-of-distribution detection: AUROC, the paper's figures (Tables 2 and 5)",
+    "ood": "Out-of-distribution detection: AUROC, the paper's beside ours (Tables 2 and 5)",
+    "ood more": "Out-of-distribution detection: all of ours, by scale, M and N",
     "compression": "Lossless compression: bits per dimension of files (Tables 3 and 6 of the "
     "paper)",
+    "cascade": "The standard cascade against volume-preserving ones (Table 4 of the paper)",
+    "quality": "Sample quality (Sect. 6.1 of the paper)",
+    "likelihood": "Three likelihoods of one model",
     "paired": "Differences between systems, image by image",
 }
 
+_DIFFERENCE = (
+    "Difference: ours minus the paper's. Data and budget are not the same: the paper trains for "
+    "2 million updates on CIFAR-10 and 10 million on ImageNet (Appendix B); ours, often on a part "
+    "of the images, are stated with each run."
+)
 # what has to be said below a table; references of the published figures stand in
 # published.REFERENCES
 NOTES = {
-    "density": "Figures of others: each work's own bound or likelihood, and its own "
-    "dequantisation, so they are not one accounting. Ours: the bound "
-    "of this package, a code length that could be paid.",
-    "ood": "M images make up a test batch, N others estimate the entropy of the model's own data; "
-    "the interval of a typicality counts the choice of "
-    "those N. Images are resampled as if independent, which neighbouring patches and digits of "
-    "one house number are not.",
-    "quality": "The floor is what a measure gives between two halves of the real images. A "
-    "measure other than FID is no FID, and an FID of as few "
-    "samples as stand here is larger than the published ones of 50,000.",
-    "cascade": "Paid twice: what the standard cascade's fine scale spends on what the coarse "
-    "image already told.",
-    "compression": "Ours: everything in the file counted; net is what the images that the model "
-    "coded took, without the start of the stack and the container. "
-    "Figures of others: each work's own coder and accounting.",
-    "likelihood": "Minus continuous: less the continuous-time bound on the same images, with the "
-    "standard error of that difference.",
+    "density": f"{_DIFFERENCE} The paper counts bits in another way, so its figure is no target "
+    "for ours, which is a code length that could be paid. Later work: figures that differ from the "
+    "paper's, or that it does not have.",
+    "ood published": "M = 1 image a batch. Constant is the zero of images scaled to [-1, 1]. A "
+    "model of CIFAR-10.",
+    "ood": f"{_DIFFERENCE} M images make up a test batch, N is the number of Monte-Carlo draws of "
+    "the bound of an image. Ours: typicality of the whole image, M = 1, N = 20. The interval "
+    "counts the choice of images, resampled as if independent. Average: the mean of the three.",
+    "ood more": "References: how many images of its own data estimate the model's entropy. Images "
+    "are resampled as if independent, which neighbouring patches and digits of one house number "
+    "are not.",
+    "quality": f"{_DIFFERENCE} The floor is what a measure gives between two halves of the real "
+    "images. A measure other than FID is no FID, and an FID of as few samples as stand here is "
+    "larger than one of 50,000.",
+    "cascade": f"{_DIFFERENCE} Paid twice: what the standard cascade's fine scale spends on what "
+    "the coarse image already told.",
+    "compression": f"{_DIFFERENCE} Ours: everything in the file counted; net is what the images "
+    "that the model coded took, without the start of the stack and the container. Figures of "
+    "others: each work's own coder and accounting.",
+    "likelihood": "The paper has no figures for this. Minus continuous: less the continuous-time "
+    "bound on the same images, with the standard error of that difference.",
     "paired": "The standard error is that of the difference, from the choice of images and the "
     "noise; another seed of training would add to it.",
 }
-NUMBERING = (
-    "Tables are ordered by what they show. docs/results.md has the paper's own tables beside ours."
-)
 
 # Which command fills a place: parts of the suite by system, at a budget that is an example.
 # "{part}" and "{dataset}" are its arguments.
@@ -96,315 +103,18 @@ _ARGUMENTS = {
     "imagenet64": "imagenet64-old",
     "imagenet128": "imagenet128:PATH",
 }
-
-_SECTIONS: dict[str, type] = {
-    "config": dict,
-    "data": dict,
-    "training": dict,
-    "evaluation": dict,
-    "reference_codecs": dict,
-    "provenance": dict,
-    "ood": dict,
-    "quality": dict,
-    "likelihoods": list,
-    "twice": dict,
-    "compression": list,
+# sets of outliers: ours and the paper's name
+_SETS = {
+    "SVHN": "SVHN",
+    "constant grey": "constant",
+    "uniform noise": "uniform",
+    "average": "average",
 }
-# bits per dimension: scores.npz is the mean's own array, so only float rounding lies between them
-_AGREE = 1e-6
 
 
-@dataclass(frozen=True)
-class Result:
-    """One results file.
-
-    Attributes:
-        path: the file.
-        name: its folder, relative to the one that was searched.
-        record: what it holds, None for figures that are not finite.
-        scores: (images,) float64, bits per dimension of each held-out image, from the `scores.npz`
-            beside it; None where `no_scores` says why.
-    """
-
-    path: Path
-    name: str
-    record: Mapping[str, Any]
-    scores: np.ndarray | None = None
-    no_scores: str = "no scores.npz"
-
-    def part(self, *keys: str) -> Any:
-        """What lies under these keys, one inside the other; None where one of them is missing."""
-        value: Any = self.record
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
-
-    def number(self, *keys: str) -> float | None:
-        """The same where it is a finite number, else None."""
-        return number(self.part(*keys))
-
-    @property
-    def system(self) -> str:
-        return self.record["config"]["system"]
-
-    @property
-    def weighting(self) -> str:
-        """What its training loss weighed: "likelihood" is the bound, any other loss is no number of
-        bits."""
-        return str(self.part("config", "training", "weighting") or "likelihood")
-
-    @property
-    def title(self) -> str:
-        """The system's name in the paper, with the weights of its loss where they are not the
-        bound's."""
-        return SYSTEMS[self.system] + (
-            "" if self.weighting == "likelihood" else f" ({self.weighting.upper()} weight)"
-        )
-
-    @property
-    def label(self) -> str:
-        """The data in one line, as its source describes it."""
-        return " ".join(str(self.part("data", "label") or "data without a label").split())
-
-    @property
-    def dataset(self) -> str:
-        """One of DATASETS as a rule: the name it was loaded by, less its version; by the label's
-        beginning in files that do not name it."""
-        name = self.part("data", "name")
-        if isinstance(name, str) and name:
-            return name.partition("-")[0]
-        return next(
-            (
-                key
-                for key, start in {"cifar10": "CIFAR-10", "photos": "photos"}.items()
-                if self.label.startswith(start)
-            ),
-            "folder",
-        )
-
-    @property
-    def bpd(self) -> float | None:
-        return self.number("evaluation", "bpd")
-
-    @property
-    def error(self) -> str:
-        """Both standard errors, in bits per dimension."""
-        return (
-            f"{text(self.number('evaluation', 'se_images'))} images, "
-            f"{text(self.number('evaluation', 'se_noise'))} noise"
-        )
-
-    @property
-    def minutes(self) -> float | None:
-        seconds = self.number("training", "seconds")
-        return None if seconds is None else seconds / 60
-
-    @property
-    def budget(self) -> str | None:
-        """What training was allowed, in words; None where the file does not say."""
-        given = self.part("training", "budget")
-        words = (
-            [f"{number(v):g} {k}" for k, v in given.items() if number(v) is not None]
-            if isinstance(given, Mapping)
-            else []
-        )
-        return ", ".join(words) or None
-
-    @property
-    def heldout(self) -> tuple[str, int] | None:
-        """What tells one set of held-out images from another: their checksum and number; None where
-        the file does not say."""
-        digest, count = self.part("data", "heldout_sha256"), self.number("evaluation", "images")
-        return (digest, int(count)) if isinstance(digest, str) and count is not None else None
-
-    @property
-    def sessions(self) -> list[Mapping[str, Any]]:
-        """Machine and commit of each session of training; of the scoring where the file does not
-        say."""
-        found = self.part("training", "sessions")
-        found = [s for s in found if isinstance(s, Mapping)] if isinstance(found, list) else []
-        return found or [self.part("provenance") or {}]
-
-
-def number(value: Any) -> float | None:
-    """A finite number as a float, None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # JSON's integers have no limit
-        return None
-
-
-def text(value: Any, digits: int = 4) -> str:
-    """What a cell says: floats with `digits` after the point, NOT_MEASURED for None, and nothing
-    that would break a row of Markdown."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return NOT_MEASURED
-    if isinstance(value, float):
-        return f"{value:.{digits}f}"
-    return " ".join(str(value).split()).replace("|", "\\|") or NOT_MEASURED
-
-
-def read_results(folder: Path | str) -> tuple[list[Result], list[str]]:
-    """Every `results.json` under a folder, at any depth. Links and folders whose names begin with a
-    dot are not followed; nothing is written.
-
-    Returns:
-        The results in the order of their paths, and one line for each file that could not be read,
-        naming it, what was wrong and what to do.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        return [], [
-            f"{folder} is no folder: train something first, or name the folder that holds the runs"
-        ]
-    results: list[Result] = []
-    problems: list[str] = []
-    for path in _files(folder, problems):
-        try:
-            record = _check(path, records.read_json(path))
-            name = path.parent.relative_to(folder).as_posix()
-        except (ValueError, OSError, RecursionError) as error:
-            problems.append(str(error))
-            continue
-        scores, reason = None, "no scores.npz"
-        if (file := path.parent / "scores.npz").is_file() and not file.is_symlink():
-            try:
-                scores, reason = _read_scores(file, record), ""
-            except ValueError as error:
-                reason = "scores.npz does not belong to results.json, or is damaged"
-                problems.append(str(error))
-        results.append(
-            Result(path, folder.resolve().name if name == "." else name, record, scores, reason)
-        )
-    return results, problems
-
-
-def _files(folder: Path, problems: list[str]) -> Iterator[Path]:
-    def failed(error: OSError) -> None:
-        problems.append(
-            f"{error.filename} cannot be listed ({error.strerror}): the runs in it are missing here"
-        )
-
-    for place, folders, files in os.walk(folder, onerror=failed):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        path = Path(place) / "results.json"
-        if "results.json" in files and not path.is_symlink():
-            yield path
-
-
-def _check(path: Path, record: Any) -> Mapping[str, Any]:
-    """The record with None for what is not finite; ValueError where it is of another version or not
-    a record of results."""
-    again = "run the notebook that wrote it again"
-    if not isinstance(record, dict):
-        raise ValueError(
-            f"{path} holds a {type(record).__name__}, expected a record of results: {again}"
-        )
-    version = record.get("format")
-    if type(version) is not int or version not in FORMATS:
-        said = "states no format" if version is None else f"is of format {version!r}"
-        raise ValueError(
-            f"{path} {said}, this version reads {' and '.join(map(str, FORMATS))}: read it with "
-            f"the version that wrote it, or {again}"
-        )
-    wrong = [
-        f"{k} is a {type(record[k]).__name__}"
-        for k, kind in _SECTIONS.items()
-        if record.get(k) is not None and not isinstance(record[k], kind)
-    ]
-    system = record["config"].get("system") if isinstance(record.get("config"), dict) else None
-    if not wrong and (not isinstance(system, str) or system not in SYSTEMS):
-        wrong = [f"config.system is {system!r}, expected one of {', '.join(SYSTEMS)}"]
-    if wrong:
-        raise ValueError(f"{path} is not a record of results ({'; '.join(wrong)}): {again}")
-    return records.finite(record)
-
-
-def _read_scores(path: Path, record: Mapping[str, Any]) -> np.ndarray:
-    """(images,) bits per dimension; ValueError naming the file where it is damaged or is not what
-    the record's mean was taken over."""
-    again = "score the run again"
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            scores = np.asarray(arrays["bpd"], dtype=np.float64)
-    except (
-        OSError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}), expected an array bpd: "
-            f"{again}"
-        ) from error
-    evaluation = record.get("evaluation") or {}
-    images, mean = number(evaluation.get("images")), number(evaluation.get("bpd"))
-    if scores.ndim != 1 or images != len(scores):
-        raise ValueError(
-            f"{path} holds an array of shape {scores.shape}, expected one figure for each of "
-            f"{text(images, 0)} images: {again}"
-        )
-    if mean is None or not abs(scores.mean() - mean) <= _AGREE:
-        raise ValueError(
-            f"{path} has the mean {scores.mean():.6f}, where results.json says {text(mean, 6)}: "
-            f"they are of two scorings; {again}"
-        )
-    return scores
-
-
-def _in_order(results: Sequence[Result]) -> list[Result]:
-    """By data, then bits per dimension, those without any last."""
-    return sorted(results, key=lambda r: (r.label, math.inf if r.bpd is None else r.bpd, r.name))
-
-
-def by_images(results: Sequence[Result]) -> list[list[Result]]:
-    """Runs that were scored on the same held-out images, together; a run that does not say on which
-    stands alone."""
-    groups: dict[Any, list[Result]] = {}
-    for result in _in_order(results):
-        groups.setdefault(result.heldout or result.path, []).append(result)
-    return list(groups.values())
-
-
-def summary_line(result: Result) -> str:
-    """A run in one line, for a shell."""
-    minutes = "" if result.minutes is None else f" in {result.minutes:.1f} min"
-    return (
-        f"{result.name}: {result.title} {text(result.bpd)} bpd ({result.error}), "
-        f"{text(result.part('evaluation', 'weights'))} weights, "
-        f"{text(result.number('evaluation', 'images'), 0)} images of {result.label}, "
-        f"{text(result.number('training', 'steps'), 0)} steps{minutes}, "
-        f"seed {text(result.part('training', 'seed'))}, commit {_commit(result)}"
-    )
-
-
-def _commit(result: Result) -> str:
-    """The commits that it was trained at, in seven digits, with a + where files had been
-    changed."""
-    found = [str(s["commit"]) for s in result.sessions if s.get("commit")]
-    return (
-        " and ".join(dict.fromkeys(c[:7] + "+" * ("+changes" in c) for c in found)) or NOT_MEASURED
-    )
-
-
-def _machine(result: Result) -> str:
-    return text(
-        " and ".join(dict.fromkeys(str(s["machine"]) for s in result.sessions if s.get("machine")))
-    )
-
-
-_FACTS = ("seed", "weights", "machine", "commit")
-
-
-def _ours(result: Result) -> dict[str, Any]:
-    """What every table says of a run of ours, after its own columns."""
+def _ours(result: Result, place: str = "") -> dict[str, Any]:
+    """What every table says of a run of ours, after its own columns. `place`: of the paper's figure
+    beside it."""
     steps, minutes = result.number("training", "steps"), result.minutes
     return {
         "run": text(result.name),
@@ -412,233 +122,360 @@ def _ours(result: Result) -> dict[str, Any]:
         "budget": f"{text(steps, 0)} steps, {text(minutes, 1)} minutes",
         "seed": text(result.part("training", "seed")),
         "weights": text(result.part("evaluation", "weights")),
-        "machine": _machine(result),
-        "commit": _commit(result),
-        "source": MEASURED,
+        "machine": machine(result),
+        "commit": commit(result),
+        "place": place,
     }
 
 
-def _theirs(figure: PublishedFigure) -> dict[str, Any]:
-    """The same of a figure of others."""
-    budget = NOT_GIVEN if figure.updates is None else f"{figure.updates:g} million steps"
-    return {
-        "run": "paper" if figure.system else "published",
-        "data": figure.data,
-        "budget": budget,
-        **dict.fromkeys(_FACTS, NOT_GIVEN),
-        "source": figure.source,
+def _not_ours(run: str, data: str, figure: PublishedFigure | None = None) -> dict[str, Any]:
+    """The same of a row without a run."""
+    updates = None if figure is None else figure.updates
+    return dict.fromkeys(("run", *PROVENANCE), "") | {
+        "run": run,
+        "data": data,
+        "budget": "" if updates is None else f"{updates:g} million updates",
+        "place": "" if figure is None else figure.place,
     }
 
 
-def _absent(part: str | None, dataset: str = "cifar10") -> dict[str, Any]:
-    """The same of a place that no run fills. `part`: of the suite, None where it has none for
-    this."""
-    fill = (
-        "no part of the suite makes it"
-        if part is None
-        else "to fill it: " + COMMAND.format(part=part, dataset=_ARGUMENTS.get(dataset, dataset))
-    )
-    return {
-        "run": "",
-        "data": published.DATA.get(dataset, dataset),
-        "budget": "",
-        **dict.fromkeys(_FACTS, ""),
-        "source": fill,
-    }
-
-
-def _part(system: str, dataset: str = "cifar10") -> str | None:
-    """The part of the suite that trains a system on a data set."""
-    if dataset in ("imagenet64", "imagenet128"):
-        return dataset if system == "wavelet" else None
-    return PARTS[system]
-
-
-def _name(figure: PublishedFigure) -> str:
-    return f"{figure.name}, paper" if figure.system else figure.name
+def _fill(
+    system: str, dataset: str = "cifar10", weighting: str = "likelihood", then: str = ""
+) -> str:
+    """The command that fills a place that no run fills. `then`: a part of the suite that reads the
+    trained model."""
+    data = _ARGUMENTS.get(dataset, dataset)
+    part = PARTS[system]
+    if weighting != "likelihood":
+        part = "wavelet_edm" if (system, dataset) == ("wavelet", "cifar10") else ""
+    elif dataset in ("imagenet64", "imagenet128"):
+        part = dataset if system == "wavelet" else ""
+    if part:
+        return "to fill it: " + COMMAND.format(part=part + then, dataset=data)
+    if dataset.startswith("imagenet"):
+        rest = f"-p system {system} -p size {dataset.removeprefix('imagenet')}"
+        return f"to fill it: papermill reproduce/imagenet.ipynb out.ipynb {rest} -p dataset {data}"
+    notebook = f"reproduce/cifar_{PARTS[system]}.ipynb"
+    return f"to fill it: papermill {notebook} out.ipynb -p preset {weighting} -p dataset {data}"
 
 
 def compact(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """A table narrow enough to read: columns of provenance in which all measured rows agree are
-    taken out and given once, {column: value}."""
-    ours = [row for row in rows if row.get("source") == MEASURED]
+    """A table narrow enough to read: columns without any figure are dropped, and columns of
+    provenance in which all rows of ours agree are taken out and given once, {column: value}."""
+    empty = (
+        {c for c in rows[0] if all(row[c] in ("", NOT_MEASURED) for row in rows)} if rows else {}
+    )
+    ours = [row for row in rows if row.get("commit")]
     same = {
         c: str(ours[0][c])
         for c in PROVENANCE
-        if ours and all(c in row and row[c] == ours[0][c] for row in ours)
+        if ours
+        and c not in empty
+        and all(c in row and row[c] == ours[0][c] for row in ours)
+        and all(row in ours or row[c] in ("", ours[0][c]) or c == "data" for row in rows)
     }
-    return [{k: v for k, v in row.items() if k not in same} for row in rows], same
+    drop = {*empty, *same}
+    return [{k: v for k, v in row.items() if k not in drop} for row in rows], same
 
 
 def _missing_systems(results: Sequence[Result]) -> list[str]:
     return [s for s in SYSTEMS if s not in {r.system for r in results}]
 
 
+def _difference(ours: float | None, paper: PublishedFigure | None) -> str:
+    """Ours minus the paper's, in the paper's digits; nothing where one of them is missing."""
+    return "" if ours is None or paper is None else f"{ours - paper.value:+.2f}"
+
+
+def _quoted(figures: Sequence[PublishedFigure]) -> str:
+    """What later work quotes, with the release of the data where it is marked there."""
+    return ", ".join(p.text + " (original release)" * ("*" in p.place) for p in figures)
+
+
+Measured = Callable[[Result], Sequence[tuple[float | None, Mapping[str, Any]]]]
+
+
+def _beside(
+    results: Sequence[Result],
+    dataset: str,
+    quantity: str,
+    measured: Measured,
+    columns: Sequence[str],
+    fill: Callable[[str, str], str],
+) -> list[dict[str, Any]]:
+    """The rows of one quantity on one data set: system by system, the paper's figure beside every
+    run; then the figures of others.
+
+    Args:
+        measured: what a run has of it: our figure, and the cells of `columns`.
+        fill: what fills an empty place, by system and weighting.
+    """
+    mine = [(r, *found) for r in in_order(results) if r.dataset == dataset for found in measured(r)]
+    theirs = published.figures(dataset, quantity)
+    kinds = [(s, "likelihood") for s in SYSTEMS]
+    if quantity == FID:  # elsewhere the price of another weighting is no row of the paper's table
+        kinds += [(p.system, p.weighting) for p in theirs if p.system]
+    kinds += [(r.system, r.weighting) for r, *_ in mine]
+    rows = []
+    for system, weighting in dict.fromkeys(kinds):
+        paper = published.paper_figure(system, dataset, quantity, weighting=weighting)
+        later = [p for p in theirs if (p.work, p.system, p.weighting) == (LATER, system, weighting)]
+        head = {
+            "system": published.titled(SYSTEMS[system], weighting),
+            "paper": "" if paper is None else paper.text,
+            "later work": _quoted(later),
+        }
+        place = "" if paper is None else paper.place
+        own = [row for row in mine if (row[0].system, row[0].weighting) == (system, weighting)]
+        rows += [
+            head
+            | {"ours": text(value), "difference": _difference(value, paper)}
+            | cells
+            | _ours(result, place)
+            for result, value, cells in own
+        ]
+        if not own:
+            run = fill(system, weighting)
+            rows.append(
+                head
+                | {"ours": NOT_RUN, "difference": ""}
+                | dict.fromkeys(columns, "")
+                | _not_ours(run, published.DATA.get(dataset, dataset), paper)
+            )
+    return rows + list(_others(theirs, columns))
+
+
+def _others(theirs: Sequence[PublishedFigure], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A row for each other model: the paper's figure beside what later work quotes."""
+    names = dict.fromkeys(published.base_name(p.name) for p in theirs if not p.system)
+    for name in names:
+        found = [p for p in theirs if published.base_name(p.name) == name]
+        paper = next((p for p in found if p.work == PAPER), None)
+        later = [p for p in found if p.work == LATER]
+        places = [p.place for p in found if p.work == PAPER] + [
+            f"{LATER}, {p.place.replace('*', '')}" for p in later
+        ]
+        yield (
+            {
+                "system": name,
+                "paper": "" if paper is None else paper.text,
+                "later work": _quoted(later),
+                "ours": "",
+                "difference": "",
+            }
+            | dict.fromkeys(columns, "")
+            | _not_ours("", found[0].data, later[0] if later else paper)
+            | {"place": "; ".join(dict.fromkeys(places))}
+        )
+
+
 def density_table(results: Sequence[Result], dataset: str = "cifar10") -> list[dict[str, Any]]:
-    """Bits per dimension on one data set (Table 1 of the paper): the paper's figures, others',
-    ours.
+    """Bits per dimension on one data set (Table 1 of the paper).
 
     Args:
         dataset: one of DATASETS. Runs on a part of it, or on another version of it, are among ours:
             the column of the data says which.
+    Raises:
+        ValueError: for a data set that neither the library nor a run knows.
     """
     if dataset not in DATASETS and dataset not in {r.dataset for r in results}:
         raise ValueError(f"unknown dataset {dataset!r}: one of {', '.join(DATASETS)}")
-    rows = [
-        {"system": _name(p), "bpd": p.text, "standard error": NOT_GIVEN, "images": NOT_GIVEN}
-        | _theirs(p)
-        for p in published.figures(dataset, BPD)
-    ]
-    mine = _in_order([r for r in results if r.dataset == dataset])
-    rows += [
-        {
-            "system": r.title,
-            "bpd": text(r.bpd),
-            "standard error": r.error,
-            "images": text(r.number("evaluation", "images"), 0),
-        }
-        | _ours(r)
-        for r in mine
-    ]
-    return rows + [
-        {"system": SYSTEMS[s], "bpd": NOT_RUN, "standard error": "", "images": ""}
-        | _absent(_part(s, dataset), dataset)
-        for s in _missing_systems(mine)
+    columns = ("standard error", "images")
+
+    def measured(r: Result) -> list[tuple[float | None, dict[str, Any]]]:
+        cells = (r.error, text(r.number("evaluation", "images"), 0))
+        return [(r.bpd, dict(zip(columns, cells)))]
+
+    return _beside(results, dataset, BPD, measured, columns, lambda s, w: _fill(s, dataset, w))
+
+
+def ood_published_table() -> list[dict[str, Any]]:
+    """The paper's AUROC, Tables 2 and 5 in one: a row for each set of outliers, a column for each
+    model."""
+    theirs = published.figures("cifar10", AUROC)
+    own = [SYSTEMS[s] for s in reversed(SYSTEMS)]
+    names = [*dict.fromkeys(p.name for p in theirs if not p.system), *own]
+    return [
+        {"set": row}
+        | {n: next((p.text for p in theirs if (p.name, p.outliers) == (n, key)), "") for n in names}
+        for row, key in OUTLIERS.items()
     ]
 
 
 def ood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Area under the ROC curve of telling other images from the model's own (Table 2 of the paper);
-    "data" is what the model was trained on."""
-    head = ("set", "statistic", "scale", "M", "N")
-    rows = [
-        {"system": _name(p)}
-        | dict.fromkeys(head, NOT_GIVEN)
-        | {"AUROC": p.text, "interval": NOT_GIVEN, "batches in, out": NOT_GIVEN}
-        | _theirs(p)
-        for p in published.figures("cifar10", AUROC)
-    ]
-    filled = []
-    for result in _in_order(results):
-        found = result.part("ood", "rows")
-        for row in found if isinstance(found, list) else []:
-            if not isinstance(row, Mapping):
-                continue
-            filled.append(result)
-            # over the choice of the N reference images too, where that was drawn
-            value, low, high = (
-                number(row.get(k))
-                for k in (
-                    ("reference_mean", "reference_low", "reference_high")
-                    if row.get("reference_mean") is not None
-                    else ("auroc", "low", "high")
+    """AUROC of telling other images from the model's own, ours beside the paper's (Tables 2 and 5):
+    typicality of the whole image, M = 1, N = 20 draws of the bound. "data" is what the model was
+    trained on."""
+    columns = ("interval", "images in, out")
+    rows = []
+    for system in SYSTEMS:
+        own = [
+            (result, sets)
+            for result in in_order(results)
+            if result.system == system and (sets := _headline(result))
+        ]
+        for name, key in _SETS.items():
+            paper = published.paper_figure(system, "cifar10", AUROC, outliers=key)
+            head = {
+                "system": SYSTEMS[system],
+                "set": name,
+                "paper": "" if paper is None else paper.text,
+            }
+            for result, sets in own:
+                value, cells = sets.get(name, (None, ("", "")))
+                comparable = paper if result.dataset == "cifar10" else None
+                rows.append(
+                    head
+                    | {"paper": "" if comparable is None else comparable.text}
+                    | {"ours": text(value), "difference": _difference(value, comparable)}
+                    | dict(zip(columns, cells))
+                    | _ours(result, "" if comparable is None else comparable.place)
                 )
-            )
-            # null: no reference was used
-            cells = {k: text(row.get(k)) for k in head} | (
-                {"N": "none"} if row.get("N", 0) is None else {}
-            )
-            rows.append(
-                {"system": result.title}
-                | cells
-                | {
-                    "AUROC": text(value),
-                    "interval": f"{text(low)} to {text(high)}",
-                    "batches in, out": f"{text(number(row.get('n_in')), 0)}, "
-                    f"{text(number(row.get('n_out')), 0)}",
-                }
-                | _ours(result)
-            )
-    absent = (
-        dict.fromkeys(head, "")
-        | {"AUROC": NOT_RUN, "interval": "", "batches in, out": ""}
-        | _absent(f"{','.join(PARTS.values())},ood")
+            if not own:
+                run = _fill(system, then=",ood")
+                rows.append(
+                    head
+                    | {"ours": NOT_RUN, "difference": ""}
+                    | dict.fromkeys(columns, "")
+                    | _not_ours(run, "CIFAR-10", paper)
+                )
+    return rows
+
+
+def _headline(result: Result) -> dict[str, tuple[float | None, tuple[str, str]]]:
+    """{set: (AUROC, (interval, numbers of images))} under the paper's conditions, with the average
+    where all of the paper's sets are there; empty where the run has none of them."""
+    wanted = {"statistic": "typicality", "scale": "total", "M": 1, "N": 20}
+    found = {
+        str(row.get("set")): (number(row.get("auroc")), (_interval(row), _counts(row)))
+        for row in _ood_rows(result)
+        if all(row.get(k) == v for k, v in wanted.items()) and row.get("set") in _SETS
+    }
+    values = [found[name][0] for name in _SETS if name in found]
+    known = [v for v in values if v is not None]
+    if len(known) == len(_SETS) - 1:
+        found["average"] = (sum(known) / len(known), ("", ""))
+    return found
+
+
+def _ood_rows(result: Result, old: bool = False) -> list[Mapping[str, Any]]:
+    """The rows of AUROC of a run. `old`: instead those of an older meaning of N, the number of
+    reference images; they have no key for that number."""
+    found = result.part("ood", "rows")
+    rows = [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
+    return [row for row in rows if ("references" not in row) == old]
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{text(number(row.get('low')))} to {text(number(row.get('high')))}"
+
+
+def _counts(row: Mapping[str, Any]) -> str:
+    return f"{text(number(row.get('n_in')), 0)}, {text(number(row.get('n_out')), 0)}"
+
+
+def ood_more_table(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Every AUROC of ours: all sets, statistics, scales, M and N; none where no run has any."""
+    head = ("set", "statistic", "scale", "M", "N", "references")
+    return [
+        {"system": result.title}
+        | {k: "none" if row.get(k, 0) is None else text(row.get(k)) for k in head}
+        | {
+            "AUROC": text(number(row.get("auroc"))),
+            "interval": _interval(row),
+            "images in, out": _counts(row),
+        }
+        | _ours(result)
+        for result in in_order(results)
+        for row in _ood_rows(result)
+    ]
+
+
+def ood_left_out(results: Sequence[Result]) -> str:
+    """One line on the rows that both tables leave out; empty where there are none."""
+    names = [text(r.name) for r in in_order(results) if _ood_rows(r, old=True)]
+    if not names:
+        return ""
+    return (
+        f"Left out, because N is the number of reference images there: the AUROC of "
+        f"{', '.join(names)}. Run reproduce/ood.ipynb again on these runs."
     )
-    return rows + [{"system": SYSTEMS[s]} | absent for s in _missing_systems(filled)]
 
 
 def quality_table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Sample quality beside bits per dimension. FID where there is one, else why not; what stands
-    in for it goes by its own name.
+    """Sample quality beside bits per dimension (Sect. 6.1). FID where there is one, else why not;
+    what stands in for it goes by its own name.
 
     The floor is what the measure gives between two sets of real images.
     """
-    bits = {(p.name, p.data): p.text for p in published.PUBLISHED if p.quantity == BPD}
-    sampler = ("standard error", "floor", "samples", "sampling steps")
-    rows = [
-        {"system": _name(p), "measure": FID, "value": p.text}
-        | dict.fromkeys(sampler, NOT_GIVEN)
-        | {"bpd": bits.get((p.name, p.data), NOT_GIVEN)}
-        | _theirs(p)
-        for p in published.figures("cifar10", FID)
-    ]
-    filled = []
-    for result in _in_order(results):
-        measures = result.part("quality")
-        if not measures:
-            continue
-        filled.append(result)
-        for name, entry in ({FID: {"missing": "not in the results file"}} | dict(measures)).items():
-            entry = entry if isinstance(entry, Mapping) else {}
-            row = {
-                "system": result.title,
-                "measure": text(name),
-                "value": text(number(entry.get("value"))),
-                "standard error": text(number(entry.get("se"))),
-                "floor": text(number(entry.get("floor"))),
-                "samples": text(number(entry.get("samples")), 0),
-                "sampling steps": text(number(entry.get("steps")), 0),
-                "bpd": text(result.bpd),
-            } | _ours(result)
-            rows.append(
-                row
-                | ({"source": f"missing: {text(entry['missing'])}"} if entry.get("missing") else {})
-            )
-    return rows + [
-        {"system": SYSTEMS[s], "measure": "", "value": NOT_RUN}
-        | dict.fromkeys((*sampler, "bpd"), "")
-        | _absent(_part(s))
-        for s in _missing_systems(filled)
-    ]
+    columns = ("standard error", "floor", "samples", "sampling steps", "bpd", "note")
+
+    def measured(result: Result) -> list[tuple[float | None, dict[str, Any]]]:
+        entry = (result.part("quality") or {}).get(FID)
+        if not result.part("quality"):
+            return []
+        return [_measure(result, entry or {"missing": "not in the results file"})]
+
+    rows = _beside(results, "cifar10", FID, measured, columns, lambda s, w: _fill(s, weighting=w))
+    rows = [{"system": row["system"], "measure": FID} | row for row in rows]
+    for row in rows:  # what the samples' weighting costs in bits stands beside them in the paper
+        row["paper's bpd"] = _paper_bpd(row["system"]) if row["paper"] else ""
+    for result in in_order(results):
+        for name, entry in (result.part("quality") or {}).items():
+            if name == FID and result.dataset == "cifar10":
+                continue
+            value, cells = _measure(result, entry)
+            blank = dict.fromkeys(("paper", "later work", "difference"), "")
+            row = {"system": result.title, "measure": text(name)} | blank | {"ours": text(value)}
+            rows.append(row | cells | _ours(result) | {"paper's bpd": ""})
+    order = [*rows[0]]
+    return [{key: row[key] for key in order} for row in rows]
+
+
+def _measure(result: Result, entry: Any) -> tuple[float | None, dict[str, Any]]:
+    """One measure of samples: its figure and the cells beside it."""
+    entry = entry if isinstance(entry, Mapping) else {}
+    return number(entry.get("value")), {
+        "standard error": text(number(entry.get("se"))),
+        "floor": text(number(entry.get("floor"))),
+        "samples": text(number(entry.get("samples")), 0),
+        "sampling steps": text(number(entry.get("steps")), 0),
+        "bpd": text(result.bpd),
+        "note": f"missing: {text(entry['missing'])}" if entry.get("missing") else "",
+    }
+
+
+def _paper_bpd(title: str) -> str:
+    found = (p.text for p in published.figures("cifar10", BPD) if p.title == title)
+    return next(found, "")
+
+
+_TABLE_4 = [SYSTEMS[s] for s in ("standard", "laplacian", "wavelet")]  # what it lists
 
 
 def cascade_table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The standard cascade C-VDM against the others (Appendix C of the paper), on every data set
-    that has a run.
+    """The standard cascade C-VDM against the others (Table 4 and Appendix C of the paper), on the
+    paper's data sets and on every other that has a run.
 
     C-VDM sends the coarse image and then every pixel, given the coarse image. "paid twice" are the
     bits per dimension that its fine scale spends on what the coarse image already told; a map that
     preserves volume has none, and VDM has no coarse image.
     """
-    empty = ("standard error", "base", "finer scales", "paid twice")
-    rows = [
-        {"system": _name(p), "bpd": p.text} | dict.fromkeys(empty, NOT_GIVEN) | _theirs(p)
-        for p in published.figures("cifar10", BPD)
-        if p.system == "standard"
-    ]
-    for dataset in dict.fromkeys(r.dataset for r in _in_order(results)) or ["cifar10"]:
-        mine = _in_order([r for r in results if r.dataset == dataset])
-        for r in mine:
-            base, *finer = scale_shares(r).values() or [None]
-            rows.append(
-                {
-                    "system": r.title,
-                    "bpd": text(r.bpd),
-                    "standard error": r.error,
-                    "base": text(base),
-                    "finer scales": "none"
-                    if r.system == "vdm"
-                    else text(sum(finer) if finer else None),
-                    "paid twice": _twice(r),
-                }
-                | _ours(r)
-            )
-        rows += [
-            {"system": SYSTEMS[s], "bpd": NOT_RUN}
-            | dict.fromkeys(empty, "")
-            | _absent(_part(s, dataset), dataset)
-            for s in _missing_systems(mine)
-        ]
+    columns = ("standard error", "base", "finer scales", "paid twice")
+
+    def measured(r: Result) -> list[tuple[float | None, dict[str, Any]]]:
+        base, *finer = scale_shares(r).values() or [None]
+        fine = "none" if r.system == "vdm" else text(sum(finer) if finer else None)
+        return [(r.bpd, dict(zip(columns, (r.error, text(base), fine, _twice(r)))))]
+
+    rows = []
+    for dataset in dict.fromkeys([*published.DATA, *(r.dataset for r in in_order(results))]):
+
+        def fill(system: str, weighting: str, dataset: str = dataset) -> str:
+            return _fill(system, dataset, weighting)
+
+        found = _beside(results, dataset, BPD, measured, columns, fill)
+        rows += [r for r in found if r["commit"] or r["system"] in _TABLE_4]
     return rows
 
 
@@ -649,25 +486,9 @@ def _twice(result: Result) -> str:
     return NOT_MEASURED if bits is None else f"{text(bits)} ± {text(result.number('twice', 'se'))}"
 
 
-def scale_shares(result: Result) -> dict[str, float]:
-    """{scale: its share of the bits per dimension}, coarsest first; empty where the file does not
-    say."""
-    table = result.part("evaluation", "table")
-    if not isinstance(table, Mapping):
-        return {}
-    shares: dict[str, float] = {}
-    for scale, row in table.items():
-        if scale != "total" and isinstance(row, Mapping):
-            share = number(row.get("total"))
-            if share is None:
-                return {}
-            shares[scale] = share
-    return shares
-
-
 def likelihood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
     """The likelihoods of each model by several estimators: the continuous-time bound, the bound in
-    T steps, the probability flow."""
+    T steps, the probability flow. The paper has no figures for this."""
     after = (
         "standard error",
         "minus continuous",
@@ -675,14 +496,9 @@ def likelihood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
         "evaluations an image",
         "images",
     )
-    rows = [
-        {"system": _name(p), "likelihood": LIKELIHOODS, "bpd": p.text}
-        | dict.fromkeys(after, NOT_GIVEN)
-        | _theirs(p)
-        for p in published.figures("cifar10", LIKELIHOODS)
-    ]
+    rows = []
     filled = []
-    for result in _in_order(results):
+    for result in in_order(results):
         for entry in result.part("likelihoods") or []:
             if not isinstance(entry, Mapping):
                 continue
@@ -704,49 +520,47 @@ def likelihood_table(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows + [
         {"system": SYSTEMS[s], "likelihood": "", "bpd": NOT_RUN}
         | dict.fromkeys(after, "")
-        | _absent(_part(s))
+        | _not_ours(_fill(s), "CIFAR-10")
         for s in _missing_systems(filled)
     ]
 
 
 def compression_table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Bits per dimension of real files, beside the T-step bound that they were to pay."""
-    own = ("T", "T-step bound", "net", "net minus bound", "images")
-    rows = [
-        {"system": _name(p), "file": p.text} | dict.fromkeys(own, NOT_GIVEN) | _theirs(p)
-        for p in published.figures("cifar10", FILES)
-    ]
-    filled = []
-    for result in _in_order(results):
-        for entry in result.part("compression") or []:
-            if not isinstance(entry, Mapping):
-                continue
-            filled.append(result)
-            parts: dict[str, Mapping[str, Any]] = {
-                key: value if isinstance(value := entry.get(key), Mapping) else {}
-                for key in ("bound", "excess", "statistics", "books")
-            }
-            images = (parts["statistics"] or parts["books"]).get("images")  # older files: "books"
-            rows.append(
-                {
-                    "system": result.title,
-                    "file": text(number(entry.get("file_bpd"))),
-                    "T": text(number(entry.get("steps")), 0),
-                    "T-step bound": text(number(parts["bound"].get("bpd"))),
-                    "net": text(number(entry.get("net_bpd"))),
-                    "net minus bound": f"{text(number(parts['excess'].get('bpd')))} ± "
-                    f"{text(number(parts['excess'].get('se')))}",
-                    "images": text(number(images), 0),
-                }
-                | _ours(result)
-            )
-    return rows + [
-        {"system": SYSTEMS[s], "file": NOT_RUN}
-        | dict.fromkeys(own, "")
-        | _absent(f"{_part(s)},compression")
-        for s in _missing_systems(filled)
-        if s != "standard"
-    ]
+    """Bits per dimension of real files beside the paper's (Tables 3 and 6), and beside the T-step
+    bound that they were to pay."""
+    columns = ("T", "T-step bound", "net", "net minus bound", "images")
+
+    def measured(result: Result) -> list[tuple[float | None, dict[str, Any]]]:
+        entries = [e for e in result.part("compression") or [] if isinstance(e, Mapping)]
+        return [(number(e.get("file_bpd")), dict(zip(columns, _coded(e)))) for e in entries]
+
+    def fill(system: str, weighting: str) -> str:
+        if system == "standard":
+            return "the coder leaves it out: it would pay for its coarse pixels twice"
+        return _fill(system, weighting=weighting, then=",compression")
+
+    rows = _beside(results, "cifar10", FILES, measured, columns, fill)
+    for dataset in dict.fromkeys(r.dataset for r in in_order(results) if r.dataset != "cifar10"):
+        found = _beside(results, dataset, FILES, measured, columns, fill)
+        rows += [row for row in found if row["commit"]]
+    return rows
+
+
+def _coded(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of one coding: T, bound, net, net minus bound, number of images."""
+    parts: dict[str, Mapping[str, Any]] = {
+        key: value if isinstance(value := entry.get(key), Mapping) else {}
+        for key in ("bound", "excess", "statistics", "books")
+    }
+    images = (parts["statistics"] or parts["books"]).get("images")  # older files: "books"
+    excess = parts["excess"]
+    return (
+        text(number(entry.get("steps")), 0),
+        text(number(parts["bound"].get("bpd"))),
+        text(number(entry.get("net_bpd"))),
+        f"{text(number(excess.get('bpd')))} ± {text(number(excess.get('se')))}",
+        text(number(images), 0),
+    )
 
 
 def obstacles(a: Result, b: Result) -> list[str]:
@@ -792,11 +606,11 @@ def paired(a: Result, b: Result) -> tuple[float, float]:
 def paired_table(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Differences between systems on the same held-out images, after the same budget on the same
     training images: those with VDM first, then the other pairs, every run with every run. A run
-        that cannot be paired with a run of any other system has a row that says why."""
+    that cannot be paired with a run of any other system has a row that says why."""
     order = list(SYSTEMS)
     pairs = [
         tuple(sorted(p, key=lambda r: order.index(r.system)))
-        for p in itertools.combinations(_in_order(results), 2)
+        for p in itertools.combinations(in_order(results), 2)
         if p[0].system != p[1].system
     ]
     good = [p for p in pairs if not obstacles(*p)]
@@ -826,7 +640,7 @@ def paired_table(results: Sequence[Result]) -> list[dict[str, Any]]:
             }
         )
     together = {r.path for p in good for r in p}
-    for result in _in_order([r for r in results if r.path not in together]):
+    for result in in_order([r for r in results if r.path not in together]):
         others = [r for r in results if r.system != result.system]
         nearest = min(
             ((r, obstacles(result, r)) for r in others), key=lambda x: len(x[1]), default=None
@@ -853,6 +667,6 @@ def paired_table(results: Sequence[Result]) -> list[dict[str, Any]]:
             | dict.fromkeys(
                 ("bpd", "standard error", "runs", "images", "budget", "seeds", "data"), ""
             )
-            | {"note": _absent("vdm")["source"]}
+            | {"note": _fill("vdm")}
         ]
     return rows

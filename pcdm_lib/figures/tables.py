@@ -1,8 +1,8 @@
 """Figures that set runs beside each other: bits per dimension against training time, and where the
 bits of each system are.
 
-Both are of runs that were scored on the same held-out images (`tables.by_images` sorts them so),
-each system in a colour of its own.
+Both are of runs that were scored on the same held-out images (`results_files.by_images` sorts them
+so), each system in a colour of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from pcdm_lib.experiments.tables import Result, number, obstacles, paired, scale_shares, text
+from pcdm_lib.experiments.results_files import Result, number, scale_shares, text
+from pcdm_lib.experiments.tables import obstacles, paired
 from pcdm_lib.figures.style import BLUE, GREEN, GREY, PURPLE, SMALL, VERMILION, end_labels, finish
 from pcdm_lib.models.checkpoints import read_log
 
@@ -233,7 +234,7 @@ def _comparable(results: Sequence[Result]) -> list[Result]:
         raise ValueError(
             f"{', '.join(r.name for r in results)} were scored on {len(images)} different sets of "
             f"held-out images: draw each group of "
-            "tables.by_images by itself"
+            "results_files.by_images by itself"
         )
     order = list(SYSTEM_COLOURS)
     return sorted(

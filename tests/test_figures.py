@@ -531,7 +531,7 @@ ELSEWHERE = {
     "tables.bits_by_scale",
     "typicality.code_length_histograms",
     "typicality.auroc_by_scale",
-    "typicality.auroc_by_setting",
+    "typicality.auroc_by_draws",
     "coding.file_sizes",
     "coding.file_contents",
 }

@@ -23,7 +23,7 @@ SMALL = {
     "sampling_steps": 10,
     "images": 30,
     "reference": 24,
-    "evaluations": 2,
+    "draws": "1,2",
     "compressed_images": 4,
     "codec_steps": "4",
     "law_steps": "3",

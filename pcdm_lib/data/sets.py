@@ -143,9 +143,15 @@ def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
 
 # Images of no kind, to score beside real ones
 
+MID_GREY = 128
 
-def constant_images(n: int, shape: tuple[int, int, int], value: int = 0) -> torch.Tensor:
-    """n uint8 images (n, *shape) whose every byte is `value`."""
+
+def constant_images(n: int, shape: tuple[int, int, int], value: int = MID_GREY) -> torch.Tensor:
+    """n uint8 images (n, *shape) whose every byte is `value`, all of them alike.
+
+    Mid grey is the zero vector of images scaled to [-1, 1], which is the paper's constant set
+    (Appendix B.1). It lies at 127.5, which is no byte, so 128 is taken.
+    """
     _check_request(n, shape)
     if not 0 <= value <= 255:
         raise ValueError(f"value={value}: expected 0 to 255")

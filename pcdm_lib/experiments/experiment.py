@@ -326,7 +326,7 @@ def likelihood_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def open_models(
-    runs: str | None, images: ImageData, device: str = "cpu"
+    runs: str | None, images: ImageData, device: str = "cpu", *, shipped: bool = False
 ) -> dict[str, tuple[Cascade, Path | None]]:
     """Trained models for these images by name, each with the folder of its run (None for a shipped
     model).
@@ -335,16 +335,14 @@ def open_models(
         runs: a folder under which runs with a results.json are looked for, those trained on the
             bound of the same training images; or None for the models that come with the package and
             were trained on them.
+        shipped: add those that come with the package to the runs, too.
+
     Raises:
         ValueError: where there is none.
     """
     wanted = images.source["train_sha256"]
     found: dict[str, tuple[Cascade, Path | None]] = {}
-    if runs is None:
-        for name in pretrained.names():
-            if pretrained.card(name)["data"]["train_sha256"] == wanted:
-                found[name] = (pretrained.load_pretrained(name, device), None)
-    else:
+    if runs is not None:
         for path in sorted(Path(runs).rglob("results.json")):
             record = records.read_json(path)
             if not isinstance(record, dict) or record.get("format") != RESULTS_FORMAT:
@@ -359,6 +357,10 @@ def open_models(
                 name = SYSTEMS[record["config"]["system"]]
                 name = name if name not in found else f"{name} ({path.parent.name})"
                 found[name] = (checkpoints.load_cascade(path.parent, device=device)[0], path.parent)
+    if runs is None or (shipped and found):
+        for name in pretrained.names():
+            if pretrained.card(name)["data"]["train_sha256"] == wanted:
+                found[name] = (pretrained.load_pretrained(name, device), None)
     if not found:
         raise ValueError(
             f"no model trained on {images.label} "

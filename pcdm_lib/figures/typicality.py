@@ -12,7 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from pcdm_lib.figures.style import BITS, BLUE, COLOURS, SMALL, finish, legend
+from pcdm_lib.figures.style import (
+    BITS,
+    BLUE,
+    COLOURS,
+    MARKERS,
+    SMALL,
+    common_legend,
+    finish,
+)
 from pcdm_lib.likelihood.typicality import TOTAL, Scores
 
 
@@ -24,9 +32,9 @@ def code_length_histograms(
     label: str = "",
     wide: float = 1.0,
 ) -> Figure:
-    """Histograms of the code lengths, one row a set, one panel for the total and one a scale, with
-    the mean of the reference as a line and the middle 95 % of the data shaded. Every row has its
-    own height.
+    """Histograms of the code lengths, from all their draws: one row a set, one panel for the total
+    and one a scale, with the mean of the reference as a line and the middle 95 % of the data
+    shaded. Every row has its own height.
 
     Args:
         name: what the data is called.
@@ -98,127 +106,124 @@ def _beyond(ax: Axes, left: int, right: int, median: float) -> None:
 
 
 def auroc_by_scale(
-    rows: Sequence[Mapping[str, Any]], batch: int = 1, size: int | None = None, label: str = ""
+    rows: Sequence[Mapping[str, Any]], draws: int | None = None, batch: int = 1, label: str = ""
 ) -> Figure:
     """AUROC with its interval for every statistic, one panel a set of outliers: which scale sees
-    the difference. `rows` as `ood.detect` gives them.
+    the difference. `rows` as `typicality.detect` gives them.
 
     Args:
+        draws: N, the largest where it is None.
         batch: M.
-        size: N, the largest where it is None. The interval is the one over the choice of the
-            reference where the rows have it.
     """
-    size = max(_values(rows, "N"), default=None) if size is None else size
-    rows = [row for row in rows if row["M"] == batch and row["N"] in (None, size)]
-    sets = list(dict.fromkeys(row["set"] for row in rows))
-    kinds = list(dict.fromkeys((row["statistic"], row["scale"]) for row in rows))
-    if not rows:
-        raise ValueError(
-            f"no rows with M={batch} and N={size}: choose an M and an N that `detect` was given"
-        )
+    draws = max((row["N"] for row in rows), default=None) if draws is None else draws
+    chosen = _chosen(rows, N=draws, M=batch)
+    sets = list(dict.fromkeys(row["set"] for row in chosen))
+    kinds = list(dict.fromkeys((row["statistic"], row["scale"]) for row in chosen))
     figure, axes = plt.subplots(
         1,
         len(sets),
-        figsize=(2.6 * len(sets) + 2.2, 0.33 * len(kinds) + 1.6),
+        figsize=(2.4 * len(sets) + 2.2, 0.33 * len(kinds) + 1.6),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
     colours = dict(zip(dict.fromkeys(k for k, _ in kinds), (COLOURS[1], COLOURS[0])))
     for ax, name in zip(axes[0], sets):
-        for row in (r for r in rows if r["set"] == name):
-            y, (value, low, high) = kinds.index((row["statistic"], row["scale"])), _interval(row)
-            ax.plot([low, high], [y, y], color=colours[row["statistic"]], lw=2.5)
-            ax.plot(value, y, "o", color=colours[row["statistic"]], ms=6)
+        for row in _chosen(chosen, set=name):
+            y, colour = kinds.index((row["statistic"], row["scale"])), colours[row["statistic"]]
+            ax.plot([row["low"], row["high"]], [y, y], color=colour, lw=2.5)
+            ax.plot(row["auroc"], y, "o", color=colour, ms=6)
         ax.axvline(0.5, color="0.5", ls=":", lw=1)
-        ax.set(xlim=(-0.04, 1.04), xlabel="AUROC with its interval", title=name)
+        ax.set(xlim=(-0.04, 1.04), xlabel="AUROC", title=name, xticks=[0, 0.5, 1])
     axes[0, 0].set_yticks(
         range(len(kinds)), [f"{statistic}, {scale}" for statistic, scale in kinds]
     )
     axes[0, 0].invert_yaxis()
     title = (
         f"Which scale sees the difference? Left of 0.5, outliers pass for more typical than the "
-        f"data (M = {batch}, N = {size})"
+        f"data (M = {batch}, N = {draws})"
     )
     return finish(figure, title, label)
 
 
-def auroc_by_setting(
-    rows: Sequence[Mapping[str, Any]],
+def auroc_by_draws(
+    models: Mapping[str, Sequence[Mapping[str, Any]]],
     scale: str = TOTAL,
     batch: int = 1,
-    size: int | None = None,
     label: str = "",
 ) -> Figure:
-    """AUROC of the typicality against M, at one N, and against N, at one M, each with its interval;
-    one curve a set of outliers.
+    """AUROC of the typicality against N, the draws of the bound an image, with its interval: one
+    panel a model, one curve a set of outliers.
 
     Args:
-        scale: as in `rows`, which `ood.detect` gives.
-        batch: M of the right panel.
-        size: N of the left one, the largest where it is None.
+        models: rows of each model by its name, as `typicality.detect` gives them.
+        scale: as in the rows.
+        batch: M.
     """
-    rows = [row for row in rows if row["statistic"] == "typicality" and row["scale"] == scale]
-    if not rows:
-        raise ValueError(
-            f"no rows of the typicality on scale {scale!r}: choose one of those that `detect` gave"
-        )
-    size = max(_values(rows, "N")) if size is None else size
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
-    panels = (
-        (
-            "M",
-            "images in a batch, M",
-            [r for r in rows if r["N"] == size],
-            f"larger batches (N = {size})",
-        ),
-        (
-            "N",
-            "reference images, N",
-            [r for r in rows if r["M"] == batch],
-            f"more reference images (M = {batch})",
-        ),
+    found = {
+        name: _chosen(rows, statistic="typicality", scale=scale, M=batch)
+        for name, rows in models.items()
+    }
+    across = min(3, len(found))
+    down = -(-len(found) // across)
+    figure, axes = plt.subplots(
+        down,
+        across,
+        figsize=(max(3.4 * across, 6.0), 2.5 * down + 1.1),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
-    for ax, (key, xlabel, chosen, title) in zip(axes, panels):
-        names = list(dict.fromkeys(row["set"] for row in chosen))
-        for k, (name, colour) in enumerate(zip(names, COLOURS[1:])):
-            mine = sorted((row for row in chosen if row["set"] == name), key=lambda row: row[key])
+    sets = list(dict.fromkeys(row["set"] for rows in found.values() for row in rows))
+    ticks = sorted({row["N"] for rows in found.values() for row in rows})
+    for ax in axes.flat[len(found) :]:
+        ax.remove()
+    for k, (ax, (name, rows)) in enumerate(zip(axes.flat, found.items())):
+        for place, group in enumerate(sets):
+            mine = sorted(_chosen(rows, set=group), key=lambda row: row["N"])
             # beside each other, not on top
-            x = np.array([row[key] for row in mine]) * 1.04 ** (k - (len(names) - 1) / 2)
-            value, low, high = np.array([_interval(row) for row in mine]).T
-            ax.plot(x, value, color=colour, lw=1.2)
+            x = np.array([row["N"] for row in mine]) * 1.09 ** (place - (len(sets) - 1) / 2)
+            value, low, high = (
+                np.array([row[c] for row in mine]) for c in ("auroc", "low", "high")
+            )
+            # the value of all images may lie a rounding outside
+            sides = np.maximum([value - low, high - value], 0)
+            ax.plot(x, value, color=COLOURS[place + 1], lw=1.2)
             ax.errorbar(
                 x,
                 value,
-                yerr=np.abs([value - low, high - value]),
-                fmt="o",
-                color=colour,
+                yerr=sides,
+                fmt=MARKERS[place],
+                color=COLOURS[place + 1],
                 ms=5,
                 capsize=3,
-                label=name,
+                label=group,
             )
-        ticks = _values(chosen, key)
+        ax.axhline(0.5, color="0.5", ls=":", lw=1)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(FixedLocator(ticks))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.axhline(0.5, color="0.5", ls=":", lw=1)
-        ax.set(xlabel=xlabel, title=title)
-    axes[0].set_ylabel("AUROC with its interval")
-    legend(axes[0])
-    title = (
-        f"What larger batches and more reference images are worth (typicality, "
-        f"{'all scales' if scale == TOTAL else scale})"
-    )
-    return finish(figure, title, label)
+        ax.set_title(name)
+        if k + across >= len(found):
+            ax.set_xlabel("draws of the bound an image, N")
+            ax.tick_params(labelbottom=True)
+        if k % across == 0:
+            ax.set_ylabel("AUROC")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    where = "all scales together" if scale == TOTAL else f"scale {scale}"
+    common_legend(figure, handles, labels, len(labels), label)
+    title = f"What more draws an image are worth (typicality, {where}, M = {batch})"
+    return finish(figure, title)
 
 
-def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[int]:
-    return sorted({row[key] for row in rows if row[key] is not None})
-
-
-def _interval(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Value, low and high: with the choice of the reference where the row has that."""
-    if row.get("reference_low") is not None:
-        return row["reference_mean"], row["reference_low"], row["reference_high"]
-    return row["auroc"], row["low"], row["high"]
+def _chosen(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> list[Mapping[str, Any]]:
+    found = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+    if not found:
+        asked = " and ".join(f"{k}={v!r}" for k, v in wanted.items())
+        have = "; ".join(
+            f"{k}: {', '.join(map(str, dict.fromkeys(row[k] for row in rows)))}" for k in wanted
+        )
+        raise ValueError(f"no rows with {asked}: choose of those that `detect` gave ({have})")
+    return found

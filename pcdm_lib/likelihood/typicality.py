@@ -1,17 +1,20 @@
-"""Out-of-distribution detection by typicality (Sect. 6.2): images whose code length is unlike that
-of the model's own data, longer or shorter.
+"""Out-of-distribution detection by typicality (Sect. 6.2, Appendix B and B.1): images whose code
+length is unlike that of the model's own data, longer or shorter.
 
-A batch of M images scores (Nalisnick et al. 2019, arXiv 1906.02994)
+A batch of M images scores (Sect. 6.2; Nalisnick et al. 2019, arXiv 1906.02994)
 
-    | (1/M) sum_m -log P(x_m)  -  H_hat |        H_hat = (1/N) sum_n -log P(y_n),
+    | (1/M) sum_m -log p(x_m)  -  H |,
 
-with our bound in place of -log P, in bits per dimension. The setting is M = 1, N = 20. Here M
-images make up a test batch, and N other images of the model's own data estimate its entropy H_hat:
-images held back or trained on, disjoint from the tested ones. M and N are free.
+with our bound in place of -log p, in bits per dimension, and H the entropy of the model. The paper
+takes M = 1. Its N = 20 is the number of Monte-Carlo draws, of noise level and noise, that estimate
+the bound of one image (Appendix B).
 
-Beside it stands the plain code length, high for an outlier: it fails where an outlier is simpler
-than the data, because simple images have short codes under every model. And since the code length
-of an image is a sum over scales, each scale has a typicality of its own.
+The paper does not say how it estimates H. Here H is the mean code length of many images of the
+model's own data, which are neither trained on nor tested. Every interval counts its error too.
+
+Beside the typicality stands the plain code length, high for an outlier. It fails where an outlier
+is simpler than the data, because simple images have short codes under every model. The code length
+of an image is a sum over scales, so each scale has a typicality of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,43 +30,56 @@ import torch
 from torch import Tensor
 
 from pcdm_lib.advice import need
-from pcdm_lib.likelihood.evaluation import evaluate
-from pcdm_lib.models.cascade import Cascade
+from pcdm_lib.models.cascade import Cascade, bits_per_dim
 
 TOTAL = "total"
 MAX, SUM = "max of scales", "sum of scales"
+DRAWS = (1, 5, 20, 100)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Code lengths of n images.
+    """Code lengths of n images, each from several numbers N of draws.
 
     Attributes:
-        estimates: (n, repeats, S) bits per dimension of the whole image, so that the scales of an
-            image sum to its code length; the repeats are independent estimates.
+        estimates: (n, K, S) bits per dimension of the whole image, one draw of noise level and
+            noise each, so that the scales of an image sum to its code length. The first N draws,
+            for an N of `draws`, are an estimate of their own.
         scales: their S names, coarsest first.
-        times_per_image: network evaluations an image, scale and repeat.
+        draws: the N, ascending; the last is K.
+        times: "stratified" or "uniform", see `image_scores`.
         seed: of the noise.
         digests: one an image, of its pixels, by which an image in two sets is found.
     """
 
     estimates: np.ndarray
     scales: tuple[str, ...]
-    times_per_image: int
+    draws: tuple[int, ...]
+    times: str
     seed: int
     digests: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.estimates)
 
+    def at(self, draws: int) -> Scores:
+        """The scores from the first N draws alone; ValueError for an N that is not in `draws`."""
+        if draws not in self.draws:
+            raise ValueError(
+                f"N={draws} draws: these images were scored with {_listed(self.draws)}, so choose "
+                f"one of those, or score them again"
+            )
+        kept = self.draws[: self.draws.index(draws) + 1]
+        return replace(self, estimates=self.estimates[:, :draws], draws=kept)
+
     @property
     def per_scale(self) -> np.ndarray:
-        """(n, S) bits per dimension."""
+        """(n, S) bits per dimension, from all draws."""
         return self.estimates.mean(axis=1)
 
     @property
     def total(self) -> np.ndarray:
-        """(n,) bits per dimension."""
+        """(n,) bits per dimension, from all draws."""
         return self.per_scale.sum(axis=1)
 
     @property
@@ -73,107 +89,142 @@ class Scores:
 
     @property
     def columns(self) -> np.ndarray:
-        """(n, len(names)) bits per dimension."""
+        """(n, len(names)) bits per dimension, from all draws."""
         return self._columns(self.per_scale)
 
-    @property
-    def noise(self) -> dict[str, float]:
-        """Standard error of one image's code length from the Monte-Carlo noise, root mean square
-        over the images; nan for one repeat."""
-        repeats = self.estimates.shape[1]
-        if repeats < 2:
+    def noise(self, draws: int) -> dict[str, float]:
+        """Standard error of one image's code length from N draws, root mean square over the images.
+
+        It is the spread of the K / N estimates that the K draws hold. Stratified ones share their
+        strata, so with B = K / N of them the figure is too large by a factor of at most
+        sqrt(B / (B - 1)). nan for N = K, where there is one estimate only.
+        """
+        self.at(draws)
+        sets = self.estimates.shape[1] // draws
+        if sets < 2:
             return dict.fromkeys(self.names, math.nan)
-        variance = self._columns(self.estimates).var(axis=1, ddof=1).mean(axis=0) / repeats
+        n, _, scales = self.estimates.shape
+        means = self.estimates.reshape(n, sets, draws, scales).mean(axis=2)
+        variance = self._columns(means).var(axis=1, ddof=1).mean(axis=0)
         return dict(zip(self.names, map(float, np.sqrt(variance))))
 
     def part(self, chosen: slice | Sequence[int] | np.ndarray) -> Scores:
         """The scores of some of the images."""
         places = np.arange(len(self))[chosen]
-        return Scores(
-            self.estimates[places],
-            self.scales,
-            self.times_per_image,
-            self.seed,
-            tuple(self.digests[i] for i in places),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Mean, spread over images and noise of every column, for a results file (`records.finite`
-        takes out what does not exist)."""
-        spread = (
-            self.columns.std(axis=0, ddof=1)
-            if len(self) > 1
-            else np.full(len(self.names), math.nan)
-        )
-        rows = {
-            name: {"mean": float(mean), "spread": float(sd), "noise": self.noise[name]}
-            for name, mean, sd in zip(self.names, self.columns.mean(axis=0), spread)
-        }
-        return {
-            "images": len(self),
-            "repeats": self.estimates.shape[1],
-            "times_per_image": self.times_per_image,
-            "seed": self.seed,
-            "bits_per_dim": rows,
-        }
+        digests = tuple(self.digests[i] for i in places)
+        return replace(self, estimates=self.estimates[places], digests=digests)
 
     def _columns(self, per_scale: np.ndarray) -> np.ndarray:
         total = per_scale.sum(axis=-1, keepdims=True)
         return np.concatenate([per_scale, total], axis=-1) if len(self.scales) > 1 else total
 
 
+@torch.no_grad()
 def image_scores(
     cascade: Cascade,
     images: Tensor,
     *,
-    repeats: int = 4,
-    times_per_image: int = 4,
+    draws: int | Sequence[int] = DRAWS,
+    times: str = "stratified",
     seed: int = 0,
     batch_size: int = 128,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    progress: bool = False,
 ) -> Scores:
-    """Code lengths of integer images (N, *cascade.image_shape), each from repeats * times_per_image
-    network evaluations a scale.
+    """Code lengths of integer images (n, *cascade.image_shape), from N draws of noise level and
+    noise an image and scale, for each N of `draws`.
 
-    Sets to be compared want the same number of evaluations, since the noise of an estimate is a
-    deviation too, and each a seed of its own, or the k-th images of two sets get the same noise.
+    Every draw is one network evaluation a scale. The largest N is evaluated, K times in all, and
+    the smaller ones are its first draws: the estimates are nested, which saves time and makes the
+    difference between two N a paired one. Each image has levels and noise of its own, also where
+    images are alike.
+
+    With `times="stratified"` the N levels of an image and scale lie one in each of N equal parts of
+    the noise levels, for every N at once (`nested_strata`), independently between images and
+    scales. This has less noise than N independent levels, so an N here is worth more than the same
+    N drawn independently. `times="uniform"` draws them independently. The paper does not say which
+    of the two it does.
+
+    Sets to be compared want a seed each, or the k-th images of two sets get the same noise.
 
     Args:
-        cascade: the model; it is in evaluation mode meanwhile.
-        images: integers (N, *cascade.image_shape).
-        repeats: independent estimates.
-        times_per_image: network evaluations an image, scale and repeat.
-        seed: of times and noise.
-        batch_size: images at a time.
-        device: where the cascade is.
-        dtype: of the computation.
-        progress: show a bar.
-
-    Returns:
-        Bits per dimension of every image and scale.
+        draws: one N, or several of which each divides the next.
 
     Raises:
-        ValueError: for images of another shape, range or number than `evaluate` takes.
+        ValueError: for images of another shape, range or number, and settings out of range.
         FloatingPointError: where the bound is not finite.
+
+    Example:
+        >>> scores = image_scores(cascade, images, draws=(1, 20))  # 20 evaluations an image
+        >>> scores.at(1).total, scores.at(20).total  # bits per dimension, (n,) each
     """
-    result = evaluate(
-        cascade,
-        images,
-        repeats=repeats,
-        times_per_image=times_per_image,
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        progress=progress,
+    sizes = _checked_draws(draws)
+    if len(images) == 0:
+        raise ValueError("no images to score")
+    if batch_size < 1 or times not in ("stratified", "uniform"):
+        raise ValueError(
+            f"need batch_size >= 1 and times 'stratified' or 'uniform', got {batch_size} and "
+            f"{times!r}"
+        )
+    cascade.check_images(images)
+    was_training = cascade.training
+    cascade.eval()
+    generator = torch.Generator(device).manual_seed(seed)
+    scales = tuple(spec.name for spec in cascade.specs)
+    levels = torch.stack(
+        [_times(len(images), sizes, times, generator, device, dtype) for _ in scales], dim=1
     )
+    estimates = np.zeros((len(images), sizes[-1], len(scales)))
+    try:
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            x = images[part].to(device)
+            for k in range(sizes[-1]):
+                bound = cascade.bound(x, generator, times=levels[k, :, part], dtype=dtype)
+                nats = bound.prior + bound.diffusion + bound.reconstruction
+                estimates[part, k] = bits_per_dim(nats, cascade.dims).double().cpu().numpy()
+    finally:
+        cascade.train(was_training)
+    if not np.isfinite(estimates).all():
+        raise FloatingPointError(
+            "the bound is not finite: the weights are broken or training diverged"
+        )
     digests = tuple(
         hashlib.sha256(image.tobytes()).hexdigest()[:16]
         for image in images.to(torch.int32).cpu().numpy()
     )
-    return Scores(result.parts.sum(axis=3), result.scales, times_per_image, seed, digests)
+    return Scores(estimates, scales, sizes, times, seed, digests)
+
+
+def nested_strata(
+    n: int, draws: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(n, K) int64: for each image an order of the K strata in which the first N, and every N after
+    them, lie one in each of N equal parts, for every N of `draws` (each divides the next, K is the
+    last). Which stratum of a part comes first is drawn independently for every part and image."""
+    places, before = torch.zeros(n, 1, dtype=torch.int64, device=device), 1
+    for size in draws:
+        parts = size // before
+        order = torch.rand(n, before, parts, generator=generator, device=device).argsort(dim=-1)
+        places = (places[..., None] * parts + order).transpose(1, 2).reshape(n, size)
+        before = size
+    return places
+
+
+def _times(
+    n: int,
+    draws: tuple[int, ...],
+    kind: str,
+    generator: torch.Generator,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(K, n) times of one scale in [0, 1)."""
+    within = torch.rand(draws[-1], n, generator=generator, device=device, dtype=dtype)
+    if kind == "uniform":
+        return within
+    strata = nested_strata(n, draws, generator, device).T
+    return ((strata + within) / draws[-1]).clamp(max=1 - torch.finfo(dtype).eps)
 
 
 # Scores of batches; in all of them high means unlike the data
@@ -181,16 +232,7 @@ def image_scores(
 
 def batch_means(scores: np.ndarray, batch: int = 1, seed: int = 0) -> np.ndarray:
     """Means of batches of M images drawn without overlap, (n, ...) -> (n // M, ...): an order of
-    the images by the seed, cut up; the n % M last images are left out.
-
-    Args:
-        scores: (n, ...).
-        batch: M.
-        seed: of the order.
-
-    Returns:
-        (n // M, ...).
-    """
+    the images by the seed, cut up; the n % M last images are left out."""
     _check_array(scores, "scores")
     if not 1 <= batch <= len(scores):
         raise ValueError(
@@ -211,13 +253,10 @@ def typicality(
     """| mean code length of a batch of M - mean code length of the reference |, in the unit of the
     scores.
 
-    Source: Sect. 6.2 of the paper, where M = 1.
-
     Args:
         scores: (n,) code lengths of the tested images, or (n, S), scale by scale.
-        reference: (N,) or (N, S), of other images of the model's data.
-        batch: M.
-        seed: the choice of the batches; see `batch_means`.
+        reference: (R,) or (R, S), of other images of the model's data, whose mean estimates H.
+        batch, seed: M, and the choice of the batches; see `batch_means`.
 
     Returns:
         (n // M,) or (n // M, S).
@@ -230,19 +269,8 @@ def combined_typicality(
     scores: np.ndarray, reference: np.ndarray, how: str = "max", batch: int = 1, seed: int = 0
 ) -> np.ndarray:
     """Typicality over all scales, (n, S) -> (n // M,): the deviation of every scale in standard
-    deviations of the N reference images there, of which the largest ("max") or the sum ("sum") is
-    taken. One scale may be long where another is short, which their total does not see.
-
-    Args:
-        scores: (n, S) code lengths of the tested images.
-        reference: (N, S), of other images of the model's data.
-        how: "max" or "sum".
-        batch: M.
-        seed: the choice of the batches; see `batch_means`.
-
-    Returns:
-        (n // M,), in standard deviations.
-    """
+    deviations of the reference images there, of which the largest ("max") or the sum ("sum") is
+    taken. One scale may be long where another is short, which their total does not see."""
     if how not in ("max", "sum"):
         raise ValueError(f"how={how!r}: expected 'max' or 'sum'")
     _check_pair(scores, reference)
@@ -271,14 +299,14 @@ def combined_typicality(
 class Auroc(NamedTuple):
     """Area under the ROC curve: the probability that an outlier scores higher than an image (or
     batch) of the data, ties counted half; with the bootstrap interval of that confidence from
-    `draws` resamplings of the n_in and the n_out scores."""
+    `resamplings` of the n_in and the n_out scores."""
 
     value: float
     low: float
     high: float
     n_in: int
     n_out: int
-    draws: int
+    resamplings: int
     confidence: float
 
 
@@ -286,7 +314,7 @@ def auroc(
     in_scores: np.ndarray,
     out_scores: np.ndarray,
     *,
-    draws: int = 1000,
+    resamplings: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Auroc:
@@ -297,16 +325,6 @@ def auroc(
     from. Where they do not overlap it is [1, 1] whatever their size: it knows nothing of overlaps
     too rare for these sets.
 
-    Args:
-        in_scores: (n_in,), of the data.
-        out_scores: (n_out,), of outliers.
-        draws: resampled sets for the interval.
-        confidence: of the interval, 0.95 for 95 %.
-        seed: of the draws.
-
-    Returns:
-        The AUROC and its interval.
-
     Raises:
         ValueError: for scores that are empty, not finite or not one-dimensional, and for settings
             out of range.
@@ -315,33 +333,33 @@ def auroc(
         _check_array(in_scores, "in_scores", 1),
         _check_array(out_scores, "out_scores", 1),
     )
-    _check_bootstrap(draws, confidence)
-    truth = np.repeat([0, 1], [len(inside), len(outside)])
-    value = float(need("sklearn.metrics").roc_auc_score(truth, np.concatenate([inside, outside])))
-    rng = np.random.default_rng(seed)
-    levels = _levels(inside, outside)
-    low, high = _interval([_resampled(*levels, rng) for _ in range(draws)], confidence)
-    return Auroc(value, low, high, len(inside), len(outside), draws, confidence)
-
-
-def _levels(inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Scores as places in the order of all values, equal ones in the same place, and the number of
-    places."""
-    values, places = np.unique(np.concatenate([inside, outside]), return_inverse=True)
-    return places[: len(inside)], places[len(inside) :], len(values)
-
-
-def _resampled(
-    inside: np.ndarray, outside: np.ndarray, count: int, rng: np.random.Generator
-) -> float:
-    """AUROC of one resampling of both sets, given as `_levels` gives them."""
+    _check_bootstrap(resamplings, confidence)
     n, m = len(inside), len(outside)
-    counts_in = np.bincount(inside[rng.integers(n, size=n)], minlength=count)
-    counts_out = np.bincount(outside[rng.integers(m, size=m)], minlength=count)
-    return float(counts_out @ (np.cumsum(counts_in) - counts_in / 2) / (n * m))
+    rng = np.random.default_rng(seed)
+    values = _areas(
+        inside[rng.integers(n, size=(resamplings, n))],
+        outside[rng.integers(m, size=(resamplings, m))],
+    )
+    return Auroc(
+        _area(inside, outside), *_interval(values, confidence), n, m, resamplings, confidence
+    )
 
 
-def _interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
+def _area(inside: np.ndarray, outside: np.ndarray) -> float:
+    truth = np.repeat([0, 1], [len(inside), len(outside)])
+    return float(need("sklearn.metrics").roc_auc_score(truth, np.concatenate([inside, outside])))
+
+
+def _areas(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """(B, n) and (B, m) -> the AUROC of each row, by the ranks of the outliers."""
+    from scipy.stats import rankdata
+
+    n, m = inside.shape[1], outside.shape[1]
+    ranks = rankdata(np.concatenate([inside, outside], axis=1), axis=1)[:, n:]
+    return (ranks.sum(axis=1) - m * (m + 1) / 2) / (n * m)
+
+
+def _interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -360,142 +378,168 @@ def detect(
     reference: Scores,
     outliers: Mapping[str, Scores],
     *,
+    draws: Sequence[int] | None = None,
     batches: Sequence[int] = (1,),
-    references: Sequence[int | None] = (20, None),
-    over_reference: bool = False,
-    draws: int = 1000,
+    resamplings: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """How well each outlier set is told from the model's own data, by every statistic.
 
     Args:
-        inside: scores of the tested images from the data.
-        reference: of other images of the data.
-        outliers: scores of the other tested images, by the name of the set.
-        batches: the M to try.
-        references: the N to try, None for all; the first N in an order of the reference by the seed
-            are taken.
-        over_reference: add an interval that counts the choice of the N reference images too.
-        draws: resampled sets for the intervals.
-        confidence: of the intervals, 0.95 for 95 %.
-        seed: of the batches, the reference and the draws.
+        inside, outliers: scores of the tested images, from the data and by the name of the set.
+        reference: of other images of the data, whose mean code length estimates H. The more images
+            the better; they may have fewer draws than the tested ones, since the mean of the bound
+            does not depend on N.
+        draws: the N to try, of those that the tested images were scored with; None for all.
+        batches: the M to try; the paper has M = 1.
 
     Returns:
         Rows of figures that JSON can hold, one for every set, statistic, scale, M and N:
         "set", "statistic" ("likelihood": the code length itself; "typicality"), "scale" (one of
         them; "total"; "max of scales" and "sum of scales", see `combined_typicality`), "M", "N"
-        (None where no reference is used), "auroc" with "low" and "high" (see `auroc`), and the
-        numbers of batches "n_in" and "n_out". With over_reference also "reference_mean",
-        "reference_low" and "reference_high" (None for the likelihood): mean and interval over draws
-        that resample both tested sets and draw N reference images, with replacement, from all.
+        (draws of the bound an image), "references" (images that estimate H; None for the
+        likelihood, which has no H), "auroc", its interval "low" to "high", and the numbers of
+        batches "n_in" and "n_out".
+
+        The interval resamples both tested sets and the reference images, all at once. So it counts
+        the choice of the images, the noise of their draws and the error of H.
 
     Raises:
-        ValueError: for sets of different models or numbers of evaluations, a tested image that is
-            in the reference, code lengths that are not
-            finite, and M or N out of range: each set must give at least two batches, and the spread
-                over the reference needs two images.
+        ValueError: for sets of different models or draws, a tested image that is in the reference,
+            code lengths that are not finite, and M or N out of range: each set must give at least
+            two batches.
     """
-    _check_sets(inside, reference, outliers)
-    _check_bootstrap(draws, confidence)
-    smallest = min(len(s) for s in (inside, *outliers.values()))
-    for batch in batches:
-        if not 1 <= batch <= smallest // 2:
-            raise ValueError(
-                f"M={batch}: the smallest set has {smallest} images and has to give two batches, "
-                f"so choose 1 <= M <= {smallest // 2}"
-            )
-    sizes = [len(reference) if size is None else size for size in references]
-    for n in sizes:
-        if not 2 <= n <= len(reference):
-            raise ValueError(
-                f"N={n}: there are {len(reference)} reference images, so choose 2 <= N <= "
-                f"{len(reference)}, or None for all"
-            )
-    pool = reference.columns[np.random.default_rng(seed).permutation(len(reference))]
+    sizes = _check_request(inside, reference, outliers, draws, batches, resamplings, confidence)
     rows = []
     for name, outside in outliers.items():
         for batch in batches:
-            means = [batch_means(s.columns, batch, seed) for s in (inside, outside)]
+            trial = _Trial(inside, reference, outside, batch, resamplings, seed)
             for statistic, scale in statistics(inside.scales):
-                tried: list[int | None] = [*sizes] if statistic == "typicality" else [None]
-                for size in tried:
-                    found = auroc(
-                        *(
-                            _statistic(statistic, scale, m, pool[:size], inside.names)
-                            for m in means
-                        ),
-                        draws=draws,
-                        confidence=confidence,
-                        seed=seed,
+                for size in sizes:
+                    value, values = trial.areas(statistic, scale, size)
+                    low, high = _interval(values, confidence)
+                    rows.append(
+                        {
+                            "set": name,
+                            "statistic": statistic,
+                            "scale": scale,
+                            "M": batch,
+                            "N": size,
+                            "references": len(reference) if statistic == "typicality" else None,
+                            "auroc": value,
+                            "low": low,
+                            "high": high,
+                            "n_in": len(inside) // batch,
+                            "n_out": len(outside) // batch,
+                        }
                     )
-                    row: dict[str, Any] = {
-                        "set": name,
-                        "statistic": statistic,
-                        "scale": scale,
-                        "M": batch,
-                        "N": size,
-                        "auroc": found.value,
-                        "low": found.low,
-                        "high": found.high,
-                        "n_in": found.n_in,
-                        "n_out": found.n_out,
-                    }
-                    if over_reference:
-                        figures: tuple[float | None, float | None, float | None]
-                        figures = (None, None, None)
-                        if size is not None:
-                            values = _over_reference(
-                                scale, means, pool, size, inside.names, draws, seed
-                            )
-                            figures = (float(np.mean(values)), *_interval(values, confidence))
-                        row |= dict(
-                            zip(("reference_mean", "reference_low", "reference_high"), figures)
-                        )
-                    rows.append(row)
     return rows
 
 
-def _statistic(
-    statistic: str, scale: str, means: np.ndarray, reference: np.ndarray, names: Sequence[str]
-) -> np.ndarray:
-    """One score a batch from its mean code lengths (k, len(names)) and those of the reference
-    images (N, len(names))."""
-    if scale in (MAX, SUM):
-        return combined_typicality(
-            means[:, :-1], reference[:, :-1], "max" if scale == MAX else "sum"
-        )
-    column = list(names).index(scale)
-    return (
-        means[:, column]
-        if statistic == "likelihood"
-        else typicality(means[:, column], reference[:, column])
-    )
+def draws_gains(
+    inside: Scores,
+    reference: Scores,
+    outliers: Mapping[str, Scores],
+    *,
+    scale: str = TOTAL,
+    batch: int = 1,
+    resamplings: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """What more draws add to the AUROC of the typicality: the paper says that it "only improves"
+    with N and that N = 20 is enough (Appendix B).
+
+    Returns:
+        One row a set and pair of neighbouring N: "set", "scale", "M", "from" and "to" (the two N),
+        "gain" (AUROC at the larger N less that at the smaller), "low", "high". The interval is that
+        of the difference: both N see the same images and the same resamplings (see `detect`).
+
+    Raises:
+        ValueError: as `detect`, and for a scale that the model does not have.
+    """
+    sizes = _check_request(inside, reference, outliers, None, (batch,), resamplings, confidence)
+    if ("typicality", scale) not in statistics(inside.scales):
+        known = ", ".join(repr(s) for kind, s in statistics(inside.scales) if kind == "typicality")
+        raise ValueError(f"scale={scale!r}: this model has {known}")
+    rows = []
+    for name, outside in outliers.items():
+        trial = _Trial(inside, reference, outside, batch, resamplings, seed)
+        found = [trial.areas("typicality", scale, size) for size in sizes]
+        for (few, many), (before, after) in zip(zip(sizes, sizes[1:]), zip(found, found[1:])):
+            low, high = _interval(after[1] - before[1], confidence)
+            rows.append(
+                {
+                    "set": name,
+                    "scale": scale,
+                    "M": batch,
+                    "from": few,
+                    "to": many,
+                    "gain": after[0] - before[0],
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return rows
 
 
-def _over_reference(
-    scale: str,
-    means: Sequence[np.ndarray],
-    pool: np.ndarray,
-    size: int,
-    names: Sequence[str],
-    draws: int,
-    seed: int,
-) -> list[float]:
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(draws):
-        reference = pool[rng.integers(len(pool), size=size)]
-        # one image drawn N times has no spread to divide by
-        while scale in (MAX, SUM) and not np.ptp(reference[:, :-1], axis=0).all():
-            reference = pool[rng.integers(len(pool), size=size)]
-        values.append(
-            _resampled(
-                *_levels(*(_statistic("typicality", scale, m, reference, names) for m in means)),
-                rng,
+class _Trial:
+    """One set of outliers against the data, and its resamplings, which every statistic, scale and N
+    shares: so their differences are paired."""
+
+    def __init__(
+        self,
+        inside: Scores,
+        reference: Scores,
+        outside: Scores,
+        batch: int,
+        resamplings: int,
+        seed: int,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.sides, self.batch, self.seed = (inside, outside), batch, seed
+        self.names = inside.names
+        known = reference.columns
+        self.centre, self.spread = known.mean(axis=0), known.std(axis=0, ddof=1)
+        picks = rng.integers(len(known), size=(resamplings, len(known)))
+        # one image drawn every time has no spread to divide by
+        while not (good := np.ptp(known[picks], axis=1).all(axis=1)).all():
+            picks[~good] = rng.integers(len(known), size=(int((~good).sum()), len(known)))
+        self.centres = known[picks].mean(axis=1)[:, None]
+        self.spreads = known[picks].std(axis=1, ddof=1)[:, None]
+        self.picks = [
+            rng.integers(len(s) // batch, size=(resamplings, len(s) // batch)) for s in self.sides
+        ]
+
+    def areas(self, statistic: str, scale: str, size: int) -> tuple[float, np.ndarray]:
+        """The AUROC at N, and its values over the resamplings."""
+        means = [batch_means(s.at(size).columns, self.batch, self.seed) for s in self.sides]
+        value = _area(*(self._score(statistic, scale, m, self.centre, self.spread) for m in means))
+        resampled = _areas(
+            *(
+                self._score(statistic, scale, m[chosen], self.centres, self.spreads)
+                for m, chosen in zip(means, self.picks)
             )
         )
-    return values
+        return value, resampled
+
+    def _score(
+        self,
+        statistic: str,
+        scale: str,
+        means: np.ndarray,
+        centre: np.ndarray,
+        spread: np.ndarray,
+    ) -> np.ndarray:
+        """(..., k, columns) code lengths of batches -> (..., k) scores."""
+        if scale in (MAX, SUM):
+            deviations = (np.abs(means - centre) / spread)[..., :-1]
+            return deviations.max(axis=-1) if scale == MAX else deviations.sum(axis=-1)
+        column = self.names.index(scale)
+        if statistic == "likelihood":
+            return means[..., column]
+        return np.abs(means - centre)[..., column]
 
 
 # Checks
@@ -526,32 +570,63 @@ def _check_pair(scores: np.ndarray, reference: np.ndarray) -> None:
         )
 
 
-def _check_bootstrap(draws: int, confidence: float) -> None:
-    if draws < 1 or not 0 < confidence < 1:
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _checked_draws(draws: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = (draws,) if isinstance(draws, int) else tuple(draws)
+    pairs = zip((1, *sizes), sizes)
+    if not sizes or sizes[0] < 1 or any(b % a or (a == b and k) for k, (a, b) in enumerate(pairs)):
         raise ValueError(
-            f"need draws >= 1 and 0 < confidence < 1, got draws={draws} and confidence={confidence}"
+            f"draws={draws}: expected numbers of at least 1, each of which divides the next, such "
+            f"as {_listed(DRAWS)}: the estimate from few draws is a part of that from many"
         )
+    return sizes
+
+
+def _check_bootstrap(resamplings: int, confidence: float) -> None:
+    if resamplings < 1 or not 0 < confidence < 1:
+        raise ValueError(
+            f"need resamplings >= 1 and 0 < confidence < 1, got resamplings={resamplings} and "
+            f"confidence={confidence}"
+        )
+
+
+def _check_request(
+    inside: Scores,
+    reference: Scores,
+    outliers: Mapping[str, Scores],
+    draws: Sequence[int] | None,
+    batches: Sequence[int],
+    resamplings: int,
+    confidence: float,
+) -> tuple[int, ...]:
+    """The N to try."""
+    _check_sets(inside, reference, outliers)
+    _check_bootstrap(resamplings, confidence)
+    smallest = min(len(s) for s in (inside, *outliers.values()))
+    for batch in batches:
+        if not 1 <= batch <= smallest // 2:
+            raise ValueError(
+                f"M={batch}: the smallest set has {smallest} images and has to give two batches, "
+                f"so choose 1 <= M <= {smallest // 2}"
+            )
+    sizes = inside.draws if draws is None else tuple(draws)
+    for size in sizes:
+        inside.at(size)
+    return sizes
 
 
 def _check_sets(inside: Scores, reference: Scores, outliers: Mapping[str, Scores]) -> None:
     if not outliers:
         raise ValueError("no outlier sets: give at least one, as {name: scores}")
+    named = {"inside": inside, "reference": reference}
+    named |= {f"outliers[{k!r}]": v for k, v in outliers.items()}
     known = set(reference.digests)
-    for name, scores in {
-        "inside": inside,
-        "reference": reference,
-        **{f"outliers[{k!r}]": v for k, v in outliers.items()},
-    }.items():
+    for name, scores in named.items():
         _check_array(scores.columns, name)
-        mine, theirs = (
-            (s.scales, s.estimates.shape[1] * s.times_per_image) for s in (scores, inside)
-        )
-        if mine != theirs:
-            raise ValueError(
-                f"{name} was scored on scales {mine[0]} with {mine[1]} evaluations each, inside "
-                f"on {theirs[0]} with {theirs[1]}: "
-                "score all sets with one model and as many evaluations"
-            )
+        _check_alike(name, scores, inside, tested=name != "reference")
         shared = 0 if name == "reference" else sum(digest in known for digest in scores.digests)
         if shared:
             raise ValueError(
@@ -559,3 +634,23 @@ def _check_sets(inside: Scores, reference: Scores, outliers: Mapping[str, Scores
                 f"entropy has to come from other images, "
                 "so split them (Scores.part)"
             )
+    if not np.ptp(reference.columns, axis=0).all():
+        raise ValueError(
+            f"the {len(reference)} reference images all have one code length on some scale: the "
+            f"entropy and its error need at least two different ones, and want hundreds"
+        )
+
+
+def _check_alike(name: str, scores: Scores, inside: Scores, tested: bool) -> None:
+    """One model, and for the tested sets the same draws."""
+    if scores.scales != inside.scales:
+        raise ValueError(
+            f"{name} was scored on scales {scores.scales}, inside on {inside.scales}: score all "
+            f"sets with one model"
+        )
+    mine, theirs = (scores.draws, scores.times), (inside.draws, inside.times)
+    if tested and mine != theirs:
+        raise ValueError(
+            f"{name} was scored with {_listed(mine[0])} {mine[1]} draws an image, inside with "
+            f"{_listed(theirs[0])} {theirs[1]}: noise is a deviation too, so score both alike"
+        )

@@ -1,4 +1,4 @@
-"""The Laplacian pyramid with norm-preserving resampling (Sect. 4.1)."""
+"""The Laplacian pyramid with norm-preserving resampling (Sect. 4.2, Eqs. 11-13)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Entropy: no expected code length lies below the entropy of its source; with the 
 Kraft: the sum over all images of 2^-(code length) is at most 1, whatever the weights.
 
 All figures are Monte-Carlo estimates with fixed seeds; every comparison is in standard errors, and
-the standard errors are asserted to be small enough that the wrong accountings of Sect. 4 would
+the standard errors are asserted to be small enough that the wrong accountings of its Sect. 4 would
 fail.
 """
 

@@ -1,4 +1,4 @@
-"""The Haar wavelet as a hierarchical volume-preserving map (Sect. 4.2)."""
+"""The Haar wavelet as a hierarchical volume-preserving map (Sect. 4.2, Eq. 14)."""
 
 from __future__ import annotations
 

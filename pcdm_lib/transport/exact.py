@@ -1,5 +1,5 @@
 """Earth mover's distances between images: exact ones, and the wavelet form in linear time (paper,
-Sect. 5.2, Eq. 26).
+Sect. 5.2, Eqs. 18 and 29).
 
 The cost of turning one image into another by moving mass over the pixel grid. Images are signed
 arrays here (scores are), so what is moved is the positive part of the difference f = a - b onto its

@@ -74,8 +74,8 @@ def wavelet_emd(
         C0 2^(L(p + n/2)) |approximation_L|_1
             + C1 sum_(level=1)^L 2^(level(p + n/2)) |details_level|_1,        n = 2
 
-    (Shirdhonkar and Jacobs 2008; paper, Eq. 26, whose n is the dimension of the domain, not the
-    image's height or width.)
+    (Shirdhonkar and Jacobs 2008; paper, Lemma A.1, Eq. 29. There n is said to be the image's height
+    or width; it is the dimension of the domain.)
 
     Conventions. Coefficients are those of the orthonormal wavelets on the pixel grid, of the image
     continued by zeros (so that nothing wraps round the border, as it would in a periodic

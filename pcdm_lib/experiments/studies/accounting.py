@@ -37,8 +37,8 @@ from pcdm_lib.maps.standard import Identity
 from pcdm_lib.maps.wavelet import HaarWavelet
 from pcdm_lib.models.cascade import Bound, Cascade, bits_per_dim
 
-# sigma_0 over the spacing of pixels at gamma_min = -13.3 (the paper's Appendix B takes VDM's noise
-# levels over)
+# sigma_0 over the spacing of pixels at gamma_min = -13.3, where VDM's learnable schedule starts
+# (the paper's Appendix B takes that schedule over and states no noise levels)
 PAPER_RATIO = 0.166
 MOST_IMAGES = 1024  # of a source: every pair of its images is compared
 

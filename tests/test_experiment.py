@@ -4,6 +4,7 @@ budget."""
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import papermill
@@ -191,3 +192,25 @@ def test_notebooks_are_executed_and_short():
             assert not any(
                 o["output_type"] == "error" or o.get("name") == "stderr" for o in cell["outputs"]
             ), path.name
+
+
+def test_shipped_models_stand_beside_the_runs(tmp_path, monkeypatch):
+    """Without runs the shipped models of the same images, with runs these alone unless the shipped
+    ones are asked for, and a folder without runs is an error either way."""
+    name = experiment.pretrained.names()[0]
+    wanted = experiment.pretrained.card(name)["data"]["train_sha256"]
+    images = SimpleNamespace(source={"train_sha256": wanted}, label="some images")
+    monkeypatch.setattr(experiment.pretrained, "load_pretrained", lambda *_: "shipped")
+    monkeypatch.setattr(experiment.checkpoints, "load_cascade", lambda *_, **__: ("trained", {}))
+    shipped = experiment.open_models(None, images)
+    assert shipped[name] == ("shipped", None)
+    for asked in (False, True):
+        with pytest.raises(ValueError, match="no model trained on some images lies under"):
+            experiment.open_models(str(tmp_path), images, shipped=asked)
+    config = {"system": "wavelet", "training": {}}
+    record = {"format": experiment.RESULTS_FORMAT, "data": images.source, "config": config}
+    (tmp_path / "a").mkdir()
+    records.write_json(tmp_path / "a" / "results.json", record)
+    mine = {"W-PCDM": ("trained", tmp_path / "a")}
+    assert experiment.open_models(str(tmp_path), images) == mine
+    assert experiment.open_models(str(tmp_path), images, shipped=True) == mine | shipped

@@ -192,7 +192,7 @@ def _quoted(figures: Sequence[PublishedFigure]) -> str:
     return ", ".join(p.text + " (original release)" * ("*" in p.place) for p in figures)
 
 
-Measured = Callable[[Result], Sequence[tuple[float | None, Mapping[str, Any]]]]
+Measured = Callable[[Result], Sequence[tuple[float | None, dict[str, Any]]]]
 
 
 def _beside(
@@ -622,7 +622,7 @@ def paired_table(results: Sequence[Result]) -> list[dict[str, Any]]:
             *(order.index(r.system) for r in p),
         )
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for a, b in good:
         mean, error = paired(a, b)
         assert a.scores is not None

@@ -38,6 +38,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -197,7 +198,7 @@ def score_gap(
     sigma = float(alpha_sigma(torch.tensor(drawn.gamma, dtype=torch.float64))[1])
     joint = joint_scores(source, hierarchy, drawn)
     stacked = stacked_scores(source, hierarchy, drawn)
-    whole = sum((sigma * v).square().flatten(1).sum(1) for v in joint)
+    whole = torch.cat([(sigma * v).flatten(1) for v in joint], 1).square().sum(1)
     apart = torch.stack(
         [(sigma * (s - v)).square().flatten(1).sum(1) for s, v in zip(stacked, joint)], 1
     )
@@ -272,7 +273,7 @@ def transport_gap(
         views = [hierarchy.to_view(spec, sigma * v) for spec, v in zip(specs, field)]
         image = hierarchy.synthesise(Scales(hierarchy.names(), views))
         distances = exact_emd(image, torch.zeros_like(image), create_cost=create_cost, solver="lp")
-        means.append(float(distances.mean()))
+        means.append(float(np.mean(distances)))
     return means[0], means[1]
 
 

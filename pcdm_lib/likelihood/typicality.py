@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from pcdm_lib.advice import need
-from pcdm_lib.models.cascade import Cascade, bits_per_dim
+from pcdm_lib.models.cascade import Cascade, bits_per_dim, evaluation_mode
 
 TOTAL = "total"
 MAX, SUM = "max of scales", "sum of scales"
@@ -147,16 +147,32 @@ def image_scores(
 
     Sets to be compared want a seed each, or the k-th images of two sets get the same noise.
 
+    Source: Appendix B of the paper, which has N = 20.
+
     Args:
+        cascade: the model; it is in evaluation mode meanwhile.
+        images: integers (n, *cascade.image_shape).
         draws: one N, or several of which each divides the next.
+        times: "stratified" or "uniform".
+        seed: of noise levels and noise.
+        batch_size: images at a time.
+        device: where the cascade is.
+        dtype: of the computation; the networks' weights must have it.
+
+    Returns:
+        Bits per dimension by image, draw and scale.
 
     Raises:
         ValueError: for images of another shape, range or number, and settings out of range.
         FloatingPointError: where the bound is not finite.
 
     Example:
-        >>> scores = image_scores(cascade, images, draws=(1, 20))  # 20 evaluations an image
-        >>> scores.at(1).total, scores.at(20).total  # bits per dimension, (n,) each
+        >>> from pcdm_lib.likelihood.typicality import image_scores
+        >>> model = pcdm.load_pretrained("photos32-wavelet")
+        >>> images = pcdm.load_data("photos").heldout[:2]
+        >>> scores = image_scores(model, images, draws=(1, 2))
+        >>> scores.at(1).total.shape, scores.names
+        ((2,), ('base', 'details1', 'total'))
     """
     sizes = _checked_draws(draws)
     if len(images) == 0:
@@ -167,15 +183,13 @@ def image_scores(
             f"{times!r}"
         )
     cascade.check_images(images)
-    was_training = cascade.training
-    cascade.eval()
     generator = torch.Generator(device).manual_seed(seed)
     scales = tuple(spec.name for spec in cascade.specs)
     levels = torch.stack(
         [_times(len(images), sizes, times, generator, device, dtype) for _ in scales], dim=1
     )
     estimates = np.zeros((len(images), sizes[-1], len(scales)))
-    try:
+    with evaluation_mode(cascade):
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             x = images[part].to(device)
@@ -183,8 +197,6 @@ def image_scores(
                 bound = cascade.bound(x, generator, times=levels[k, :, part], dtype=dtype)
                 nats = bound.prior + bound.diffusion + bound.reconstruction
                 estimates[part, k] = bits_per_dim(nats, cascade.dims).double().cpu().numpy()
-    finally:
-        cascade.train(was_training)
     if not np.isfinite(estimates).all():
         raise FloatingPointError(
             "the bound is not finite: the weights are broken or training diverged"
@@ -199,9 +211,25 @@ def image_scores(
 def nested_strata(
     n: int, draws: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """(n, K) int64: for each image an order of the K strata in which the first N, and every N after
-    them, lie one in each of N equal parts, for every N of `draws` (each divides the next, K is the
-    last). Which stratum of a part comes first is drawn independently for every part and image."""
+    """For each image an order of the K strata in which the first N, and every N after them, lie one
+    in each of N equal parts, for every N of `draws`. Which stratum of a part comes first is drawn
+    independently for every part and image.
+
+    Args:
+        n: images.
+        draws: the N, ascending; each divides the next, K is the last.
+        generator: of the orders, on `device`.
+        device: of the result.
+
+    Returns:
+        (n, K) int64, each row a permutation of 0 to K - 1.
+
+    Example:
+        >>> from pcdm_lib.likelihood.typicality import nested_strata
+        >>> order = nested_strata(1, (1, 2, 4), torch.Generator().manual_seed(0))
+        >>> sorted(order[0].tolist()), sorted((order[0, :2] // 2).tolist())
+        ([0, 1, 2, 3], [0, 1])
+    """
     places, before = torch.zeros(n, 1, dtype=torch.int64, device=device), 1
     for size in draws:
         parts = size // before
@@ -231,8 +259,25 @@ def _times(
 
 
 def batch_means(scores: np.ndarray, batch: int = 1, seed: int = 0) -> np.ndarray:
-    """Means of batches of M images drawn without overlap, (n, ...) -> (n // M, ...): an order of
-    the images by the seed, cut up; the n % M last images are left out."""
+    """Means of batches of M images drawn without overlap: an order of the images by the seed, cut
+    up; the n % M last images are left out.
+
+    Args:
+        scores: (n, ...) code lengths.
+        batch: M.
+        seed: of the order.
+
+    Returns:
+        (n // M, ...) float64.
+
+    Raises:
+        ValueError: for scores that are not finite, and an M out of range.
+
+    Example:
+        >>> from pcdm_lib.likelihood.typicality import batch_means
+        >>> batch_means(np.array([1.0, 3.0]), batch=2).tolist()
+        [2.0]
+    """
     _check_array(scores, "scores")
     if not 1 <= batch <= len(scores):
         raise ValueError(
@@ -256,10 +301,19 @@ def typicality(
     Args:
         scores: (n,) code lengths of the tested images, or (n, S), scale by scale.
         reference: (R,) or (R, S), of other images of the model's data, whose mean estimates H.
-        batch, seed: M, and the choice of the batches; see `batch_means`.
+        batch: M.
+        seed: of the choice of the batches; see `batch_means`.
 
     Returns:
         (n // M,) or (n // M, S).
+
+    Raises:
+        ValueError: for scores that are not finite, of other scales, and an M out of range.
+
+    Example:
+        >>> from pcdm_lib.likelihood.typicality import typicality
+        >>> typicality(np.array([3.0, 6.0]), reference=np.array([3.5, 4.5])).tolist()
+        [1.0, 2.0]
     """
     _check_pair(scores, reference)
     return np.abs(batch_means(scores, batch, seed) - np.mean(reference, axis=0))
@@ -268,9 +322,23 @@ def typicality(
 def combined_typicality(
     scores: np.ndarray, reference: np.ndarray, how: str = "max", batch: int = 1, seed: int = 0
 ) -> np.ndarray:
-    """Typicality over all scales, (n, S) -> (n // M,): the deviation of every scale in standard
-    deviations of the reference images there, of which the largest ("max") or the sum ("sum") is
-    taken. One scale may be long where another is short, which their total does not see."""
+    """Typicality over all scales: the deviation of every scale in standard deviations of the
+    reference images there, of which the largest or the sum is taken. One scale may be long where
+    another is short, which their total does not see.
+
+    Args:
+        scores: (n, S) code lengths of the tested images, scale by scale.
+        reference: (R, S) of other images of the model's data.
+        how: "max" or "sum".
+        batch: M.
+        seed: of the choice of the batches; see `batch_means`.
+
+    Returns:
+        (n // M,) standard deviations.
+
+    Raises:
+        ValueError: as `typicality`, and for a reference without spread on some scale.
+    """
     if how not in ("max", "sum"):
         raise ValueError(f"how={how!r}: expected 'max' or 'sum'")
     _check_pair(scores, reference)
@@ -324,6 +392,16 @@ def auroc(
     Both sets are resampled, so the interval is for the populations that they are independent draws
     from. Where they do not overlap it is [1, 1] whatever their size: it knows nothing of overlaps
     too rare for these sets.
+
+    Args:
+        in_scores: (n_in,) of the data.
+        out_scores: (n_out,) of the outliers.
+        resamplings: number of bootstrap draws.
+        confidence: of the interval.
+        seed: of the resampling.
+
+    Returns:
+        The area and its interval.
 
     Raises:
         ValueError: for scores that are empty, not finite or not one-dimensional, and for settings
@@ -387,12 +465,16 @@ def detect(
     """How well each outlier set is told from the model's own data, by every statistic.
 
     Args:
-        inside, outliers: scores of the tested images, from the data and by the name of the set.
+        inside: scores of the tested images of the data.
         reference: of other images of the data, whose mean code length estimates H. The more images
             the better; they may have fewer draws than the tested ones, since the mean of the bound
             does not depend on N.
+        outliers: scores of the tested images that are not of the data, by the name of the set.
         draws: the N to try, of those that the tested images were scored with; None for all.
         batches: the M to try; the paper has M = 1.
+        resamplings: number of bootstrap draws of an interval.
+        confidence: of the intervals.
+        seed: of batches and resampling.
 
     Returns:
         Rows of figures that JSON can hold, one for every set, statistic, scale, M and N:
@@ -450,6 +532,16 @@ def draws_gains(
 ) -> list[dict[str, Any]]:
     """What more draws add to the AUROC of the typicality: the paper says that it "only improves"
     with N and that N = 20 is enough (Appendix B).
+
+    Args:
+        inside: scores of the tested images of the data, from several N.
+        reference: of other images of the data, which estimate H.
+        outliers: scores of the tested images that are not of the data, by the name of the set.
+        scale: one of `statistics`' scales.
+        batch: M.
+        resamplings: number of bootstrap draws of an interval.
+        confidence: of the intervals.
+        seed: of batches and resampling.
 
     Returns:
         One row a set and pair of neighbouring N: "set", "scale", "M", "from" and "to" (the two N),

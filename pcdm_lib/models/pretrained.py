@@ -70,7 +70,7 @@ def load_pretrained(
         _check(folder / file, facts["sha256"])
     cascade = build(Config.from_dict(records.read_json(folder / "config.json")["config"]).model)
     for scale in cascade.scales:
-        checkpoints.load_weights(scale, folder / f"{scale.name}.safetensors")
+        checkpoints.load_weights(scale, folder / f"{scale.name}.safetensors", rounded=True)
     return cascade.to(device).eval()
 
 

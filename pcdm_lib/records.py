@@ -49,7 +49,8 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     """Write a file under a temporary name in the same folder, flush it to disk, then rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # the name may take all the bytes that a name can have
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -143,7 +144,7 @@ def new_folder(path: Path | str) -> Iterator[Path]:
     when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}."))
     try:
         yield work
         for file in work.iterdir():

@@ -241,9 +241,8 @@ def _next_name(name: str) -> str | None:
     return f"{stem[: found.start()]}{int(digits) + 1:0{len(digits)}d}{rest}{dot}{suffix}"
 
 
-def _checked(entry: Entry) -> tuple[Entry, bytes]:
-    """The same with plain numbers, and its name in UTF-8; ValueError where it cannot be stored."""
-    name, shape, checksum, piece = entry
+def check_name(name: str) -> bytes:
+    """An image's name in UTF-8; ValueError where no file can store it."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(
             f"{name!r} cannot be the name of an image: a name is text of one character or more, "
@@ -261,6 +260,13 @@ def _checked(entry: Entry) -> tuple[Entry, bytes]:
             f"the name {name[:40]!r}... takes {len(text)} bytes of UTF-8, and at most {MAX_NAME} "
             f"are possible: give a shorter one"
         )
+    return text
+
+
+def _checked(entry: Entry) -> tuple[Entry, bytes]:
+    """The same with plain numbers, and its name in UTF-8; ValueError where it cannot be stored."""
+    name, shape, checksum, piece = entry
+    text = check_name(name)
     try:
         channels, height, width = map(operator.index, shape)
         checksum = operator.index(checksum)
@@ -551,34 +557,25 @@ class Writer:
         return length
 
     def _seal_anew(self, version: int) -> None:
-        """Make what is written so far the beginning of a file of that version: every chunk has
-        another checksum, and nothing else changes."""
+        """Make what is written so far the beginning of a file of that version, in its place: every
+        chunk has another checksum, and nothing else changes."""
         assert self._file is not None and self._work is not None
         self._begin(version)
-        self._broken = True  # until the copy is whole
+        self._broken = True  # until all are changed
         self._file.flush()
-        copy = self._work.with_name(f"{self._work.name}2")
-        try:
-            with open(self._work, "rb") as old, open(copy, "xb") as new:
-                new.write(self._start)
-                old.seek(len(self._start))
-                for length, _ in self._chunks:
-                    fields = old.read(CHUNK_BYTES)
-                    body = old.read(_CHUNK.unpack(fields)[1])
-                    crc = zlib.crc32(body, zlib.crc32(fields[:-4], self._seal))
-                    new.write(fields[:-4] + struct.pack("<I", crc) + body)
-                    left = length - len(fields) - len(body)
-                    while left:
-                        block = old.read(min(_BLOCK, left))
-                        if not block:
-                            raise OSError(f"{self._work} became shorter while it was written")
-                        left -= new.write(block)
-            self._file.close()
-            os.replace(copy, self._work)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(copy)
-        self._file = open(self._work, "ab")
+        offset = len(self._start)
+        with open(self._work, "rb") as written:
+            for length, _ in self._chunks:
+                written.seek(offset)
+                fields = written.read(CHUNK_BYTES)
+                body = written.read(_CHUNK.unpack(fields)[1])
+                crc = zlib.crc32(body, zlib.crc32(fields[:-4], self._seal))
+                self._file.seek(offset + CHUNK_BYTES - 4)
+                self._file.write(struct.pack("<I", crc))
+                offset += length
+        self._file.seek(0)
+        self._file.write(self._start)
+        self._file.seek(0, os.SEEK_END)
         self._broken = False
 
     def __exit__(

@@ -23,7 +23,7 @@ import torch
 
 from pcdm_lib import records
 from pcdm_lib.advice import did_you_mean
-from pcdm_lib.models import checkpoints
+from pcdm_lib.models import checkpoints, kept
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config
 from pcdm_lib.models.presets import build
@@ -92,8 +92,12 @@ def _check(path: Path, expected: str) -> None:
 def open_model(
     sources: Sequence[Path | str], weights: str = "ema", device: torch.device | str = "cpu"
 ) -> tuple[Cascade, list[dict[str, Any]]]:
-    """A cascade and the headers of its training, from run folders or from the name of a shipped
-    model. A folder of that name goes first."""
+    """A cascade and the headers of its training, from run folders, from the folder of a kept model
+    (kept.py) or from the name of a shipped model. A folder of that name goes first."""
+    if len(sources) == 1 and kept.is_kept(sources[0]):
+        if weights != "ema":
+            raise ValueError(f"{sources[0]} holds one set of weights: leave {weights!r} out")
+        return kept.load_kept(sources[0], device)
     name = str(sources[0]) if len(sources) == 1 else ""
     if name and not Path(name).exists() and name not in names():
         near = did_you_mean(name, names())

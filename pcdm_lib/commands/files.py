@@ -107,6 +107,10 @@ def compress(
             rich_help_panel=CODING,
         ),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace a file that is there.", rich_help_panel=OUTPUT),
+    ] = False,
     dry_run: DryRun = False,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -114,7 +118,7 @@ def compress(
     """Write images into one file, losslessly, by a trained model's likelihood."""
     from tqdm.auto import tqdm
 
-    from pcdm_lib import records
+    from pcdm_lib import outputs, records
     from pcdm_lib.coding import archive, chunks
     from pcdm_lib.data.files import name_files, read_image
     from pcdm_lib.models import kept, pretrained
@@ -124,12 +128,14 @@ def compress(
         steps, batch=batch, chunk_tiles=chunk, side=tile, precision=precision
     )
     files = name_files(images)
+    outputs.check_output(out, files.values(), force)
+    beside = kept.folder_beside(out)
+    if with_model:
+        outputs.check_folder(beside)
+        kept.check_place(beside, force)
     runs = sources(model) or [DEFAULT_MODEL]
     cascade, headers = pretrained.open_model(runs, "ema", where)
     archive.check_model(cascade, settings)
-    beside = kept.folder_beside(out)
-    if with_model and beside.exists() and not kept.is_kept(beside):
-        raise ValueError(f"{beside} is there and no kept model: move it, or give another output")
     sizes = _check_inputs(files)
     name = _model_name(runs)
     label = headers[0]["data"].get("label", "unnamed data")
@@ -232,7 +238,7 @@ def decompress(
     quiet: Quiet = False,
 ) -> int:
     """Get the images of such a file, the same to the bit."""
-    from pcdm_lib import records
+    from pcdm_lib import outputs, records
     from pcdm_lib.coding import archive
     from pcdm_lib.coding.extract import described, targets
     from pcdm_lib.models import pretrained
@@ -250,9 +256,10 @@ def decompress(
         missing = sorted({*(only or ())} - {*names})
         if missing:
             raise ValueError(f"{file} holds no image called {missing[0]!r}: --list shows the names")
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"{out} is there and no folder: give another one by -o")
+        outputs.check_folder(out)
         plan = targets(names, out, force, rename, chosen=only)
+        for path in plan.paths.values():
+            outputs.check_output(path, [file], force)
         for name, reason in plan.impossible.items():
             print(
                 f"not written: {described(name, reason)}; --rename writes it under a number",

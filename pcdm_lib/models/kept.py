@@ -39,6 +39,19 @@ def is_kept(path: Path | str) -> bool:
     return isinstance(found, dict) and found.get("kept") == FORMAT
 
 
+def check_place(path: Path, force: bool = False) -> None:
+    """Refuse a folder where a model cannot be kept, before the work.
+
+    Raises:
+        ValueError: where something else than a kept model is there.
+        FileExistsError: where a kept model is there, without `force`.
+    """
+    if path.exists() and not is_kept(path):
+        raise ValueError(f"{path} is there and no kept model: move it, or give another output")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} is there already: give another output, or --force")
+
+
 def keep(cascade: Cascade, headers: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     """Write a model into a folder, whole or not at all.
 
@@ -50,8 +63,7 @@ def keep(cascade: Cascade, headers: Sequence[Mapping[str, Any]], path: Path | st
         ValueError: where something else is there.
     """
     path = Path(path)
-    if path.exists() and not is_kept(path):
-        raise ValueError(f"{path} is there and no kept model: move it, or give another output")
+    check_place(path, force=True)
     with records.new_folder(path) as folder:
         for scale in cascade.scales:
             tensors = {k: v.detach().cpu().contiguous() for k, v in scale.state_dict().items()}

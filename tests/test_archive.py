@@ -1,7 +1,11 @@
 """Files of images: the same to the bit, small, safe against damage, and the same on other
 machines."""
 
+import dataclasses
+import errno
+import gc
 import io
+import json
 import os
 import signal
 import subprocess
@@ -20,12 +24,14 @@ from PIL import Image
 
 from pcdm_lib import data, load_pretrained
 from pcdm_lib.__main__ import main
-from pcdm_lib.coding import Archive, Settings, archive, compress, container
+from pcdm_lib.coding import Archive, Settings, archive, compress, container, tiles
 from pcdm_lib.coding import chunks as chunks_module
 from pcdm_lib.coding.archive import WrongModel
 from pcdm_lib.coding.chunks import Statistics
 from pcdm_lib.coding.container import DamagedFile, UnknownVersion
-from pcdm_lib.models import presets
+from pcdm_lib.commands import files as commands
+from pcdm_lib.data.files import write_png
+from pcdm_lib.models import kept, presets, pretrained
 from pcdm_lib.models.config import ModelConfig
 
 
@@ -588,13 +594,143 @@ def test_shapes_that_nobody_wrote_cost_no_memory(sample, tmp_path, shapes):
     assert peak < 6e8
 
 
-def test_an_image_too_large_for_the_model_is_plain(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks_module, "MAX_SAMPLES", 1000)
-    statistics = assert_round_trip(tmp_path, photographs(3))
-    assert statistics.plain_images >= 2
-    with pytest.raises(ValueError, match="cut the image"):
-        compress(photographs(3), tmp_path / "b.pcdm", CASCADE, "tiny", MODEL_ONLY)
-    assert not (tmp_path / "b.pcdm").exists()
+# ---------------------------------------------------------------- images of any size
+
+IN_PIECES = dataclasses.replace(FAST, piece=3 * 40 * 40)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    steps = np.random.default_rng(1).normal(0, 2, (height, width, 3))
+    return np.clip(np.cumsum(steps, axis=1) + 128, 0, 255).astype(np.uint8)
+
+
+def with_a_large_one() -> list[tuple[str, np.ndarray]]:
+    return [*photographs(2), ("large.png", smooth(70, 90)), *odd_images()[:3]]
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["as it is", "by the model alone"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_image_is_coded_in_pieces(tmp_path, plain, channels):
+    settings_ = dataclasses.replace(IN_PIECES, plain=plain)
+    cascade = small_cascade(channels=channels)
+    statistics = assert_round_trip(tmp_path, with_a_large_one(), settings_, cascade)
+    assert statistics.extra_pieces == 5 and "6 images in 11 pieces" in str(statistics)
+    with Archive(tmp_path / "a.pcdm") as file:
+        assert file.reader.version == 2
+        assert file.names() == [name for name, _ in with_a_large_one()]
+        file.prepare(cascade)
+        ((name, image),) = file.images(["large.png"])
+        assert name == "large.png" and np.array_equal(image, smooth(70, 90))
+
+
+def test_a_damaged_or_missing_piece_costs_its_image_alone(tmp_path, monkeypatch):
+    path, images = tmp_path / "a.pcdm", dict(with_a_large_one())
+    compress(images.items(), path, CASCADE, "tiny", IN_PIECES, verify=False)
+    raw = path.read_bytes()
+    with container.Reader(path) as reader:
+        pieces = [i for i in reader.chunks if reader.entries(i.number)[0].piece]
+        rest = [reader.chunk(i.number) for i in reader.chunks if i != pieces[4]]
+        header = reader.header
+    last = pieces[-1].offset + pieces[-1].length
+    damaged = {
+        "payload": raw[: last - 1] + bytes([raw[last - 1] ^ 1]) + raw[last:],
+        "header": raw[: pieces[3].offset + 9] + b"?" + raw[pieces[3].offset + 10 :],
+    }
+    for name, bad in damaged.items():
+        (tmp_path / f"{name}.pcdm").write_bytes(bad)
+    with container.Writer(tmp_path / "missing.pcdm", header) as writer:
+        for chunk in rest:
+            writer.add_chunk(*chunk)
+    decoded = []
+    whole = Archive.chunk
+    monkeypatch.setattr(Archive, "chunk", lambda *a: decoded.append(a[1]) or whole(*a))
+    for name in (*damaged, "missing"):
+        with Archive(tmp_path / f"{name}.pcdm") as file:
+            file.prepare(CASCADE)
+            decoded.clear()
+            found = list(file.images())
+        errors = [item for item in found if isinstance(item, DamagedFile)]
+        assert any("large.png" in str(error) for error in errors)
+        assert len(found) - len(errors) == 5 and len(decoded) < len(pieces)  # no piece was decoded
+        assert all(np.array_equal(images[n], i) for n, i in found if n != "large.png")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 4000, 6000), (1, 70000, 1), (3, 1, 200_000), (1, 40000, 65536), (3, 30, 30)],
+)
+@pytest.mark.parametrize("side, most", [(32, 1 << 22), (300, 1 << 16), (1, 7), (60000, 100)])
+def test_pieces_fill_their_image(shape, side, most):
+    channels, height, width = shape
+    if height * width / most > 1e5:
+        pytest.skip("too many to count")
+    found = tiles.pieces(shape, side, most, container.MAX_SIDE)
+    if len(found) > 1:
+        entries = [
+            container.Entry("x", (channels, b.height, b.width), 0, (b.top, b.left, height, width))
+            for b in found
+        ]
+        assert archive._fills(entries, *shape)
+        assert not archive._fills(entries[:-1], *shape)
+        assert not archive._fills(entries[::-1], *shape)
+    assert all(b.height * b.width * channels <= max(most, channels) for b in found)
+    assert max(max(b.height, b.width) for b in found) <= container.MAX_SIDE
+
+
+def test_24_megapixels_are_cut_piece_by_piece():
+    """No copy of the image is made, and every chunk is small."""
+    codec = chunks_module.ImageCodec(CASCADE, Settings(steps=2))
+    image = np.broadcast_to(np.uint8(7), (4000, 6000, 3))
+    tracemalloc.start()
+    samples = 0
+    for entries, (piece,) in archive._chunks(codec, [("photo.jpg", image)]):
+        assert entries[0].shape == piece.shape and piece.size <= chunks_module.PIECE
+        samples += piece.size
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert samples == image.size and peak < 4 * chunks_module.PIECE
+
+
+def test_memory_does_not_grow_with_the_size_of_an_image(tmp_path):
+    settings_ = Settings(steps=2, batch=4, plain=False, piece=3 * 48 * 48)
+
+    def peak(width):
+        image = smooth(48, width)
+        gc.freeze()  # what is there already need not be looked through again and again
+        tracemalloc.start()
+        compress(
+            [("x", image)],
+            tmp_path / "a.pcdm",
+            CASCADE,
+            "t",
+            settings_,
+            on_evaluation=lambda _: gc.collect(),  # codecs refer to themselves
+        )
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        gc.unfreeze()
+        return found
+
+    peak(96)
+    assert peak(384) < 1.2 * peak(96)
+
+
+def test_an_image_larger_than_any_is_refused_before_its_memory_is_taken(tmp_path):
+    with (
+        Archive(sample_of_pieces(tmp_path, 1 << 20)) as file,
+        pytest.raises(DamagedFile, match="malicious"),
+    ):
+        file._whole([(i, file.reader.entries(i.number)) for i in file.reader.chunks])
+
+
+def sample_of_pieces(tmp_path, side):
+    compress([("s", np.zeros((2, 2), np.uint8))], tmp_path / "s.pcdm", CASCADE, "t", FAST)
+    with container.Reader(tmp_path / "s.pcdm") as reader:
+        header = reader.header
+    with container.Writer(tmp_path / "p.pcdm", header) as writer:
+        place = container.Piece(0, 0, side, side)
+        writer.add_chunk([container.Entry("giant", (1, 9, 9), 0, place)], b"")
+    return tmp_path / "p.pcdm"
 
 
 # ---------------------------------------------------------------- files that are whole or absent
@@ -759,6 +895,135 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, capsys):
         )
         assert main(["decompress", str(path), "-o", str(tmp_path / "out"), "--quiet"]) == 2
         assert "leads out" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def pictures(folder, *names):
+    """Files of these names, and their pixels."""
+    found = {}
+    for number, name in enumerate(names):
+        image = np.full((4, 5, 3), 40 * number, np.uint8)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+        found[name] = image
+    return found
+
+
+def test_names_that_no_file_can_have_are_named_and_the_others_written(tmp_path, capsys):
+    long = "写" * 82 + ".png"
+    names = ("x.jpg", "x.jpg.png", "album\\1.png", long, "A.png", "a.png")
+    given_ = pictures(tmp_path / "in", *names)
+    path, out = tmp_path / "a.pcdm", tmp_path / "out"
+    words = ["-o", str(path), "--model", "photos32-wavelet", "--steps", "2", "--quiet"]
+    assert main(["compress", str(tmp_path / "in"), *words]) == 0
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 2 and "'x.jpg' (it would become" in warned[0]
+    assert "backslash" in warned[1] and "on some systems" in warned[1]
+    assert main(["decompress", str(path), "-o", str(out), "--quiet"]) == 1
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "not written: 'x.jpg'" in said.err
+    assert {p.name for p in out.iterdir()} == {*names} - {"x.jpg"}
+    for name in {*names} - {"x.jpg"}:
+        with Image.open(out / name) as image:
+            assert np.array_equal(np.asarray(image), given_[name])
+    again = ["decompress", str(path), "-o", str(tmp_path / "all"), "--rename", "--quiet"]
+    assert main(again) == 0
+    said = capsys.readouterr().out
+    (renamed,) = [line for line in said.splitlines() if " is " in line]
+    number = list(Archive(path).names()).index("x.jpg") + 1
+    assert renamed == f"image-{number:05d}.png is 'x.jpg'"
+    assert (tmp_path / "all" / f"image-{number:05d}.png").exists()
+    only = ["decompress", str(path), "-o", str(tmp_path / "one"), "--only", "x.jpg", "--quiet"]
+    assert main(only) == 0 and [p.name for p in (tmp_path / "one").iterdir()] == ["x.jpg.png"]
+
+
+def test_all_bad_inputs_are_found_at_once_before_any_work(tmp_path, capsys, monkeypatch):
+    def work(*_, **__):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(archive, "compress", work)
+    pictures(tmp_path, "a.png", "cut.png", "z.bmp", "\udcff.png", "b" * 100 + "/n.png")
+    (tmp_path / "z.bmp").rename(tmp_path / "z.png")
+    whole = tmp_path.joinpath("cut.png").read_bytes()
+    tmp_path.joinpath("cut.png").write_bytes(whole[:50])
+    words = ["compress", str(tmp_path), "-o", str(tmp_path / "a.pcdm"), "--steps", "2", "--quiet"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "3 of 5 images cannot be stored" in said
+    assert "cut.png cannot be read: it is damaged or cut short" in said
+    assert "z.png cannot be read: it is no PNG, JPEG or WebP file" in said and "UTF-8" in said
+    assert not (tmp_path / "a.pcdm").exists()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--tile", "0"], "side (--tile) must be from 1 to 65535, got 0"),
+        (["--chunk", "0"], "chunk_tiles (--chunk) must be from 1 to"),
+        (["--steps", "1"], "steps must be from 2 to 65535, got 1"),
+        (["--batch", "-3"], "batch must be from 1 to"),
+    ],
+)
+def test_settings_are_refused_in_the_shells_words(tmp_path, capsys, words, message):
+    pictures(tmp_path, "a.png")
+    assert main(["compress", str(tmp_path), "-o", str(tmp_path / "a.pcdm"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_24_megapixels_are_not_refused(tmp_path, capsys):
+    Image.new("L", (6000, 4000), 90).save(tmp_path / "large.png")
+    Image.new("L", (1, 70000), 90).save(tmp_path / "tall.png")
+    assert main(["compress", str(tmp_path), "-o", "a.pcdm", "--steps", "2", "--dry-run"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["images"] == 2 and facts["evaluations"] > 2 * 2 * 23000
+
+
+def test_a_model_kept_beside_its_file_outlives_the_run(tmp_path, capsys):
+    """The file names a run that is gone; what was kept decodes it."""
+    path, kept_ = tmp_path / "a.pcdm", tmp_path / "a.pcdm.model"
+    cascade, headers = pretrained.open_model(["photos32-wavelet"])
+    compress(photographs(1), path, cascade, "gone", Settings(steps=2, plain=False))
+    words = ["decompress", str(path), "-o", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "a.pcdm.model is no kept model" in said and archive.digest(cascade) in said
+    kept.keep(cascade, headers, kept_)
+    kept.keep(cascade, headers, kept_)  # again is no error
+    found, again = pretrained.open_model([kept_])
+    assert archive.digest(found) == archive.digest(cascade)
+    assert again[0]["config"] == headers[0]["config"] and again[0]["data"] == headers[0]["data"]
+    assert main(words) == 0
+    (kept_ / "base.safetensors").unlink()
+    with pytest.raises(ValueError, match="base.safetensors is missing"):
+        kept.load_kept(kept_)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="no kept model"):
+        kept.keep(cascade, headers, tmp_path / "mine")
+
+
+def test_compress_keeps_the_model(tmp_path, capsys):
+    pictures(tmp_path / "in", "a.png")
+    words = ["--model", "photos32-wavelet", "--steps", "2", "--quiet", "--with-model"]
+    assert main(["compress", str(tmp_path / "in"), "-o", str(tmp_path / "a.pcdm"), *words]) == 0
+    assert kept.is_kept(tmp_path / "a.pcdm.model")
+    (tmp_path / "b.pcdm.model").mkdir()
+    assert main(["compress", str(tmp_path / "in"), "-o", str(tmp_path / "b.pcdm"), *words]) == 2
+    assert "no kept model" in capsys.readouterr().err and not (tmp_path / "b.pcdm").exists()
+
+
+def test_images_written_before_an_error_stay(sample, tmp_path, monkeypatch):
+    done = []
+
+    def full(path, pixels):
+        if len(done) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done.append(path)
+        write_png(path, pixels)
+
+    monkeypatch.setattr("pcdm_lib.data.files.write_png", full)
+    monkeypatch.setattr(pretrained, "open_model", lambda *_: (CASCADE, []))
+    with pytest.raises(OSError, match=r"No space left.*the 3 images before it are whole"):
+        commands.decompress(sample[0], tmp_path / "out", ["tiny"], quiet=True, device="cpu")
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path):

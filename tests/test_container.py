@@ -28,6 +28,7 @@ from pcdm_lib.coding.container import (
     ChunkInfo,
     DamagedFile,
     Entry,
+    Piece,
     Reader,
     UnknownVersion,
     Writer,
@@ -229,6 +230,72 @@ def test_round_trip(
         assert sum(reader.layout().values()) == len(data)
         for number, (entries, _) in enumerate(chunks):
             assert all(reader.find(entry.name) == number for entry in entries)
+
+
+# Images in pieces
+
+
+PIECES: list[Chunk] = [
+    *SAMPLE[:1],
+    ([Entry("wide.png", (3, 4, 65535), 1, Piece(0, 0, 7, 70000))], bytes(3 << 20)),
+    ([Entry("wide.png", (3, 4, 4465), 2, Piece(0, 65535, 7, 70000))], b"right"),
+    (
+        [
+            Entry("wide.png", (3, 3, 65535), 3, Piece(4, 0, 7, 70000)),
+            Entry("wide.png", (3, 3, 4465), 4, Piece(4, 65535, 7, 70000)),
+        ],
+        b"below",
+    ),
+    ([Entry("next.png", (1, 2, 2), 5)], b"whole"),
+    ([Entry("tall.png", (1, 9, 1), 6, Piece(0, 0, 2**31 - 1, 1))], b""),
+]
+
+
+def test_images_in_pieces_make_a_file_of_version_2(tmp_path: Path) -> None:
+    data = write(tmp_path / "x.pcdm", PIECES)
+    assert len(list(tmp_path.iterdir())) == 1
+    with Reader(tmp_path / "x.pcdm") as reader:
+        assert reader.version == 2 and reader.damage == () and reader.num_images == 8
+        assert [reader.chunk(info.number) for info in reader.chunks] == PIECES
+        assert sum(reader.layout().values()) == len(data)
+        assert reader.find("wide.png") == 1
+    # what stood there before the first piece is a version 1 file's, but for the checksums
+    assert data[8] == 2 and write(tmp_path / "y.pcdm", SAMPLE[:1])[8] == 1
+
+
+def test_every_flipped_byte_of_pieces(tmp_path: Path) -> None:
+    chunks = [(entries, payload[:20]) for entries, payload in PIECES]
+    path, data = tmp_path / "x.pcdm", write(tmp_path / "x.pcdm", chunks)
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x11]) + data[place + 1 :])
+        found = read_some(path, chunks)
+        assert found is None or len(found[0]) >= len(chunks) - 1
+
+
+@pytest.mark.parametrize(
+    "chunks, message",
+    [
+        ([[("a", (1, 2, 2), Piece(0, 0, 2, 2))]], "does not lie within"),
+        ([[("a", (1, 2, 2), Piece(3, 0, 4, 2))]], "does not lie within"),
+        ([[("a", (1, 2, 2), Piece(-1, 0, 4, 2))]], "does not lie within"),
+        ([[("a", (1, 2, 2), Piece(0, 0, 2**31, 2))]], "does not lie within"),
+        ([[("a", (1, 2, 2), Piece(0, 0, 4, 2)), ("b", (1, 2, 2), None)]], "not both"),
+        ([[("a", (1, 2, 2), None)], [("a", (1, 2, 2), Piece(0, 0, 4, 2))]], "two images"),
+        ([[("a", (1, 2, 2), Piece(0, 0, 4, 2))], [("a", (1, 2, 2), None)]], "two images"),
+        (
+            [
+                [(name, (1, 2, 2), Piece(top, 0, 4, 2))]
+                for name, top in (("a", 0), ("b", 0), ("a", 2))
+            ],
+            "two images",
+        ),
+    ],
+)
+def test_refused_pieces(tmp_path: Path, chunks: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message), Writer(tmp_path / "x.pcdm", HEADER) as writer:
+        for entries in chunks:
+            writer.add_chunk([Entry(name, shape, 0, piece) for name, shape, piece in entries], b"")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -568,7 +635,9 @@ def test_another_version(tmp_path: Path) -> None:
     (tmp_path / "x.pcdm").write_bytes(
         start + struct.pack("<I", zlib.crc32(start + GOLDEN[18:46])) + GOLDEN[18:]
     )
-    with pytest.raises(UnknownVersion, match="format version 7, and this program reads version 1"):
+    with pytest.raises(
+        UnknownVersion, match="format version 7, and this program reads versions 1 to 2"
+    ):
         Reader(tmp_path / "x.pcdm")
 
 
@@ -987,9 +1056,12 @@ def test_replaces_and_makes_folders(tmp_path: Path) -> None:
 def test_killed(tmp_path: Path) -> None:
     """A process that is killed has written nothing under the final name."""
     path = tmp_path / "x.pcdm"
-    # the module alone: the package would import torch, which takes seconds
+    # two modules alone: the package would import torch, which takes seconds
     program = f"""
-import sys, time
+import sys, time, types
+package = types.ModuleType("pcdm_lib")
+package.__path__ = [{str(Path(container.__file__).parent.parent)!r}]
+sys.modules["pcdm_lib"] = package
 sys.path.insert(0, {str(Path(container.__file__).parent)!r})
 from container import Entry, Writer
 with Writer({str(path)!r}, {{}}) as writer:

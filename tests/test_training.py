@@ -317,6 +317,17 @@ def test_truncated_weights_are_refused(tmp_path, images):
         checkpoints.load_cascade(tmp_path / "run")
 
 
+@pytest.mark.parametrize("other", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
+def test_weights_of_another_type_are_refused_not_cast(tmp_path, other):
+    network, path = torch.nn.Linear(2, 2), tmp_path / "w.safetensors"
+    converted = {name: value.to(other) for name, value in network.state_dict().items()}
+    safetensors.torch.save_file(converted, path)
+    with pytest.raises(ValueError, match=f"w.safetensors holds {other}.*Restore the file"):
+        checkpoints.load_weights(network, path)
+    if other == torch.float16:  # shipped models are rounded so, and say it
+        checkpoints.load_weights(network, path, rounded=True)
+
+
 def test_missing_weights_are_refused(tmp_path, images):
     (checkpoint(tmp_path, images) / "ema.details1.safetensors").unlink()
     with pytest.raises(ValueError, match="ema.details1.safetensors is missing"):

@@ -1,6 +1,7 @@
 """Images of any size and number <-> one `.pcdm` file.
 
-A chunk holds some whole images and can be read alone. Its payload begins with varints: how many
+A chunk holds some whole images, or a piece of one that is too large for a chunk, and can be read
+alone. Its payload begins with varints: how many
 images are plain and which, how many first tiles there are, and how many bytes the plain files take.
 Then comes one stack of bits (coding/bits_back.py):
 
@@ -37,6 +38,7 @@ from pcdm_lib import records
 from pcdm_lib.coding.bits_back import FRACTION, PREDICTION
 from pcdm_lib.coding.chunks import (
     _CODING,
+    MAX_SAMPLES,
     Image,
     ImageCodec,
     Settings,
@@ -45,9 +47,21 @@ from pcdm_lib.coding.chunks import (
     decode_chunk,
     encode_chunk,
 )
-from pcdm_lib.coding.container import DamagedFile, Entry, Reader, Writer
-from pcdm_lib.coding.tiles import plan
+from pcdm_lib.coding.container import (
+    MAX_SIDE,
+    ChunkInfo,
+    DamagedFile,
+    Entry,
+    Piece,
+    Reader,
+    Writer,
+)
+from pcdm_lib.coding.tiles import Box, pieces, plan
 from pcdm_lib.models.cascade import Cascade
+
+# of an image in pieces: 357 megapixels in colour. It lies whole in memory where it is read or
+# written, and a stranger's file must not ask for any amount.
+MAX_WHOLE_SAMPLES = 1 << 30
 
 
 class WrongModel(ValueError):
@@ -103,7 +117,7 @@ def machine(device: torch.device | str = "cpu") -> str:
 
 # ---------------------------------------------------------------- files
 def check_image(name: str, image: NDArray) -> Image:
-    """An image (H, W) or (H, W, 3) as (C, H, W); ValueError for anything else but uint8."""
+    """A view (C, H, W) of an image (H, W) or (H, W, 3); ValueError for anything else but uint8."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         raise ValueError(
             f"{name}: files hold images of uint8, got "
@@ -115,7 +129,7 @@ def check_image(name: str, image: NDArray) -> Image:
             f"{name}: expected a grey image (H, W) or a colour image (H, W, 3), got shape "
             f"{image.shape}"
         )
-    return np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1))
+    return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
 def _as_given(image: Image) -> NDArray:
@@ -134,7 +148,8 @@ def compress(
     network_batch: int | None = None,
     on_evaluation: Callable[[int], None] | None = None,
 ) -> Statistics:
-    """Write images to a file, chunk by chunk: memory does not grow with their number.
+    """Write images to a file, chunk by chunk: memory does not grow with their number, and beyond
+    `settings.piece` samples not with their size, but for the pixels given.
 
     Source: Sect. 6.3 of the paper.
 
@@ -197,12 +212,16 @@ def compress(
             )
 
     with Writer(path, header, check if verify else None) as writer:
-        for names, chunk in _chunks(codec, images):
+        for entries, chunk in _chunks(codec, images):
             payload = encode_chunk(codec, chunk, statistics)
             if verify:
                 began = time.perf_counter()
                 back = decode_chunk(codec, [image.shape for image in chunk], payload)
-                wrong = [name for name, a, b in zip(names, chunk, back) if not np.array_equal(a, b)]
+                wrong = [
+                    entry.name
+                    for entry, a, b in zip(entries, chunk, back)
+                    if not np.array_equal(a, b)
+                ]
                 if wrong:
                     raise NotVerified(
                         f"{path} was not written: {', '.join(wrong[:3])} did not decode to what "
@@ -210,39 +229,67 @@ def compress(
                     )
                 statistics.verify_seconds += time.perf_counter() - began
             written.append(hashlib.sha256(payload).digest())
-            writer.add_chunk(
-                [Entry(name, image.shape, checksum(image)) for name, image in zip(names, chunk)],
-                payload,
-            )
+            writer.add_chunk(entries, payload)
             statistics.container_bits -= 8 * len(payload)
+            statistics.extra_pieces += sum(
+                entry.piece is not None and entry.piece[:2] != (0, 0) for entry in entries
+            )
     statistics.container_bits += 8 * writer.bytes_written
     return statistics
+
+
+def check_model(cascade: Cascade, settings: Settings) -> None:
+    """ValueError where no file can be written with this model and these settings."""
+    ImageCodec(cascade, settings)
+    digest(cascade)
 
 
 def work(cascade: Cascade, settings: Settings, sizes: Iterable[tuple[int, int]]) -> int:
     """Network evaluations that images of these sizes (height, width) take, once through and none of
     them plain: for a progress bar."""
-    side = settings.side or max(cascade.image_shape[1:])
-    return (
-        settings.steps
-        * len(cascade.specs)
-        * sum(len(plan(height, width, side)) for height, width in sizes)
+    side, channels = settings.side or max(cascade.image_shape[1:]), cascade.image_shape[0]
+    tiles = sum(
+        len(plan(box.height, box.width, side))
+        for height, width in sizes
+        for box in pieces((channels, height, width), side, settings.piece, MAX_SIDE)
     )
+    return settings.steps * len(cascade.specs) * tiles
 
 
 def _chunks(
     codec: ImageCodec, images: Iterable[tuple[str, NDArray]]
-) -> Iterator[tuple[list[str], list[Image]]]:
-    names, chunk, tiles = [], [], 0
-    for name, image in images:
-        names.append(name)
-        chunk.append(check_image(name, image))
-        tiles += len(codec.tiles([chunk[-1].shape]))
-        if tiles >= codec.settings.chunk_tiles:
-            yield names, chunk
-            names, chunk, tiles = [], [], 0
+) -> Iterator[tuple[list[Entry], list[Image]]]:
+    """Images in chunks: those that are small enough together, of the others a piece each."""
+    entries: list[Entry] = []
+    chunk: list[Image] = []
+    tiles = samples = 0
+    for name, given in images:
+        image = check_image(name, given)
+        boxes = codec.pieces(image.shape)
+        if chunk and (
+            len(boxes) > 1
+            or samples + image.size > MAX_SAMPLES
+            or tiles >= codec.settings.chunk_tiles
+        ):
+            yield entries, chunk
+            entries, chunk, tiles, samples = [], [], 0, 0
+        if len(boxes) > 1:
+            yield from (_cut_out(name, image, box) for box in boxes)
+            continue
+        chunk.append(np.ascontiguousarray(image))
+        entries.append(Entry(name, image.shape, checksum(chunk[-1])))
+        tiles, samples = tiles + len(codec.tiles([image.shape])), samples + image.size
     if chunk:
-        yield names, chunk
+        yield entries, chunk
+
+
+def _cut_out(name: str, image: Image, box: Box) -> tuple[list[Entry], list[Image]]:
+    """A piece as a chunk of its own."""
+    part = np.ascontiguousarray(
+        image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    )
+    place = Piece(box.top, box.left, *image.shape[1:])
+    return [Entry(name, part.shape, checksum(part), place)], [part]
 
 
 class Archive:
@@ -301,11 +348,11 @@ class Archive:
 
     def names(self) -> list[str]:
         """The names of all images whose chunk headers can be read."""
-        found = []
+        found: dict[str, None] = {}
         for info in self.reader.chunks:
             with contextlib.suppress(DamagedFile):
-                found += [entry.name for entry in self.reader.entries(info.number)]
-        return found
+                found |= dict.fromkeys(e.name for e in self.reader.entries(info.number))
+        return [*found]
 
     def prepare(
         self,
@@ -326,7 +373,8 @@ class Archive:
             raise WrongModel(
                 f"{self.path} was written with the model {self.model!r} of digest {self.digest}, "
                 f"this one has {found}: "
-                "give the very model that wrote it"
+                "give the very model that wrote it (of a run that was trained further, the "
+                "checkpoint of then: RUN/checkpoints/step-...)"
             )
         if self.settings.precision == "float32" and self._machine != machine(device):
             raise WrongModel(
@@ -342,8 +390,8 @@ class Archive:
         return self._codec
 
     def chunk(self, number: int) -> list[tuple[str, NDArray]]:
-        """Names and arrays (H, W) or (H, W, 3) of one chunk, without those before it; DamagedFile
-        naming the images where that fails."""
+        """Names and arrays (H, W) or (H, W, 3) of one chunk, without those before it: whole images,
+        or pieces of one. DamagedFile naming the images where that fails."""
         if self._codec is None:
             raise ValueError("call prepare with the file's model first")
         entries, payload = self.reader.chunk(number)
@@ -372,15 +420,82 @@ class Archive:
         self, wanted: Sequence[str] | None = None
     ) -> Iterator[tuple[str, NDArray] | DamagedFile]:
         """All images, or those of the wanted names, in the order of the file; for a chunk that is
-        damaged its error, and then the others."""
-        for info in self.reader.chunks:
+        damaged its error, and then the others. An image in pieces is decoded piece by piece."""
+        chosen = None if wanted is None else {*wanted}
+        for group in self._groups():
+            if isinstance(group, DamagedFile):
+                yield group
+                continue
+            entries = [entry for _, some in group for entry in some]
+            if chosen is not None and not chosen & {entry.name for entry in entries}:
+                continue
             try:
-                if wanted is not None and not {e.name for e in self.reader.entries(info.number)} & {
-                    *wanted
-                }:
-                    continue
-                found = self.chunk(info.number)
+                if entries[0].piece:
+                    found = [(entries[0].name, self._whole(group))]
+                else:
+                    found = self.chunk(group[0][0].number)
             except DamagedFile as error:
                 yield error
                 continue
-            yield from (pair for pair in found if wanted is None or pair[0] in wanted)
+            yield from (pair for pair in found if chosen is None or pair[0] in chosen)
+
+    def _groups(self) -> Iterator[list[tuple[ChunkInfo, list[Entry]]] | DamagedFile]:
+        """The chunks that are decoded together: one by one, but for the pieces of an image."""
+        group: list[tuple[ChunkInfo, list[Entry]]] = []
+        for info in self.reader.chunks:
+            try:
+                entries = self.reader.entries(info.number)
+            except DamagedFile as error:
+                yield error
+                continue
+            piece = bool(entries[0].piece)
+            if group and not (piece and entries[0].name == group[-1][1][0].name):
+                yield group
+                group = []
+            group.append((info, entries))
+            if not piece:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _whole(self, group: list[tuple[ChunkInfo, list[Entry]]]) -> NDArray:
+        """The image of these pieces. All that can be checked is checked before the first of them is
+        decoded."""
+        entries = [entry for _, some in group for entry in some]
+        name, (channels, *_), _, place = entries[0]
+        assert place is not None
+        height, width = place.height, place.width
+        if channels * height * width > MAX_WHOLE_SAMPLES:
+            raise DamagedFile(
+                f"{self.path}: {name!r} is said to be {width}x{height} pixels, which is more than "
+                f"an image of this package has: the file may be malicious"
+            )
+        if not _fills(entries, channels, height, width):
+            raise DamagedFile(
+                f"{self.path}: pieces of {name!r} are missing or damaged, and it cannot be "
+                f"decoded: get a whole copy of the file"
+            )
+        for info, _ in group:
+            self.reader.chunk(info.number)
+        image = np.zeros((height, width) if channels == 1 else (height, width, 3), np.uint8)
+        for info, some in group:
+            for entry, (_, part) in zip(some, self.chunk(info.number)):
+                assert entry.piece is not None
+                top, left = entry.piece[:2]
+                image[top : top + part.shape[0], left : left + part.shape[1]] = part
+        return image
+
+
+def _fills(entries: Sequence[Entry], channels: int, height: int, width: int) -> bool:
+    """Whether pieces, row after row, make up such an image without a gap."""
+    top = left = row = 0
+    for entry in entries:
+        if entry.piece != Piece(top, left, height, width) or entry.shape[0] != channels:
+            return False
+        if left and entry.shape[1] != row:
+            return False
+        row, left = entry.shape[1], left + entry.shape[2]
+        if left == width:
+            top, left = top + row, 0
+    return (top, left) == (height, 0)

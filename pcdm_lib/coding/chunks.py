@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from pcdm_lib.coding.bits_back import FINENESS, Message
 from pcdm_lib.coding.chain import Predictor, Spent, TileCodec, TimeGrid, probe
-from pcdm_lib.coding.container import MAX_CHUNK_IMAGES, varints
+from pcdm_lib.coding.container import MAX_CHUNK_IMAGES, MAX_SIDE, varints
 from pcdm_lib.coding.plain import decode_image, encode_image
-from pcdm_lib.coding.tiles import Box, TileScales, plan
+from pcdm_lib.coding.tiles import Box, TileScales, pieces, plan
 from pcdm_lib.models.cascade import Cascade
 
 STEPS = 200
@@ -34,6 +34,9 @@ PLAIN = ("PNG", "JPEG XL")
 # of the images of a chunk that the model codes: a limit of the format, so that no file can ask for
 # more memory
 MAX_SAMPLES = 1 << 26
+# of all images of a chunk, plain ones too: more than any writer puts there
+MAX_CHUNK_SAMPLES = 1 << 29
+PIECE = 1 << 22  # samples of an image beyond which it is cut into pieces, a chunk each
 _MARGIN = 1024  # words at the bottom of a stack beyond those that its largest batch can need
 _CODING = 1  # version of what this module and coding/bits_back.py do with the bits
 
@@ -42,8 +45,8 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a file is written. What a reader needs of it stands in the header: all but `chunk_tiles`
-    and `plain`.
+    """How a file is written. What a reader needs of it stands in the header: all but `chunk_tiles`,
+    `piece` and `plain`.
 
     Attributes:
         steps: T of the chain: the bits of the T-step bound, and the time, both ways.
@@ -55,6 +58,8 @@ class Settings:
             machine that wrote the file.
         plain: whether images that the model would expand, and first tiles, may be stored by a plain
             codec.
+        piece: samples of an image beyond which it is coded in pieces, each a chunk of its own: what
+            the codec takes of memory does not grow beyond that.
     """
 
     steps: int = STEPS
@@ -64,22 +69,28 @@ class Settings:
     side: int | None = None
     precision: str = "float64"
     plain: bool = True
+    piece: int = PIECE
 
     def __post_init__(self) -> None:
-        rules = {
-            "steps": 2 <= self.steps <= 65535,
-            "fineness": 0.01 <= self.fineness <= 1,
-            "batch": 1 <= self.batch <= 65535,
-            "chunk_tiles": 1 <= self.chunk_tiles <= MAX_CHUNK_IMAGES,
-            "side": self.side is None or 1 <= self.side <= 65535,
-            "precision": self.precision in PRECISIONS,
+        ranges = {
+            "steps": (2, 65535),
+            "fineness": (0.01, 1),
+            "batch": (1, 65535),
+            "chunk_tiles": (1, MAX_CHUNK_IMAGES),
+            "piece": (1, MAX_SAMPLES),
+            "side": (1, 65535),
         }
-        for name, fine in rules.items():
-            if not fine:
+        options = {"chunk_tiles": " (--chunk)", "side": " (--tile)"}
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} makes no sense for a file: see "
-                    f"pcdm_lib.coding.Settings"
+                    f"{name}{options.get(name, '')} must be from {least} to {most}, got {value!r}"
                 )
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
 
 
 class _Batch(NamedTuple):
@@ -98,7 +109,8 @@ class Statistics:
     """Where the bits of a file went. All figures in bits, of the tiles that the model coded where
     nothing else is said."""
 
-    images: int = 0
+    images: int = 0  # pieces of larger images count as images
+    extra_pieces: int = 0  # those but the first of each such image
     dims: int = 0  # samples of all images, plain ones too
     model_dims: int = 0
     model_images: int = 0
@@ -142,9 +154,10 @@ class Statistics:
             "container": self.container_bits,
         }
         parts = ", ".join(f"{name} {bits / 8:.0f}" for name, bits in share.items())
+        cut = f" in {self.images} pieces" if self.extra_pieces else ""
         return (
-            f"{self.images} images, {self.total_bits / 8:.0f} bytes, {self.bpd:.4f} bits per "
-            f"dimension ({parts} bytes)"
+            f"{self.images - self.extra_pieces} images{cut}, {self.total_bits / 8:.0f} bytes, "
+            f"{self.bpd:.4f} bits per dimension ({parts} bytes)"
         )
 
 
@@ -225,8 +238,8 @@ class ImageCodec:
         )
         if samples > MAX_SAMPLES:
             raise ValueError(
-                f"{samples} samples in one chunk, a model codes at most {MAX_SAMPLES}: cut the "
-                f"image into parts"
+                f"{samples} samples in one chunk, a model codes at most {MAX_SAMPLES}: give fewer "
+                f"tiles a chunk"
             )
         step = 2**self.map.levels * max(p.multiple for p in self.predictors)
         return [
@@ -278,6 +291,10 @@ class ImageCodec:
     def start_need(self, shape: tuple[int, int, int]) -> float:
         """Bits that have to lie on the stack before a tile of that shape can be pushed."""
         return self.scales(shape).coded[-1].sum() * self.grids[-1].start_bits
+
+    def pieces(self, shape: tuple[int, int, int]) -> list[Box]:
+        """Where an image (C, H, W) is cut into pieces; all of it where it is small enough."""
+        return pieces(shape, self.side, min(self.settings.piece, MAX_SAMPLES), MAX_SIDE)
 
     def _codec(self, batch: _Batch, number: int) -> TileCodec:
         scales = self.scales(batch.shape)
@@ -403,14 +420,11 @@ def encode_chunk(codec: ImageCodec, images: Sequence[Image], statistics: Statist
     began, network = time.perf_counter(), sum(p.seconds for p in codec.predictors)
     may_be_plain = codec.settings.plain
     files = [_plain(image) for image in images] if may_be_plain else []
-    plain = {i for i, image in enumerate(images) if may_be_plain and image.size > MAX_SAMPLES}
-    while (
-        may_be_plain
-        and sum(image.size for i, image in enumerate(images) if i not in plain) > MAX_SAMPLES
-    ):
-        plain.add(
-            max((i for i in range(len(images)) if i not in plain), key=lambda i: images[i].size)
-        )
+    # what no model can beat is not tried: the start of a stack alone takes more
+    hopeless = may_be_plain and 2 * sum(len(blob) + 3 for blob in files) < _least_start(
+        codec, images
+    )
+    plain = {*range(len(images))} if hopeless else set()
     while True:
         coded = _code(codec, images, files, plain)
         worse = {
@@ -430,6 +444,12 @@ def encode_chunk(codec: ImageCodec, images: Sequence[Image], statistics: Statist
     statistics.seconds += time.perf_counter() - began
     statistics.network_seconds += sum(p.seconds for p in codec.predictors) - network
     return coded.payload()
+
+
+def _least_start(codec: ImageCodec, images: Sequence[Image]) -> float:
+    """Bytes that have to lie on the stack before the smallest of the images' first tiles."""
+    boxes = (codec.tiles([image.shape])[0].box for image in images)
+    return min(codec.start_need((codec.channels, b.height, b.width)) / 8 for b in boxes)
 
 
 def _code(
@@ -518,6 +538,9 @@ def decode_chunk(
     codec: ImageCodec, shapes: Sequence[tuple[int, int, int]], payload: bytes
 ) -> list[Image]:
     """The images (C, H, W) of a payload; ValueError where it is not one of this codec."""
+    sizes = [math.prod(shape) for shape in shapes]
+    if max(sizes) > MAX_SAMPLES or sum(sizes) > MAX_CHUNK_SAMPLES:
+        raise ValueError("the chunk claims more samples than a writer puts into one")
     data = _Bytes(payload)
     count = data.varint()
     if count > len(shapes):

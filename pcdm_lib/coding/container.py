@@ -33,6 +33,13 @@ Chunks, one after the other, CHUNK_BYTES + chunk header + payload each:
              n u32: the checksums of the images, not deflated, for they have no structure
     payload  bytes of the caller
 
+Version 2 is version 1 with pieces: an image that is too large for one chunk lies in several. Behind
+the shapes, within what is deflated, then follow four varints for every entry of the chunk: top and
+left of the piece, height and width of its image. The shape and the checksum are the piece's, all
+pieces of an image have its name, follow each other and leave no gap. Every piece counts as an
+image in the numbers of this format. A file without pieces is written as version 1, which older
+readers read.
+
 An empty name, which no image has, stands for the name before it counted up by one: the last group
 of decimal digits before the last dot, of at most 18 digits, keeps its width where it can
 ("test-00017.png", "test-00018.png"). Names that count up thus cost next to nothing.
@@ -67,22 +74,25 @@ import json
 import operator
 import os
 import re
-import secrets
 import stat
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
-VERSION = 1
+from pcdm_lib import outputs
+
+VERSIONS = (1, 2)
 MAX_HEADER = 1 << 20  # bytes of JSON
 MAX_NAME = 1024  # bytes of UTF-8
 MAX_CHUNK_IMAGES = 1 << 16
 MAX_CHUNK_NAMES = 1 << 24  # bytes of all the names and shapes of a chunk
 MAX_CHUNKS = 1 << 20
-MAX_SIDE = 65535
+MAX_SIDE = 65535  # of an image in one chunk, and of a piece
+MAX_WHOLE = (1 << 31) - 1  # side of an image in pieces: the largest of PNG
 
 _MAGIC, _MARKER, _END = b"\x8fPCDM\r\n\x1a", b"\x8eCHK", b"\x8eEND"
 _PREAMBLE, _CHUNK, _TRAILER = (
@@ -114,13 +124,23 @@ class UnknownVersion(ValueError):
     """A sound preamble of a format version that this module does not read."""
 
 
+class Piece(NamedTuple):
+    """The place of a piece's first pixel in its image, and the sides of the whole image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
 class Entry(NamedTuple):
-    """An image: its name, its shape (C, H, W) and the u32 checksum of its pixels, which the caller
-    computes and compares."""
+    """An image, or a piece of one: its name, its shape (C, H, W) and the u32 checksum of its
+    pixels, which the caller computes and compares; `piece` says where a piece lies."""
 
     name: str
     shape: tuple[int, int, int]
     checksum: int
+    piece: Piece | None = None
 
 
 class ChunkInfo(NamedTuple):
@@ -223,9 +243,8 @@ def _next_name(name: str) -> str | None:
     return f"{stem[: found.start()]}{int(digits) + 1:0{len(digits)}d}{rest}{dot}{suffix}"
 
 
-def _checked(entry: Entry) -> tuple[Entry, bytes]:
-    """The same with plain numbers, and its name in UTF-8; ValueError where it cannot be stored."""
-    name, shape, checksum = entry
+def check_name(name: str) -> bytes:
+    """An image's name in UTF-8; ValueError where no file can store it."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(
             f"{name!r} cannot be the name of an image: a name is text of one character or more, "
@@ -243,6 +262,13 @@ def _checked(entry: Entry) -> tuple[Entry, bytes]:
             f"the name {name[:40]!r}... takes {len(text)} bytes of UTF-8, and at most {MAX_NAME} "
             f"are possible: give a shorter one"
         )
+    return text
+
+
+def _checked(entry: Entry) -> tuple[Entry, bytes]:
+    """The same with plain numbers, and its name in UTF-8; ValueError where it cannot be stored."""
+    name, shape, checksum, piece = entry
+    text = check_name(name)
     try:
         channels, height, width = map(operator.index, shape)
         checksum = operator.index(checksum)
@@ -258,7 +284,21 @@ def _checked(entry: Entry) -> tuple[Entry, bytes]:
         )
     if not 0 <= checksum < 1 << 32:
         raise ValueError(f"image {name!r} has checksum {checksum}: it must be from 0 to 2**32 - 1")
-    return Entry(name, (channels, height, width), checksum), text
+    if piece is not None and not _possible(piece, height, width):
+        raise ValueError(
+            f"image {name!r}: a piece {height}x{width} does not lie within its image at {piece}"
+        )
+    return Entry(name, (channels, height, width), checksum, piece), text
+
+
+def _possible(piece: Piece, height: int, width: int) -> bool:
+    """Whether something of that size is a piece, not the whole, of such an image."""
+    return (
+        max(piece.height, piece.width) <= MAX_WHOLE
+        and 0 <= piece.top <= piece.height - height
+        and 0 <= piece.left <= piece.width - width
+        and (height, width) != (piece.height, piece.width)
+    )
 
 
 def _pack_entries(entries: Sequence[Entry], texts: Sequence[bytes]) -> bytes:
@@ -274,6 +314,10 @@ def _pack_entries(entries: Sequence[Entry], texts: Sequence[bytes]) -> bytes:
         else:
             runs.append((1, *entry.shape))
     columns = b"".join(name + b"\0" for name in names) + b"".join(map(varints, runs))
+    if any(entry.piece for entry in entries):
+        if not all(entry.piece for entry in entries):
+            raise ValueError("a chunk holds pieces or whole images, not both")
+        columns += b"".join(varints(entry.piece) for entry in entries if entry.piece)
     if max(len(columns), sum(map(len, texts))) > MAX_CHUNK_NAMES:
         raise ValueError(
             f"the names and shapes of {len(entries)} images take more than {MAX_CHUNK_NAMES} "
@@ -284,10 +328,11 @@ def _pack_entries(entries: Sequence[Entry], texts: Sequence[bytes]) -> bytes:
     )
 
 
-def _unpack_entries(data: bytes, n: int) -> list[Entry]:
+def _unpack_entries(data: bytes, n: int, version: int) -> list[Entry]:
     """The entries that `_pack_entries` packed; _Unsound where these are not n of them."""
-    # the four numbers of a run take up to 8 bytes in a writer's file
-    columns, checksums = _inflate(data, min(MAX_CHUNK_NAMES, n * (MAX_NAME + 1 + 8)))
+    # the four numbers of a run take up to 8 bytes in a writer's file, those of a piece up to 20
+    most = MAX_NAME + 1 + 8 + (20 if version > 1 else 0)
+    columns, checksums = _inflate(data, min(MAX_CHUNK_NAMES, n * most))
     if len(checksums) != 4 * n:
         raise _Unsound(f"it has {len(checksums)} bytes of checksums for {n} images")
     *texts, runs = columns.split(b"\0", n)
@@ -307,8 +352,6 @@ def _unpack_entries(data: bytes, n: int) -> list[Entry]:
         if len(text) > MAX_NAME or total > MAX_CHUNK_NAMES:
             raise _Unsound("its names are too long")
         names.append(name)
-    if len(set(names)) != n:
-        raise _Unsound("two images in it have the same name")
     shapes: list[tuple[int, int, int]] = []
     position = 0
     while len(shapes) < n:
@@ -323,9 +366,21 @@ def _unpack_entries(data: bytes, n: int) -> list[Entry]:
         ):
             raise _Unsound("a shape in it is impossible")
         shapes += [(channels, height, width)] * count
+    pieces: list[Piece | None] = [None] * n
+    if version > 1 and position != len(runs):
+        for i, (_, height, width) in enumerate(shapes):
+            numbers = []
+            for _ in Piece._fields:
+                number, position = _varint(runs, position)
+                numbers.append(number)
+            pieces[i] = piece = Piece(*numbers)
+            if not _possible(piece, height, width):
+                raise _Unsound("a piece in it does not lie within its image")
     if position != len(runs):
         raise _Unsound("more follows its shapes")
-    return list(map(Entry, names, shapes, struct.unpack(f"<{n}I", checksums)))
+    if len(set(zip(names, pieces))) != n:
+        raise _Unsound("two images in it have the same name")
+    return list(map(Entry, names, shapes, struct.unpack(f"<{n}I", checksums), pieces))
 
 
 def _pack_header(header: Mapping[str, Any]) -> bytes:
@@ -394,8 +449,8 @@ def _count(n: int, word: str) -> str:
 
 
 class Writer:
-    """Writes a `.pcdm` file under a temporary name in the same folder, and renames it when the
-    `with` block ends well.
+    """Writes a `.pcdm` file that gets its name when the `with` block ends well
+    (`outputs.whole_file`).
 
     path: where the file will be; its folder is made where it is missing. A file of that name stays
     as it is until the end, and for good if the block ends with any exception. What is written is
@@ -415,17 +470,22 @@ class Writer:
         check: Callable[[Path], None] | None = None,
     ) -> None:
         self.path, self._check = Path(path), check
-        body = _pack_header(header)
-        start = _PREAMBLE.pack(_MAGIC, VERSION, len(body), 0)[:-4]
-        self._seal = zlib.crc32(body, zlib.crc32(start))
-        self._start = start + struct.pack("<I", self._seal) + body
+        self._header = _pack_header(header)
+        self._begin(VERSIONS[0])
         self._file: BinaryIO | None = None
-        self._work: Path | None = None
+        self._output: contextlib.AbstractContextManager[BinaryIO] | None = None
         self._names: set[str] = set()
+        self._in_pieces = ""  # the image whose pieces are being added
         self._chunks: list[tuple[int, int]] = []
         self._images = 0
         self._written = 0
         self._broken = False
+
+    def _begin(self, version: int) -> None:
+        self._version, body = version, self._header
+        start = _PREAMBLE.pack(_MAGIC, version, len(body), 0)[:-4]
+        self._seal = zlib.crc32(body, zlib.crc32(start))
+        self._start = start + struct.pack("<I", self._seal) + body
 
     @property
     def bytes_written(self) -> int:
@@ -433,17 +493,14 @@ class Writer:
         return self._written
 
     def __enter__(self) -> Writer:
-        if self._work is not None:
+        if self._output is not None:
             raise ValueError(f"{self.path}: a Writer writes one file once; make another one")
-        if self.path.is_dir():
-            raise IsADirectoryError(f"{self.path} is a folder: give the name of a file")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._work = self.path.with_name(f".{self.path.name[:40]}.{secrets.token_hex(8)}")
+        self._output = outputs.whole_file(self.path)
+        self._file = self._output.__enter__()
         try:
-            self._file = open(self._work, "xb")  # a new file has the mode that the umask allows
             self._file.write(self._start)
         except BaseException:
-            self._discard()
+            self._end(*sys.exc_info())
             raise
         self._written = len(self._start)
         return self
@@ -452,8 +509,8 @@ class Writer:
         """Append the images of one chunk and their coded bytes; returns the bytes that the chunk
         takes, everything in it.
 
-        ValueError, with nothing written, where there is no image, a name was there before, or an
-        entry cannot be stored.
+        The first pieces make the file one of version 2. ValueError, with nothing written, where
+        there is no image, a name was there before, or an entry cannot be stored.
         """
         if self._file is None:
             raise ValueError(f"{self.path}: chunks are added within the `with` block of a Writer")
@@ -466,7 +523,11 @@ class Writer:
             )
         pairs = [_checked(entry) for entry in entries]
         names: set[str] = set()
+        in_pieces = self._in_pieces
         for entry, _ in pairs:
+            if entry.piece and entry.name == in_pieces:
+                continue
+            in_pieces = entry.name if entry.piece else ""
             if entry.name in self._names or entry.name in names:
                 raise ValueError(
                     f"two images are named {entry.name!r}: every name in a file must differ from "
@@ -476,6 +537,8 @@ class Writer:
         body = varints([len(self._chunks), self._images, len(pairs)]) + _pack_entries(
             [entry for entry, _ in pairs], [text for _, text in pairs]
         )
+        if in_pieces and self._version == 1:
+            self._seal_anew(2)
         view = memoryview(payload).cast("B")
         fields = _CHUNK.pack(_MARKER, len(body), len(view), zlib.crc32(view), 0)[:-4]
         head = fields + struct.pack("<I", zlib.crc32(body, zlib.crc32(fields, self._seal))) + body
@@ -485,11 +548,34 @@ class Writer:
         self._file.write(head)
         self._file.write(view)
         self._names |= names
+        self._in_pieces = in_pieces
         self._chunks.append((length, len(pairs)))
         self._images += len(pairs)
         self._written += length
         self._broken = broken
         return length
+
+    def _seal_anew(self, version: int) -> None:
+        """Make what is written so far the beginning of a file of that version, in its place: every
+        chunk has another checksum, and nothing else changes."""
+        assert self._file is not None
+        self._begin(version)
+        self._broken = True  # until all are changed
+        self._file.flush()
+        offset = len(self._start)
+        with open(self._file.name, "rb") as written:
+            for length, _ in self._chunks:
+                written.seek(offset)
+                fields = written.read(CHUNK_BYTES)
+                body = written.read(_CHUNK.unpack(fields)[1])
+                crc = zlib.crc32(body, zlib.crc32(fields[:-4], self._seal))
+                self._file.seek(offset + CHUNK_BYTES - 4)
+                self._file.write(struct.pack("<I", crc))
+                offset += length
+        self._file.seek(0)
+        self._file.write(self._start)
+        self._file.seek(0, os.SEEK_END)
+        self._broken = False
 
     def __exit__(
         self,
@@ -497,17 +583,16 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            self._finish()
-        except BaseException:
-            self._discard()
-            raise
+        if kind is None:
+            try:
+                self._finish()
+            except BaseException:
+                self._end(*sys.exc_info())
+                raise
+        self._end(kind, error, trace)
 
     def _finish(self) -> None:
-        assert self._file is not None and self._work is not None
+        assert self._file is not None
         if self._broken:
             raise OSError(
                 f"{self.path} was not written: an error while a chunk was being written left it "
@@ -517,26 +602,22 @@ class Writer:
             raise ValueError(f"{self.path} was not written: it would hold no image; add a chunk")
         index = _pack_index(self._chunks, self._seal)
         self._file.write(index)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        if self._check is not None:
-            self._check(self._work)
-        os.replace(self._work, self.path)
         self._written += len(index)
+        if self._check is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._check(Path(self._file.name))
 
-    def _discard(self) -> None:
-        file, self._file = self._file, None
-        try:
-            if file is not None:
-                # a full disk refuses what is still buffered, and nobody wants it any more
-                with contextlib.suppress(OSError):
-                    file.close()
-        finally:
-            if self._work is not None:
-                with contextlib.suppress(OSError):  # the exception that led here says more
-                    os.unlink(self._work)
+    def _end(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the file its name, or remove it where there is an error."""
+        assert self._output is not None
+        self._file = None
+        self._output.__exit__(kind, error, trace)
 
 
 # Reading
@@ -550,6 +631,7 @@ class Reader:
     an error: the chunks are then found by walking, and `damage` says so.
 
     header: the dict that the writer was given.
+    version: of the format; 2 where images lie in pieces.
     chunks: the chunks that can be reached. What is in them is verified only when it is read.
     num_images: images in the file. Without a sound index those as far as the last chunk found, lost
         ones before it included.
@@ -566,7 +648,8 @@ class Reader:
         try:
             self._size = os.fstat(self._file.fileno()).st_size
             self.header: dict[str, Any]
-            self.header, self._seal, self._start = self._read_header()
+            self.header, self.version, self._seal, self._start = self._read_header()
+            self._word = "image" if self.version == 1 else "piece"
             self.damage: tuple[str, ...] = ()
             self.chunks: tuple[ChunkInfo, ...] = ()
             self.num_images = 0
@@ -667,8 +750,8 @@ class Reader:
             )
         return data
 
-    def _read_header(self) -> tuple[dict[str, Any], int, int]:
-        """The header, the seal of the file and the offset behind the header."""
+    def _read_header(self) -> tuple[dict[str, Any], int, int, int]:
+        """The header, the version and the seal of the file, and the offset behind the header."""
         start = self._read(0, min(self._size, PREAMBLE_BYTES))
         if not start.startswith(_MAGIC):
             if start and _MAGIC.startswith(start):
@@ -699,13 +782,13 @@ class Reader:
         body = self._read(PREAMBLE_BYTES, length)
         if zlib.crc32(body, zlib.crc32(start[:-4])) != seal:
             raise DamagedFile(f"{what} (its checksum is wrong): {_COPY}")
-        if version != VERSION:
+        if version not in VERSIONS:
             raise UnknownVersion(
-                f"{self.path} has format version {version}, and this program reads version "
-                f"{VERSION}: use the pcdm_lib that wrote it"
+                f"{self.path} has format version {version}, and this program reads versions "
+                f"{VERSIONS[0]} to {VERSIONS[-1]}: use the pcdm_lib that wrote it"
             )
         try:
-            return _unpack_header(body), seal, PREAMBLE_BYTES + length
+            return _unpack_header(body), version, seal, PREAMBLE_BYTES + length
         except _Unsound as problem:
             raise DamagedFile(f"{what} ({problem}): {_COPY}") from None
 
@@ -802,7 +885,7 @@ class Reader:
             head = self._head_at(info.offset)
             if head.info != info:
                 raise _Unsound("it contradicts the index")
-            return head, _unpack_entries(head.columns, info.images)
+            return head, _unpack_entries(head.columns, info.images, self.version)
         except _Unsound as problem:
             raise DamagedFile(
                 f"{self.path}: the header of {self._describe(info)} is damaged ({problem}), and "
@@ -811,7 +894,7 @@ class Reader:
 
     def _describe(self, info: ChunkInfo) -> str:
         return (
-            f"chunk {info.number + 1} with {_range(info.first_image, info.images, 'image')} of "
+            f"chunk {info.number + 1} with {_range(info.first_image, info.images, self._word)} of "
             f"{self._total}"
         )
 
@@ -869,7 +952,7 @@ class Reader:
             if cut is not None:
                 notes.append(
                     f"chunk {cut.info.number + 1} with "
-                    f"{_range(cut.info.first_image, cut.info.images, 'image')} is not whole"
+                    f"{_range(cut.info.first_image, cut.info.images, self._word)} is not whole"
                 )
             if result is None:
                 if cut is None:
@@ -881,7 +964,7 @@ class Reader:
             lost, images = result.info.number - number, result.info.first_image - image
             if lost:
                 notes.append(
-                    f"{_range(number, lost, 'chunk')} with {_range(image, images, 'image')} "
+                    f"{_range(number, lost, 'chunk')} with {_range(image, images, self._word)} "
                     f"cannot be found"
                 )
             elif cut is None:
@@ -894,7 +977,7 @@ class Reader:
         self.chunks = tuple(head.info for head in found)
         self.num_images = image
         self._total = f"at least {image}"
-        held = _count(sum(info.images for info in self.chunks), "image")
+        held = _count(sum(info.images for info in self.chunks), self._word)
         self.damage = (
             f"{problem}: found {_count(len(found), 'whole chunk')} with {held} by walking",
             *notes[:_MAX_NOTES],

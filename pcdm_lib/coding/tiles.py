@@ -14,6 +14,7 @@ bit for each sample of a repeated row or column.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,39 @@ def plan(height: int, width: int, side: int, multiple: int = 1) -> list[Box]:
         for top, bottom in zip(rows, rows[1:])
         for left, right in zip(columns, columns[1:])
     ]
+
+
+def pieces(shape: tuple[int, int, int], side: int, most: int, longest: int) -> list[Box]:
+    """Pieces of an image (C, H, W) that is too large for one chunk, row after row; the whole image
+    where it is not.
+
+    They are nearly equal, near to squares, and of whole tiles or more where there is room for one.
+
+    Args:
+        side: of the tiles.
+        most: samples of a piece.
+        longest: side of a piece.
+    """
+    channels, height, width = shape
+    if channels * height * width <= most and max(height, width) <= longest:
+        return [Box(0, 0, height, width)]
+    room = max(1, most // channels)  # pixels
+    square = max(1, math.isqrt(room) // side) * side
+    high = min(height, square, longest, room)
+    wide = min(width, longest, max(1, room // high))
+    high = min(height, longest, max(1, room // wide))
+    rows, columns = _equal(height, high), _equal(width, wide)
+    return [
+        Box(top, left, bottom - top, right - left)
+        for top, bottom in zip(rows, rows[1:])
+        for left, right in zip(columns, columns[1:])
+    ]
+
+
+def _equal(length: int, most: int) -> list[int]:
+    """Cuts of a length into the fewest parts of at most so much."""
+    count = -(-length // most)
+    return [i * length // count for i in range(count + 1)]
 
 
 def _cuts(length: int, side: int, multiple: int) -> list[int]:

@@ -90,6 +90,15 @@ def compress(
             **one_of(("float64", "float32")),
         ),
     ] = "float64",
+    with_model: Annotated[
+        bool,
+        typer.Option(
+            "--with-model",
+            help="Keep the model beside the file, in OUT.model/, so that the file can be decoded "
+            "when the run is gone.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     no_verify: Annotated[
         bool,
         typer.Option(
@@ -98,6 +107,10 @@ def compress(
             rich_help_panel=CODING,
         ),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace a file that is there.", rich_help_panel=OUTPUT),
+    ] = False,
     dry_run: DryRun = False,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -105,23 +118,29 @@ def compress(
     """Write images into one file, losslessly, by a trained model's likelihood."""
     from tqdm.auto import tqdm
 
-    from pcdm_lib import records
+    from pcdm_lib import outputs, records
     from pcdm_lib.coding import archive, chunks
-    from pcdm_lib.data.files import image_size, name_files
-    from pcdm_lib.data.images import read_pixels
-    from pcdm_lib.models import pretrained
+    from pcdm_lib.data.files import name_files, read_image
+    from pcdm_lib.models import kept, pretrained
 
     where = records.find_device(device)
-    files = name_files(images)
     settings = chunks.Settings(
         steps, batch=batch, chunk_tiles=chunk, side=tile, precision=precision
     )
+    files = name_files(images)
+    outputs.check_output(out, files.values(), force)
+    beside = kept.folder_beside(out)
+    if with_model:
+        outputs.check_folder(beside)
+        kept.check_place(beside, force)
     runs = sources(model) or [DEFAULT_MODEL]
     cascade, headers = pretrained.open_model(runs, "ema", where)
+    archive.check_model(cascade, settings)
+    sizes = _check_inputs(files)
     name = _model_name(runs)
     label = headers[0]["data"].get("label", "unnamed data")
     verify = not no_verify
-    total = archive.work(cascade, settings, map(image_size, files.values())) * (1 + verify)
+    total = archive.work(cascade, settings, sizes) * (1 + verify)
     given = sum(path.stat().st_size for path in files.values())
     if dry_run:
         print_json(
@@ -134,6 +153,7 @@ def compress(
                 "verify": verify,
                 "device": str(where),
                 "output": str(out),
+                "model kept in": str(beside) if with_model else None,
             }
         )
         return 0
@@ -141,7 +161,7 @@ def compress(
     what = "coding and decoding" if verify else "coding"
     with tqdm(total=total, desc=what, unit=" evaluations", disable=quiet) as bar:
         statistics = archive.compress(
-            ((name, read_pixels(path)) for name, path in files.items()),
+            ((name, read_image(path)) for name, path in files.items()),
             out,
             cascade,
             name,
@@ -151,6 +171,14 @@ def compress(
             on_evaluation=bar.update,
         )
     _report(out, statistics, given, verify)
+    if with_model:
+        kept.keep(cascade, headers, beside)
+        print(f"{beside}: the model; keep it beside the file")
+    elif name not in pretrained.names():
+        print(
+            f"decoding needs the model as it is now: keep {', '.join(runs)} and do not train it "
+            f"further, or give --with-model"
+        )
     return 0
 
 
@@ -193,6 +221,15 @@ def decompress(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    rename: Annotated[
+        bool,
+        typer.Option(
+            "--rename",
+            help="Write images whose names no file can have here as image-00007.png, by their "
+            "place in the file, and print which is which.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace files that are there.", rich_help_panel=OUTPUT),
@@ -201,9 +238,9 @@ def decompress(
     quiet: Quiet = False,
 ) -> int:
     """Get the images of such a file, the same to the bit."""
-    from pcdm_lib import records
+    from pcdm_lib import outputs, records
     from pcdm_lib.coding import archive
-    from pcdm_lib.coding.extract import targets
+    from pcdm_lib.coding.extract import described, targets
     from pcdm_lib.models import pretrained
 
     where = records.find_device(device)
@@ -219,18 +256,67 @@ def decompress(
         missing = sorted({*(only or ())} - {*names})
         if missing:
             raise ValueError(f"{file} holds no image called {missing[0]!r}: --list shows the names")
-        paths = targets(only or names, out, force)
-        # a path in a stranger's file is not followed
-        if not model and opened.model not in pretrained.names():
-            raise ValueError(
-                f"{file} was written with the model {opened.model!r}, which does not come with the "
-                f"package: name the run by --model"
+        outputs.check_folder(out)
+        plan = targets(names, out, force, rename, chosen=only)
+        for path in plan.paths.values():
+            outputs.check_output(path, [file], force)
+        for name, reason in plan.impossible.items():
+            print(
+                f"not written: {described(name, reason)}; --rename writes it under a number",
+                file=sys.stderr,
             )
-        runs = sources(model) or [opened.model]
+        runs = sources(model) or _sources_of(opened)
         cascade, _ = pretrained.open_model(runs, "ema", where)
-        done, failed = _decode(opened, cascade, where, only or None, paths, quiet)
+        done, failed = _decode(opened, cascade, where, plan.paths, quiet)
+    for name, path in plan.renamed.items():
+        print(f"{path.name} is {name!a}")
     print(f"{done} images in {out}")
-    return 1 if failed else 0
+    return 1 if failed or plan.impossible else 0
+
+
+def _check_inputs(files: dict[str, Path]) -> list[tuple[int, int]]:
+    """Height and width of the images; one error for all that cannot be stored. Every file is
+    decoded once, which takes a moment, where coding takes hours."""
+    from pcdm_lib.coding.container import check_name
+    from pcdm_lib.coding.extract import warnings
+    from pcdm_lib.data.files import read_image
+
+    sizes, refused = [], []
+    for name, path in files.items():
+        try:
+            check_name(name)
+            height, width = read_image(path).shape[:2]
+        except ValueError as error:
+            refused.append(str(error).encode(errors="backslashreplace").decode())
+        else:
+            sizes.append((height, width))
+    if refused:
+        more = f" (and {len(refused) - 5} more)" if len(refused) > 5 else ""
+        raise ValueError(
+            f"{len(refused)} of {len(files)} images cannot be stored, and nothing was coded: "
+            + "; ".join(refused[:5])
+            + more
+        )
+    for line in warnings(list(files)):
+        print(f"warning: {line}", file=sys.stderr)
+    return sizes
+
+
+def _sources_of(opened: Any) -> list[str]:
+    """The model that a file names: a shipped one, or the one kept beside the file. A path in a
+    stranger's file is not followed."""
+    from pcdm_lib.models import kept, pretrained
+
+    beside = kept.folder_beside(opened.path)
+    if kept.is_kept(beside):
+        return [str(beside)]
+    if opened.model in pretrained.names():
+        return [opened.model]
+    raise ValueError(
+        f"{opened.path} was written with the model {opened.model!a} of digest {opened.digest}, "
+        f"which does not come with the package, and {beside} is no kept model: name the run by "
+        f"--model, or a checkpoint of it if the run was trained further"
+    )
 
 
 def _model_name(runs: list[str]) -> str:
@@ -244,10 +330,11 @@ def _model_name(runs: list[str]) -> str:
 
 def _report(out: Path, statistics: Any, given: int, verify: bool) -> None:
     print(f"{out}: {statistics}; the files given have {given} bytes")
+    word = "pieces" if statistics.extra_pieces else "images"
     print(
-        f"coded by the model: {statistics.model_images} images at {statistics.net_bpd:.4f} bits "
+        f"coded by the model: {statistics.model_images} {word} at {statistics.net_bpd:.4f} bits "
         f"per dimension; by PNG or JPEG XL, which was smaller there: {statistics.plain_images} "
-        f"images and {statistics.start_tiles} first tiles"
+        f"{word} and {statistics.start_tiles} first tiles"
     )
     checked = (
         f"decoded and compared in {statistics.verify_seconds:.1f} s"
@@ -255,7 +342,7 @@ def _report(out: Path, statistics: Any, given: int, verify: bool) -> None:
         else "NOT verified: --no-verify was given"
     )
     print(
-        f"{statistics.images / statistics.seconds:.3f} images a second, "
+        f"{statistics.images / statistics.seconds:.3f} {word} a second, "
         f"{1 - statistics.network_seconds / statistics.seconds:.0%} of the time outside the "
         f"network; {checked}"
     )
@@ -270,9 +357,10 @@ def _list(opened: Any, names: list[str]) -> None:
 
 
 def _decode(
-    opened: Any, cascade: Any, device: Any, only: list[str] | None, paths: dict, quiet: bool
+    opened: Any, cascade: Any, device: Any, paths: dict[str, Path], quiet: bool
 ) -> tuple[int, int]:
-    """Write the images; how many were written, and how many parts of the file are damaged."""
+    """Write the images of these names; how many were written, and how many parts of the file are
+    damaged."""
     from tqdm.auto import tqdm
 
     from pcdm_lib.coding import container
@@ -281,12 +369,19 @@ def _decode(
     done, failed = 0, len(opened.reader.damage)
     with tqdm(desc="decoding", unit=" evaluations", disable=quiet) as bar:
         opened.prepare(cascade, device, on_evaluation=bar.update)
-        for found in opened.images(only):
+        for found in opened.images([*paths]):
             if isinstance(found, container.DamagedFile):
                 print(found, file=sys.stderr)
                 failed += 1
                 continue
             name, pixels = found
-            write_png(paths[name], pixels)
+            try:
+                write_png(paths[name], pixels)
+            except OSError as error:
+                raise OSError(
+                    f"{paths[name]} cannot be written ({error.strerror or error}): the "
+                    f"{done} images before it are whole; make room or give another folder, and "
+                    f"get the others by --only"
+                ) from error
             done += 1
     return done, failed

@@ -3,16 +3,21 @@ to write."""
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from pcdm_lib import records
 from pcdm_lib.data.images import SUFFIXES, beyond_rgb, image_files
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_SAMPLES = 1 << 30  # of an image, 357 megapixels in colour: it lies whole in memory
+_MAX_TEXT = 1 << 26  # bytes of a PNG's text and profiles, which are not kept
 
 
 def name_files(paths: Iterable[Path]) -> dict[str, Path]:
@@ -46,26 +51,61 @@ def name_files(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file, from its header.
+    """Height and width of an image file, from its header. Errors as of `read_image`."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def read_image(path: Path) -> np.ndarray:
+    """One 8-bit image file as its decoder gives it, grey as (H, W), else RGB (H, W, 3): every
+    sample of up to `MAX_SAMPLES`, and no metadata.
 
     Raises:
-        ValueError: where it cannot be read, or holds more than 8-bit grey or RGB. So this is known
-            before hours of work.
+        ValueError: where it cannot be read, is cut short, or holds more than 8-bit grey or RGB.
     """
+    with _opened(path) as image:
+        return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file whose header says that files can hold it. Pillow's limits are set aside: they
+    are for images that strangers send, and these are the user's own."""
+    before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    Image.MAX_IMAGE_PIXELS = None
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             what = beyond_rgb(image, file)
-            size = image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} cannot be read as PNG, JPEG or WebP ({error}): repair or remove it"
-        ) from error
-    if what:
-        raise ValueError(
-            f"{path} has {what}, expected one 8-bit RGB, grey or palette image: convert or remove "
-            f"it"
-        )
-    return size
+            if what:
+                raise ValueError(
+                    f"it has {what}, expected one 8-bit RGB, grey or palette image: convert or "
+                    f"remove it"
+                )
+            samples = image.width * image.height * (1 if image.mode in ("1", "L") else 3)
+            if samples > MAX_SAMPLES:
+                raise ValueError(
+                    f"it has {samples} samples, at most {MAX_SAMPLES} are read at once: cut it "
+                    f"into parts"
+                )
+            yield image
+    except (OSError, SyntaxError, ValueError, MemoryError) as error:
+        raise ValueError(f"{path} cannot be read: {_reason(error)}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = before[:2]
+        PngImagePlugin.MAX_TEXT_MEMORY = before[2]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no PNG, JPEG or WebP file; convert or remove it"
+    if isinstance(error, MemoryError):
+        return "it does not fit into memory; cut it into parts"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    ours = text.startswith("it has")
+    return text if ours else f"it is damaged or cut short ({text}); repair or remove it"
 
 
 def write_png(path: Path | str, pixels: np.ndarray, description: str | None = None) -> None:

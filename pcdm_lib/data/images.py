@@ -142,15 +142,6 @@ def read_rgb(
     return pixels
 
 
-def read_pixels(path: Path) -> np.ndarray:
-    """One 8-bit image file as its decoder gives it, grey as (H, W), else RGB (H, W, 3): every
-    sample, and no metadata."""
-    pixels = read_rgb(path)
-    with Image.open(path) as image:
-        grey = image.mode in ("1", "L")
-    return np.ascontiguousarray(pixels[..., 0]) if grey else pixels
-
-
 def decode_rgb(file: BinaryIO, name: str, *, lenient: bool = False) -> np.ndarray:
     """One 8-bit image as (H, W, 3), gray and palette spread to RGB; what RGB cannot hold is an
     error.

@@ -105,7 +105,7 @@ def ship(
         for scale in cascade.scales:
             safetensors.torch.save_file(_rounded(scale), folder / f"{scale.name}.safetensors")
             # from here on it is scored as it is stored
-            checkpoints.load_weights(scale, folder / f"{scale.name}.safetensors")
+            checkpoints.load_weights(scale, folder / f"{scale.name}.safetensors", rounded=True)
         records.write_json(
             folder / "config.json", {"format": checkpoints.FORMAT, "config": headers[0]["config"]}
         )

@@ -81,16 +81,18 @@ def read_log(run_dir: Path | str) -> list[dict[str, Any]]:
     return rows
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load one safetensors file into a module.
+def load_weights(module: nn.Module, path: Path, *, rounded: bool = False) -> None:
+    """Load one safetensors file into a module, number by number as it is stored.
 
     Args:
         module: whose `state_dict` has the file's names and shapes.
         path: the file.
+        rounded: whether tensors may be float16, as those of shipped models are.
 
     Raises:
-        ValueError: naming the file, where it is missing, damaged, of another network, or holds
-            values that are not finite.
+        ValueError: naming the file, where it is missing, damaged, of another network, holds values
+            that are not finite, or holds another type of numbers: a conversion would change the
+            model without a word.
     """
     try:
         tensors = safetensors.torch.load_file(path)
@@ -110,6 +112,13 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"of another shape, "
             f"the first is {wrong[0]}"
         )
+    allowed = (torch.float16,) if rounded else ()
+    for k, v in tensors.items():
+        if v.dtype not in (own[k].dtype, *allowed):
+            raise ValueError(
+                f"{path} holds {v.dtype} numbers in {k}, expected {own[k].dtype}: it was converted "
+                f"after training. Restore the file that training wrote"
+            )
     broken = [k for k, v in tensors.items() if not bool(torch.isfinite(v).all())]
     if broken:
         raise ValueError(f"{path} holds values that are not finite, in {broken[0]}")

@@ -23,7 +23,7 @@ import torch
 
 from pcdm_lib import records
 from pcdm_lib.advice import did_you_mean
-from pcdm_lib.models import checkpoints
+from pcdm_lib.models import checkpoints, kept
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config
 from pcdm_lib.models.presets import build
@@ -106,7 +106,7 @@ def load_pretrained(
         _check(folder / file, facts["sha256"])
     cascade = build(Config.from_dict(records.read_json(folder / "config.json")["config"]).model)
     for scale in cascade.scales:
-        checkpoints.load_weights(scale, folder / f"{scale.name}.safetensors")
+        checkpoints.load_weights(scale, folder / f"{scale.name}.safetensors", rounded=True)
     return cascade.to(device).eval()
 
 
@@ -128,12 +128,12 @@ def _check(path: Path, expected: str) -> None:
 def open_model(
     sources: Sequence[Path | str], weights: str = "ema", device: torch.device | str = "cpu"
 ) -> tuple[Cascade, list[dict[str, Any]]]:
-    """A cascade and the headers of its training, from run folders or from the name of a shipped
-    model. A folder of that name goes first.
+    """A cascade and the headers of its training, from run folders, from the folder of a kept model
+    (kept.py), or from the name of a shipped model. A folder of that name goes first.
 
     Args:
-        sources: folders of runs, or one name of a shipped model.
-        weights: "ema" or "raw"; shipped models have "ema" only.
+        sources: folders of runs, one folder of a kept model, or one name of a shipped model.
+        weights: "ema" or "raw"; kept and shipped models have one set only.
         device: where the cascade goes.
 
     Returns:
@@ -141,8 +141,12 @@ def open_model(
 
     Raises:
         FileNotFoundError: for a name that is nearly that of a shipped model.
-        ValueError: for weights that were not shipped. Also what `load_cascade` raises.
+        ValueError: for weights that were not kept or shipped. Also what `load_cascade` raises.
     """
+    if len(sources) == 1 and kept.is_kept(sources[0]):
+        if weights != "ema":
+            raise ValueError(f"{sources[0]} holds one set of weights: leave {weights!r} out")
+        return kept.load_kept(sources[0], device)
     name = str(sources[0]) if len(sources) == 1 else ""
     if name and not Path(name).exists() and name not in names():
         near = did_you_mean(name, names())

@@ -88,6 +88,7 @@ def exact_emd(
     Raises:
         ValueError: shapes that differ, values that are not finite, unequal mass without
             `create_cost`, unknown names.
+        TypeError: values that are no real numbers, or masked arrays.
         ImportError: the solver is POT's and it is not installed.
         RuntimeError: the solver gave up.
 
@@ -244,6 +245,11 @@ def potential(
 def _numbers(x: Array, what: str) -> np.ndarray:
     if isinstance(x, Tensor):
         x = (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
+    if np.ma.isMaskedArray(x):
+        raise TypeError(
+            f"{what} is a masked array, and no distance here leaves pixels out: give "
+            f".filled(0) of it, or the visible part"
+        )
     array = np.asarray(x)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{what} must hold real numbers, got {array.dtype}")
@@ -400,9 +406,8 @@ def _dense(problem: _Problem, solver: str) -> tuple[float, np.ndarray]:
             ],
             format="csr",
         )
-        # the last row follows from the others
         flow = _linprog(
-            problem.cost.ravel(), ones[:-1], np.concatenate([supply, demand])[:-1]
+            problem.cost.ravel(), *_without_largest(ones, np.concatenate([supply, demand]))
         ).reshape(n, m)
     return float((flow * problem.cost).sum() * unit), flow * unit
 
@@ -423,6 +428,18 @@ def _network_simplex(
             f"POT found no optimum for {len(supply)} by {len(demand)} pixels: {log['warning']}"
         )
     return flow, log["u"], log["v"]
+
+
+def _without_largest(
+    balance: sparse.csr_matrix, mass: np.ndarray
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Balances without that of the largest mass, which follows from the others.
+
+    What the sums of both sides differ by, in rounding, falls on the balance that is left out. Were
+    that one of a tiny mass, it would have to be negative, and the program would have no solution.
+    """
+    kept = np.arange(len(mass)) != np.abs(mass).argmax()
+    return balance[kept], mass[kept]
 
 
 def _linprog(cost: np.ndarray, balance: sparse.csr_matrix, mass: np.ndarray) -> np.ndarray:
@@ -451,7 +468,7 @@ def _grid(f: np.ndarray, create_cost: float | None) -> float:
     )
     balance, cost, unit = sparse.hstack([flows, -flows]), np.ones(2 * edges), np.abs(f).sum() / n
     if create_cost is None:
-        balance, mass = balance.tocsr()[:-1], f.ravel()[:-1]  # the last row follows from the others
+        balance, mass = _without_largest(balance.tocsr(), f.ravel())
     else:
         balance, mass = (
             sparse.hstack([balance, sparse.eye(n), -sparse.eye(n)], format="csr"),

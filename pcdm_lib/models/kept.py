@@ -42,6 +42,10 @@ def is_kept(path: Path | str) -> bool:
 def check_place(path: Path, force: bool = False) -> None:
     """Refuse a folder where a model cannot be kept, before the work.
 
+    Args:
+        path: the folder.
+        force: whether a kept model that is there may be replaced.
+
     Raises:
         ValueError: where something else than a kept model is there.
         FileExistsError: where a kept model is there, without `force`.
@@ -59,6 +63,7 @@ def keep(cascade: Cascade, headers: Sequence[Mapping[str, Any]], path: Path | st
         cascade: in float32, as `open_model` gives it.
         headers: of its training, from there too.
         path: the folder; one that is there is replaced where it is a kept model.
+
     Raises:
         ValueError: where something else is there.
     """
@@ -77,6 +82,13 @@ def load_kept(
     path: Path | str, device: torch.device | str = "cpu"
 ) -> tuple[Cascade, list[dict[str, Any]]]:
     """A kept model and the headers of its training.
+
+    Args:
+        path: the folder.
+        device: where the cascade goes.
+
+    Returns:
+        The cascade in evaluation mode, and the headers.
 
     Raises:
         ValueError: naming the file that is missing, damaged or of another model.

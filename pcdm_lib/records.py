@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from pcdm_lib import outputs
+
 try:
     import fcntl
 except ImportError:  # Windows has no flock; there two processes in one folder are not told apart
@@ -46,21 +48,9 @@ def _umask() -> int:
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write a file under a temporary name in the same folder, flush it to disk, then rename it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+    """Write a file that is whole or absent, see `outputs.whole_file`."""
+    with outputs.whole_file(path) as file:
+        file.write(data)
 
 
 def write_json(path: Path | str, data: Any) -> None:
@@ -141,7 +131,7 @@ def lock(folder: Path | str) -> Iterator[None]:
 def new_folder(path: Path | str) -> Iterator[Path]:
     """A temporary folder beside `path` that gets its name when the block ends well, and is removed
     when it does not."""
-    path = Path(path)
+    path = outputs.check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 LIBRARY = Path(__file__).parent.parent / "pcdm_lib"
-TOP_LEVEL = {"__init__", "__main__", "records", "advice"}
+TOP_LEVEL = {"__init__", "__main__", "records", "advice", "outputs"}
 
-# What each package may import besides itself and the two modules that everybody may: files and
-# provenance (`records`), and what errors advise (`advice`). `likelihood`, `transport`, `coding` and
-# `training` do not know each other; the shell needs no figures.
-BASE = {"records", "advice"}
+# What each package may import besides itself and the three modules that everybody may: files and
+# provenance (`records`), what is written where (`outputs`), and what errors advise (`advice`).
+# `likelihood`, `transport`, `coding` and `training` do not know each other; the shell needs no
+# figures.
+BASE = {"records", "advice", "outputs"}
 MIDDLE = {"models", "diffusion", "maps", "data"} | BASE
 UPPER = {"likelihood", "transport", "coding", "training"} | MIDDLE
 BELOW = {
     "advice": set(),
-    "records": {"advice"},
+    "outputs": {"advice"},
+    "records": {"advice", "outputs"},
     "maps": BASE,
     "data": BASE,
     "diffusion": {"maps"} | BASE,
@@ -69,7 +71,7 @@ IMPORTS = {name: imported(path, set(MODULES)) for name, path in MODULES.items()}
 
 
 def test_every_module_has_a_package() -> None:
-    """Beside the two doors and the two modules that everybody may import, none stands alone."""
+    """Beside the two doors and the three modules that everybody may import, none stands alone."""
     assert {p.stem for p in LIBRARY.glob("*.py")} == TOP_LEVEL
     packages = {p.parent.name for p in LIBRARY.glob("*/__init__.py")}
     assert packages == set(BELOW) - BASE - {"__main__"}

@@ -466,7 +466,7 @@ def picture(
     path: Path, width: int = 70, height: int = 40, mode: str = "RGB", **options
 ) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(len(path.name))
+    rng = np.random.default_rng([*path.name.encode()])
     image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
     image.save(path, **options)
     return np.asarray(image.convert("RGB"))

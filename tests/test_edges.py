@@ -5,12 +5,19 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pcdm_lib import outputs, records
+from pcdm_lib.data import sets
+from pcdm_lib.data.files import name_files
+from pcdm_lib.data.found import find_images
+from pcdm_lib.data.images import ImageData
 
 
 @pytest.fixture
@@ -148,3 +155,133 @@ def test_an_output_folder_is_a_folder(here: Path, what: str) -> None:
             outputs.check_folder(name)
     assert outputs.check_folder("new/inner") == here.resolve() / "new/inner"
     assert os.listdir() == ["out"]
+
+
+# ---------------------------------------------------------------- where images are looked for
+
+
+def pictures(folder: str, count: int = 10, seed: int = 1, side: int = 40) -> None:
+    """PNG files of noise, no two alike."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"{folder}/img{i}.png")
+
+
+def leaked(data: ImageData) -> int:
+    """How many held-out images are among those trained on."""
+    trained = {image.numpy().tobytes() for image in data.train}
+    return sum(image.numpy().tobytes() in trained for image in data.heldout)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    (
+        ".ipynb_checkpoints",
+        "@eaDir",
+        "@eaDir/img0.png",
+        ".Trash-1000/files",
+        "__MACOSX/a",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "sub/.git/deep",
+        "lost+found",
+    ),
+)
+@pytest.mark.parametrize("kind", ("folder:a", "crops:a?train=grid&margin=0"))
+def test_hidden_folders_are_skipped_and_counted(here: Path, inner: str, kind: str) -> None:
+    pictures("a")
+    clean = sets.load_data(kind)
+    pictures(f"a/{inner}")
+    data = sets.load_data(kind)
+    assert data.source["train_sha256"] == clean.source["train_sha256"]
+    assert data.source["heldout_sha256"] == clean.source["heldout_sha256"]
+    assert data.label == f"{clean.label}; left out: 1 hidden folders"
+
+
+@pytest.mark.parametrize("kind", ("folder:a", "crops:a?train=grid&margin=0"))
+@pytest.mark.parametrize("way", ("copies", "recoded", "links", "suffix"))
+def test_repeated_images_stay_on_one_side(here: Path, kind: str, way: str) -> None:
+    """Whatever name, format or link an image has a second time."""
+    pictures("a")
+    clean = sets.load_data(kind)
+    Path("a/z").mkdir()
+    for i in range(10):
+        if way == "copies":
+            shutil.copy(f"a/img{i}.png", f"a/z/{i}.png")
+        elif way == "recoded":
+            Image.open(f"a/img{i}.png").save(f"a/z/{i}.webp", lossless=True)
+        elif way == "links":
+            os.symlink(f"../img{i}.png", f"a/z/{i}.png")
+        else:
+            shutil.copy(f"a/img{i}.png", f"a/img{i}-copy.PNG")
+    data = sets.load_data(kind)
+    assert leaked(data) == 0
+    assert (len(data.train), len(data.heldout)) == (len(clean.train), len(clean.heldout))
+    assert data.label.endswith("left out: 10 repeated images")
+
+
+def test_linked_folders_are_followed_once_and_loops_end(here: Path) -> None:
+    pictures("elsewhere/x", 3)
+    pictures("a/own", 2, seed=2)
+    os.symlink("../elsewhere", "a/linked")
+    os.symlink("../elsewhere/x", "a/again")  # read first by this name: sorted
+    os.symlink("..", "a/up")
+    os.symlink("own", "a/twice")
+    os.symlink("../a", "a/loop")
+    os.symlink("../a", "elsewhere/back")
+    found = find_images("a")
+    assert found.files == sorted(found.files)
+    assert [f for f in found.files if f.startswith("own/")] == ["own/img0.png", "own/img1.png"]
+    assert len(found.files) == 5
+    assert found.left_out == {"links to folders that are read anyway": 4}
+
+
+def test_what_is_no_image_is_left_out_with_its_count(here: Path) -> None:
+    pictures("a", 2)
+    os.mkfifo("a/pipe.png")
+    os.symlink("nowhere", "a/dangling.png")
+    Path("a/._img0.png").write_bytes(b"a Mac's, which nobody misses")
+    shutil.copy("a/img0.png", "a/.old.png")
+    data = sets.load_data("folder:a")
+    assert data.label.endswith(
+        "; left out: 1 hidden files, 1 links that lead nowhere, 1 pipes or devices"
+    )
+
+
+def test_photographs_are_turned_upright_and_the_label_says_so(here: Path) -> None:
+    rows = np.mgrid[:96, :64][0]
+    Path("side").mkdir()
+    for i in range(3):
+        upright = np.stack([rows * 2 + i] * 3, -1).astype(np.uint8)
+        exif = Image.Exif()
+        exif[0x112] = 6
+        Image.fromarray(np.rot90(upright).copy()).save(f"side/{i}.png", exif=exif)
+    data = sets.load_data("folder:side")
+    image = data.train[0].float()
+    assert (image[0, 1:] - image[0, :-1]).mean() == 2
+    assert (image[0, :, 1:] - image[0, :, :-1]).mean() == 0
+    assert data.label.endswith("; 3 images turned upright")
+
+
+def test_grey_images_are_named_in_the_label(here: Path) -> None:
+    pictures("a", 4)
+    Image.open("a/img0.png").convert("L").save("a/img0.png")
+    assert sets.load_data("folder:a").label.endswith("; 1 grey images as three equal channels")
+
+
+@pytest.mark.parametrize("what", ("pipe", "socket", "device"))
+def test_inputs_that_are_no_files_are_refused_at_once(here: Path, what: str) -> None:
+    """A pipe without a writer would be waited for."""
+    if what == "pipe":
+        os.mkfifo("in.png")
+    elif what == "socket":
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind("in.png")
+    else:
+        os.symlink(os.devnull, "in.png")
+    with pytest.raises(ValueError, match="give a file"):
+        name_files([Path("in.png")])
+    with pytest.raises(ValueError, match="give a file"):
+        sets.read_square("in.png")

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pcdm_lib.data.images import ImageData, count, grid, image_data, read_rgb, split_files, spread
+from pcdm_lib.data.found import split_files
+from pcdm_lib.data.images import ImageData, count, grid, image_data, read_rgb, spread
 
 NAMES = ("crops:PATH",)
 
@@ -58,7 +59,8 @@ def load(text: str, size: int, limit: int | None) -> ImageData:
     spread over them all.
     """
     folder, options = parse(text)
-    train_files, heldout_files = split_files(folder, "crops:")
+    split = split_files(folder, "crops:")
+    train_files, heldout_files = split.train, split.heldout
 
     def inner(name: str) -> np.ndarray:
         """A photograph (H, W, 3) without its margin."""
@@ -89,7 +91,7 @@ def load(text: str, size: int, limit: int | None) -> ImageData:
         f"crops of {folder.resolve().name}: {len(train_files)} train / {len(heldout_files)} "
         f"held-out photographs, {len(train)} {how} train / "
         f"{count(len(heldout), total)} held-out {size}x{size} crops, {options.margin} pixels or "
-        f"more from the border"
+        f"more from the border" + (f"; {split.notes}" if split.notes else "")
     )
     counts = {
         "train": len(train_files),
@@ -126,7 +128,8 @@ def _random(image: np.ndarray, size: int, n: int, generator: np.random.Generator
 def _load_folder(folder: Path, size: int, limit: int | None) -> ImageData:
     """Non-overlapping patches of every image; the last tenth of the files, in sorted order, is held
     out."""
-    train_files, heldout_files = split_files(folder, "folder:")
+    split = split_files(folder, "folder:")
+    train_files, heldout_files = split.train, split.heldout
 
     def patches(names: list[str]) -> np.ndarray:
         return np.concatenate([grid(read_rgb(folder / name, size), size, size) for name in names])
@@ -138,6 +141,7 @@ def _load_folder(folder: Path, size: int, limit: int | None) -> ImageData:
         f"folder {folder.resolve().name}: {len(train_files)} train / {len(heldout_files)} "
         f"held-out images, "
         f"{len(train)} train / {count(len(heldout), total)} held-out {size}x{size} patches"
+        + (f"; {split.notes}" if split.notes else "")
     )
     counts = {
         "train": len(train_files),

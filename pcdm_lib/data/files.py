@@ -13,7 +13,8 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from pcdm_lib import records
-from pcdm_lib.data.images import SUFFIXES, beyond_rgb, image_files
+from pcdm_lib.data.found import find_images
+from pcdm_lib.data.images import SUFFIXES, beyond_rgb, check_input
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_SAMPLES = 1 << 30  # of an image, 357 megapixels in colour: it lies whole in memory
@@ -33,8 +34,9 @@ def name_files(paths: Iterable[Path]) -> dict[str, Path]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
+        check_input(path)
         inner = (
-            [(file, path / file) for file in image_files(path)]
+            [(file, path / file) for file in find_images(path).files]
             if path.is_dir()
             else [(path.name, path)]
         )

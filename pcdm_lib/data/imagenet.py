@@ -20,9 +20,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from pcdm_lib.data.found import find_images
 from pcdm_lib.data.image_cache import cached, file_facts, folder_facts
 from pcdm_lib.data.imagenet_files import BLOCK, listing, npz_blocks, png_blocks
-from pcdm_lib.data.images import ImageData, count, decode_rgb, image_data, image_files
+from pcdm_lib.data.images import ImageData, count, decode_rgb, image_data
 
 SIDE = 128  # of the images made from a folder
 
@@ -197,14 +198,16 @@ def load_folder(folder: Path, size: int | None, limit: int | None) -> ImageData:
             f"imagenet128:PATH makes images of {SIDE}x{SIDE}, got size={size}: leave size out, or "
             f"use crops:PATH"
         )
-    made, left_out = [], 0
+    made, left_out, notes = [], 0, []
     for side in ("train", "val"):
         if not (folder / side).is_dir():
             raise FileNotFoundError(
                 f"{folder / side} is not a folder: give imagenet128:PATH a folder that holds "
                 f"train/ and val/, each of images"
             )
-        files = image_files(folder / side)
+        found = find_images(folder / side)
+        files = found.files
+        notes += [f"{side}/ {found.notes()}"] if found.left_out else []
         made.append(_reduced(folder / side, files))
         left_out += len(files) - len(made[-1][0])
     (train, train_sha256), (heldout, heldout_sha256) = made
@@ -216,6 +219,7 @@ def load_folder(folder: Path, size: int | None, limit: int | None) -> ImageData:
     )
     if left_out:
         label += f", {left_out} smaller ones left out"
+    label = "; ".join((label, *notes))
     return image_data(
         "imagenet128",
         label,

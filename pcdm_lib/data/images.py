@@ -12,10 +12,13 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+
+from pcdm_lib import outputs
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TRANSPARENCY = "transparency"
+ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 
 
 @dataclass(frozen=True)
@@ -93,39 +96,34 @@ def count(kept: int, total: int, official: int | None = None) -> str:
 # Image files
 
 
-def image_files(folder: Path) -> list[str]:
-    """The paths of all PNG, JPEG and WebP files under a folder, relative to it, in sorted order."""
-    found = []
-    for where, _, names in os.walk(folder):  # pathlib takes a minute over a million files
-        inner = Path(where).relative_to(folder).as_posix()
-        prefix = "" if inner == "." else f"{inner}/"
-        wanted = (
-            name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        )
-        found += [prefix + name for name in wanted if os.path.isfile(os.path.join(where, name))]
-    return sorted(found)
+def check_input(path: Path) -> None:
+    """Refuse at once what is there but no file: a pipe would be waited for.
 
-
-def split_files(folder: Path, prefix: str) -> tuple[list[str], list[str]]:
-    """The image files to train on, and the last tenth of them, at least one, to hold out."""
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is not a folder: give {prefix}PATH a folder of PNG, JPEG or WebP images"
-        )
-    files = image_files(folder)
-    if len(files) < 2:
-        raise ValueError(
-            f"{folder} holds {len(files)} images ({', '.join(SUFFIXES)}), expected at least 2, "
-            "one to train on and one to hold out: add images"
-        )
-    split = len(files) - max(1, len(files) // 10)
-    return files[:split], files[split:]
+    Raises:
+        ValueError: for a pipe, a device or a socket. A folder and a missing file are left to who
+            opens them.
+    """
+    try:
+        kind = outputs.kind_of(path.stat().st_mode)
+    except (OSError, ValueError):
+        return
+    if kind:
+        raise ValueError(f"{path} is {kind}: give a file")
 
 
 def read_rgb(
-    path: Path, least: int = 1, advice: str = "remove it or choose a smaller size"
+    path: Path,
+    least: int = 1,
+    advice: str = "remove it or choose a smaller size",
+    *,
+    upright: bool = True,
 ) -> np.ndarray:
-    """One 8-bit image file as (H, W, 3), at least `least` pixels a side."""
+    """One 8-bit image file as (H, W, 3), at least `least` pixels a side.
+
+    Args:
+        upright: turn it as its EXIF orientation says, which is how it is shown.
+    """
+    check_input(path)
     try:
         file = path.open("rb")
     except OSError as error:
@@ -133,7 +131,7 @@ def read_rgb(
             f"{path} cannot be read as PNG, JPEG or WebP ({error}): repair or remove it"
         ) from error
     with file:
-        pixels = decode_rgb(file, str(path))
+        pixels = decode_rgb(file, str(path), upright=upright)
     height, width = pixels.shape[:2]
     if min(height, width) < least:
         raise ValueError(
@@ -142,7 +140,9 @@ def read_rgb(
     return pixels
 
 
-def decode_rgb(file: BinaryIO, name: str, *, lenient: bool = False) -> np.ndarray:
+def decode_rgb(
+    file: BinaryIO, name: str, *, lenient: bool = False, upright: bool = False
+) -> np.ndarray:
     """One 8-bit image as (H, W, 3), gray and palette spread to RGB; what RGB cannot hold is an
     error.
 
@@ -150,13 +150,15 @@ def decode_rgb(file: BinaryIO, name: str, *, lenient: bool = False) -> np.ndarra
         file: the open file.
         name: what errors call the file.
         lenient: convert CMYK and transparency, which are lost in RGB, as Pillow does it.
+        upright: turn the image as its EXIF orientation says.
     """
     try:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
             what = beyond_rgb(image, file)
             if lenient and what in (TRANSPARENCY, "mode CMYK"):
                 what = None
-            pixels = None if what else np.asarray(image.convert("RGB"))
+            shown = ImageOps.exif_transpose(image) if upright and not what else image
+            pixels = None if what else np.asarray(shown.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{name} cannot be read as PNG, JPEG or WebP ({error}): repair or remove it"

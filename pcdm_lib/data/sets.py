@@ -21,7 +21,14 @@ from pcdm_lib.data import crops, domains, imagenet, svhn
 from pcdm_lib.data.cifar import _load_cifar10
 from pcdm_lib.data.crops import _load_folder
 from pcdm_lib.data.download import CIFAR_ARCHIVE, CIFAR_FOLDER
-from pcdm_lib.data.images import TRANSPARENCY, ImageData, beyond_rgb, box_reduce, data_folder
+from pcdm_lib.data.images import (
+    TRANSPARENCY,
+    ImageData,
+    beyond_rgb,
+    box_reduce,
+    check_input,
+    data_folder,
+)
 from pcdm_lib.data.photos import _load_photos, _read_photo
 
 NAMES = (
@@ -116,6 +123,7 @@ def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
             smaller than size x size.
     """
     path = Path(path).expanduser()
+    check_input(path)
     try:
         with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
             what = beyond_rgb(image, file)

@@ -212,7 +212,7 @@ def _header(path: Path) -> tuple[tuple[int, int] | None, bool, bool]:
 def _taken(folder: Path, files: list[str]) -> list[str]:
     """What is taken otherwise than it lies there, in phrases with counts."""
     headers = [_header(folder / name) for name in files]
-    grey, turned = (sum(header[i] for header in headers) for i in (1, 2))
+    grey, turned = sum(h[1] for h in headers), sum(h[2] for h in headers)
     return [
         f"{grey} grey images as three equal channels" if grey else "",
         f"{turned} images turned upright" if turned else "",

@@ -1,7 +1,8 @@
 """The one way to write a file: `check_output` before the work, `whole_file` for the writing.
 
-Every writer of the library goes through `whole_file`. Every command calls `check_output` for the
-file that a user names, before it loads a model, and `check_folder` for a folder.
+JSON, arrays, pictures and archives are written by `whole_file`. `compress`, `decompress`,
+`evaluate` and `likelihoods` call `check_output` for the file that a user names, before they load a
+model.
 """
 
 from __future__ import annotations

@@ -80,6 +80,29 @@ def test_train_says_which_data_first(folder, tmp_path, capsys):
     assert config["provenance"][0]["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.parametrize("command", ["evaluate", "likelihoods"])
+@pytest.mark.parametrize("kind", ["file", "folder", "pipe", "dangling link"])
+def test_a_name_that_cannot_be_written_is_refused_before_the_data(
+    command, kind, tmp_path, monkeypatch, capsys
+):
+    """Nothing is loaded, and what has the name stays as it was."""
+    out = tmp_path / "figures.json"
+    make = {
+        "file": lambda: out.write_text("mine"),
+        "folder": out.mkdir,
+        "pipe": lambda: os.mkfifo(out),
+        "dangling link": lambda: out.symlink_to(tmp_path / "nothing"),
+    }
+    make[kind]()
+    before = os.lstat(out)
+    monkeypatch.setattr("pcdm_lib.data.sets.load_data", lambda *_, **__: pytest.fail("loaded"))
+    assert main([command, "photos32-wavelet", "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert "figures.json" in message and len(message.strip().splitlines()) == 1
+    assert os.lstat(out) == before
+    assert kind != "file" or ("--force" in message and out.read_text() == "mine")
+
+
 def test_evaluate_writes_what_it_prints(folder, run, tmp_path, capsys):
     out = tmp_path / "figures.json"
     arguments = [
@@ -101,7 +124,7 @@ def test_evaluate_writes_what_it_prints(folder, run, tmp_path, capsys):
     assert (
         record["data"]["label"].startswith("folder images") and record["training"][0]["step"] == 4
     )
-    assert main(arguments) == 0  # same seed, same figures
+    assert main([*arguments, "--force"]) == 0  # same seed, same figures
     assert json.loads(out.read_text())["evaluation"] == record["evaluation"]
 
 

@@ -229,3 +229,7 @@ Figures = Annotated[
         "--out", "-o", help="Write the figures to this JSON file.", rich_help_panel=OUTPUT
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace a file that is there.", rich_help_panel=OUTPUT),
+]

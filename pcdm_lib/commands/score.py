@@ -13,6 +13,7 @@ from pcdm_lib.commands.options import (
     Dataset,
     Device,
     Figures,
+    Force,
     Images,
     Quiet,
     Repeats,
@@ -79,15 +80,18 @@ def evaluate(
         ),
     ] = None,
     out: Figures = None,
+    force: Force = False,
     device: Device = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> int:
     """Measure the held-out bits per dimension of a trained model."""
-    from pcdm_lib import records
+    from pcdm_lib import outputs, records
     from pcdm_lib.data import sets
     from pcdm_lib.likelihood import evaluation
 
+    if out is not None:
+        outputs.check_output(out, force=force)
     where = records.find_device(device)
     data = sets.load_data(dataset, root=data_root, heldout_limit=images, size=size)
     print(f"data: {data.label}", flush=True)
@@ -142,16 +146,19 @@ def likelihoods(
         int, typer.Option(help="Probes of Hutchinson's estimator.", rich_help_panel=SCORING)
     ] = 1,
     out: Figures = None,
+    force: Force = False,
     device: Device = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> int:
     """Compare the bound in continuous time, the bound in T steps, and the probability flow."""
-    from pcdm_lib import records
+    from pcdm_lib import outputs, records
     from pcdm_lib.data import sets
     from pcdm_lib.likelihood import flow, three_ways
     from pcdm_lib.models import pretrained
 
+    if out is not None:
+        outputs.check_output(out, force=force)
     where = records.find_device(device)
     data = sets.load_data(dataset, root=data_root, heldout_limit=images, size=size)
     print(f"data: {data.label}", flush=True)

@@ -148,7 +148,7 @@ def test_main_notebook_runs_and_resumes(tmp_path, images):
         "dataset": f"folder:{images}",
         "preset": "tiny",
         "output_dir": str(tmp_path / "run"),
-        "flow_images": 1,
+        "flow_images": 2,
         "samples": 8,
         "sampling_steps": 10,
     }

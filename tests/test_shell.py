@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from PIL import Image
+from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from pcdm_lib import __version__, records
@@ -181,8 +181,8 @@ def test_evaluate_against_another_model(folder, run, tmp_path, capsys):
 def test_evaluate_refuses_another_resolution(run, folder, tmp_path, capsys):
     small = tmp_path / "grey"
     small.mkdir()
-    for name in "ab":
-        Image.new("RGB", (16, 16)).save(small / f"{name}.png")
+    for name, colour in (("a", "black"), ("b", "white")):
+        Image.new("RGB", (16, 16), colour).save(small / f"{name}.png")
     assert main(["evaluate", str(run), "--dataset", f"folder:{small}", "--quiet"]) == 2
     assert "16x16 pixels, expected at least 32x32" in capsys.readouterr().err
 
@@ -230,8 +230,12 @@ def test_evaluate_refuses_a_folder_that_has_changed(folder, run, tmp_path, capsy
         )
         == 0
     )
-    shutil.copy(copy / "0.png", copy / "9.png")
-    assert main(["evaluate", str(tmp_path / "r"), "--dataset", f"folder:{copy}", "--quiet"]) == 2
+    evaluation = ["evaluate", str(tmp_path / "r"), "--dataset", f"folder:{copy}", "--quiet"]
+    shutil.copy(copy / "0.png", copy / "8.png")  # a repeat moves nothing
+    assert main(evaluation) == 0
+    with Image.open(copy / "0.png") as image:
+        ImageOps.invert(image.convert("RGB")).save(copy / "9.png")
+    assert main(evaluation) == 2
     assert "has changed since training" in capsys.readouterr().err
 
 

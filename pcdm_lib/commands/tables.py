@@ -127,6 +127,7 @@ def tables(
 def _literal(text: str) -> Any:
     """A number, True, False or None where the text is one, else the text."""
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    return text if isinstance(value, tuple) else value  # "1,5,20" stays text, as in papermill

@@ -163,6 +163,7 @@ def test_evaluate_against_another_model(folder, run, tmp_path, capsys):
                     "--quiet",
                     "--out",
                     str(out),
+                    "--force",
                 ]
             )
             == 0

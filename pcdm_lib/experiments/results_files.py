@@ -318,6 +318,7 @@ def commit(result: Result) -> str:
 
 
 def machine(result: Result) -> str:
+    """The machines that it was trained on, in words."""
     return text(
         " and ".join(dict.fromkeys(str(s["machine"]) for s in result.sessions if s.get("machine")))
     )

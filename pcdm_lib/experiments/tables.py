@@ -62,9 +62,9 @@ _DIFFERENCE = (
 # what has to be said below a table; references of the published figures stand in
 # published.REFERENCES
 NOTES = {
-    "density": f"{_DIFFERENCE} The paper counts bits in another way, so its figure is no target "
-    "for ours, which is a code length that could be paid. Later work: figures that differ from the "
-    "paper's, or that it does not have.",
+    "density": f"{_DIFFERENCE} The released code counts bits in another way, so the paper's figure "
+    "is no target for ours, which is a code length that could be paid. Later work: figures that "
+    "differ from the paper's, or that it does not have.",
     "ood published": "M = 1 image a batch. Constant is the zero of images scaled to [-1, 1]. A "
     "model of CIFAR-10.",
     "ood": f"{_DIFFERENCE} M images make up a test batch, N is the number of Monte-Carlo draws of "

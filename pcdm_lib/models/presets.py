@@ -26,9 +26,10 @@ from pcdm_lib.models.preconditioning import PreconditionedDenoiser
 SYSTEMS = {"wavelet": "W-PCDM", "laplacian": "LP-PCDM", "standard": "C-VDM", "vdm": "VDM"}
 
 
-# The small networks by system; the figures behind their widths and depths stand in README, what
-# makes the order. The base is a quarter of the pixels, and most of it is learned by few weights: a
-# network as costly as the finer scale's takes 1.6 times as long a step for 0.03 bits a dimension.
+# The small networks by system; the figures behind their widths and depths stand in
+# docs/results.md, "What makes the order". The base is a quarter of the pixels, and most of it is
+# learned by few weights: a network as costly as the finer scale's takes 1.6 times as long a step
+# for 0.03 bits a dimension.
 _SMALL_BASE = {"base_channels": (32, 64), "base_blocks": 1}
 _SMALL = {
     "wavelet": {"channels": (48, 64), "blocks": 1} | _SMALL_BASE,

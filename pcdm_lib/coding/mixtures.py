@@ -15,7 +15,6 @@ computes the same. A range coder (`constriction`) turns the answers into words.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcdm_lib.advice import Later
-from pcdm_lib.models.mixture import LOGIT_STEP, PLACE_STEP, WIDTHS, width
+from pcdm_lib.models.mixture import LOGIT_STEP, WIDTHS, width
 
 constriction: Any = Later("constriction")
 
@@ -33,7 +32,7 @@ _SCALE = 26  # bits of the logistic function's table
 _WEIGHT = 12  # bits of a component's weight
 _PROBABILITY = 20  # bits of the probability of an answer
 _FINE = 14  # bits behind the point of a place, in units of its level
-_KNOTS, _REACH, _BETWEEN = 64, 16, 10  # knots a unit, units each way, bits between two knots
+_KNOTS, _REACH, _BETWEEN = 64, 16, 20  # knots a unit, units each way, bits between two knots
 _WIDTH = 20  # bits behind the point of one over a width
 
 
@@ -116,7 +115,7 @@ class _Cumulative:
         self._logistic, self._rise = found.logistic, np.append(np.diff(found.logistic), 0)
 
     def below(self, rows: Integers, split: Integers) -> Integers:
-        """What lies below the value number `split` (counted from `low`) of these rows, of `total`."""
+        """Of `total`, what lies below the value number `split`, counted from `low`."""
         s = self.symbols
         edge = 2 * (s.low[rows] + split * s.step) - s.step  # twice the middle between two values
         place = (edge << _FINE - 1) >> s.shift
@@ -263,12 +262,3 @@ def _upper(under: Integers, here: Integers, over: Integers) -> Integers:
     one = 1 << _PROBABILITY
     share = ((over - here) << _PROBABILITY) // np.maximum(whole, 1)
     return np.clip(np.where(whole > 0, share, one >> 1), 1, one - 1)
-
-
-def bits(ones: Iterable[Integers], answers: Iterable[NDArray]) -> float:
-    """What answers of these probabilities cost, in bits."""
-    total = 0.0
-    for p, told in zip(ones, answers):
-        share = p / 2**_PROBABILITY
-        total -= float(np.log2(np.where(told, share, 1 - share)).sum())
-    return total

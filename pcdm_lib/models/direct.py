@@ -5,9 +5,9 @@
 The Haar map goes down to a single block, and every level has the same network. The details of a
 level are coded in four phases: the blocks at even rows and columns first, then those at odd rows
 and columns, then the other two kinds. So a block knows the coarse image everywhere and the details
-of the phases before its own. In a block, the integers of the bands p, q, r and of their colours come
-one after the other. Each has a mixture of logistic distributions over the integers that are allowed
-(maps/lattice.py), so the probabilities of all images have the sum 1.
+of the phases before its own. In a block, the integers of the bands p, q, r and of their colours
+come one after the other. Each has a mixture of logistic distributions over the integers that are
+allowed (maps/lattice.py), so the probabilities of all images have the sum 1.
 
 All numbers between pixels and the parameters of the mixtures are whole (integers.py), so any
 machine computes the same distributions.
@@ -15,25 +15,28 @@ machine computes the same distributions.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pcdm_lib.diffusion.schedule import LinearSchedule
 from pcdm_lib.maps.haar import Bands, haar_step_integers, haar_step_integers_inverse
-from pcdm_lib.maps.lattice import Progression, allowed, check_member
-from pcdm_lib.maps.scales import Scales, ScaleSpec
-from pcdm_lib.maps.standard import Identity
+from pcdm_lib.maps.lattice import Progression, allowed
+from pcdm_lib.maps.scales import ScaleSpec
 from pcdm_lib.maps.wavelet import HaarWavelet
 from pcdm_lib.models.integers import LARGEST, WholeConv2d, clamped, rounded
-from pcdm_lib.models.mixture import LOGIT_STEP, PLACE_STEP, WIDTH_STEP, WIDTHS, Mixture, mixture_nats
-from pcdm_lib.models.scale import Scale
+from pcdm_lib.models.mixture import (
+    LOGIT_STEP,
+    PLACE_STEP,
+    WIDTH_STEP,
+    WIDTHS,
+    Mixture,
+    mixture_nats,
+)
 
 PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # rows and columns of the blocks, in coding order
 COMPONENTS = 5
@@ -155,9 +158,7 @@ def _spec(number: int, channels: int, max_value: int) -> ScaleSpec:
     return HaarWavelet(number).specs((channels, side, side), max_value)[1]
 
 
-def ranges(
-    number: int, coarse: Tensor, known: Sequence[Tensor], max_value: int
-) -> Progression:
+def ranges(number: int, coarse: Tensor, known: Sequence[Tensor], max_value: int) -> Progression:
     """The integers that the next band of a level can hold.
 
     Args:
@@ -247,7 +248,15 @@ def coarse_features(number: int, coarse: Tensor) -> Features:
 
 
 def detail_features(number: int, details: Tensor) -> Tensor:
-    """Details and the logarithms of their sizes, whole numbers (N, 6C, h, w)."""
+    """Details and the logarithms of their sizes.
+
+    Args:
+        number: of the level.
+        details: (N, 3C, h, w) integers.
+
+    Returns:
+        Whole numbers from -255 to 255, (N, 6C, h, w).
+    """
     shift = 2 * (number - 1)
     value = _shifted(details, shift).clamp(-LARGEST, LARGEST).float()
     return torch.cat([value, _logarithm(details, shift)], dim=1)
@@ -268,7 +277,15 @@ def of_phase(x: Tensor, phase: int) -> Tensor:
 
 
 def phases_of(height: int, width: int) -> list[int]:
-    """The phases that have blocks in a grid of these sides."""
+    """The phases that have blocks in a grid.
+
+    Args:
+        height: of the grid.
+        width: of the grid.
+
+    Returns:
+        Their numbers, in coding order.
+    """
     return [k for k, (row, column) in enumerate(PHASES) if row < height and column < width]
 
 
@@ -380,17 +397,22 @@ class Head(nn.Module):
         colours: of the image, 1 or 3.
     """
 
+    grid: Tensor  # what one output of the network is on its grid
+
     def __init__(self, channels: int, colours: int):
         super().__init__()
         self.colours, self.count = colours, 3 * colours
         self.given = WholeConv2d(channels, self.count * HIDDEN, 1)
         self.earlier = WholeConv2d(3 * self.count, self.count * HIDDEN, 1, bias=False)
         mask = torch.ones(self.count, self.count).tril(-1)
-        self.earlier.mask = mask.repeat_interleave(HIDDEN, 0).repeat_interleave(3, 1)[:, :, None, None]
+        self.earlier.mask = mask.repeat_interleave(HIDDEN, 0).repeat_interleave(3, 1)[
+            :, :, None, None
+        ]
         self.outputs = 3 * COMPONENTS + 2
-        self.exit = WholeConv2d(self.count * HIDDEN, self.count * self.outputs, 1, groups=self.count)
+        self.exit = WholeConv2d(
+            self.count * HIDDEN, self.count * self.outputs, 1, groups=self.count
+        )
         nn.init.zeros_(self.exit.weight)
-        # what one output of the network is on its grid
         m = COMPONENTS
         grid = torch.ones(self.count, self.outputs)
         grid[:, :m] = LOGIT_STEP
@@ -440,7 +462,15 @@ class Head(nn.Module):
 
 
 def known_features(number: int, details: Tensor) -> Tensor:
-    """Value, logarithm of the size, and that with the sign, of each detail: (N, 3 x 3C, h, w)."""
+    """Value, logarithm of the size, and that with the sign, of each detail.
+
+    Args:
+        number: of the level.
+        details: (N, 3C, h, w) integers.
+
+    Returns:
+        Whole numbers, (N, 9C, h, w).
+    """
     shift = 2 * (number - 1)
     size = _logarithm(details, shift)
     value = _shifted(details, shift).clamp(-LARGEST, LARGEST).float()
@@ -529,17 +559,18 @@ class DirectNetwork(nn.Module):
             x: integers (N, C, H, W).
             deal: (N,) whole numbers, drawn at random. Where they are given, an image has one phase
                 a level, number `deal` modulo their number, which stands for all of them, and one
-                of the levels from 3 on stands for these: an unbiased draw at a quarter of the cost.
+                of the levels from 3 on, by the first of `deal`, stands for these: an unbiased draw
+                at a quarter of the cost.
             dtype: of the distributions; what they are made from is whole.
 
         Returns:
             Nats.
         """
-        base, levels = pyramid(x)
+        _, levels = pyramid(x)
         most = float(self.max_value) * 4.0 ** len(levels) + 1
         rows = [torch.full((len(x),), self.colours * math.log(most), dtype=dtype, device=x.device)]
         deep = [level.number for level in levels if level.number > 2]
-        chosen = deep[int(deal.sum()) // len(deal) % len(deep)] if deep and deal is not None else 0
+        chosen = deep[int(deal[0]) // 4 % len(deep)] if deep and deal is not None else 0
         for level in levels:
             if deal is None or level.number <= 2:
                 rows.append(self._level(level, deal, dtype))
@@ -613,7 +644,9 @@ class DirectNetwork(nn.Module):
         )
 
 
-def _alike(jobs: list[tuple[int, Tensor]], sides: Sequence[int]) -> Iterator[list[tuple[int, Tensor]]]:
+def _alike(
+    jobs: list[tuple[int, Tensor]], sides: Sequence[int]
+) -> Iterator[list[tuple[int, Tensor]]]:
     """Phases whose grids have the same sides, together."""
     height, width = sides
     groups: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}

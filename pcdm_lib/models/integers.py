@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 LEVELS = 127  # weights are from -127 to 127
 LARGEST = 255  # of what a convolution takes
@@ -117,11 +116,12 @@ class WholeConv2d(nn.Conv2d):
         (True, True)
     """
 
+    mask: Tensor | None  # which weights count, where not all do
+
     def __init__(self, c_in: int, c_out: int, kernel: int, groups: int = 1, bias: bool = True):
         super().__init__(c_in, c_out, kernel, padding=kernel // 2, groups=groups, bias=bias)
         if bias:
             nn.init.zeros_(self.bias)  # type: ignore[arg-type]
-        # which weights count, where not all do
         self.register_buffer("mask", None, persistent=False)
 
     def whole(self) -> tuple[Tensor, Tensor, Tensor]:

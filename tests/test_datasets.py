@@ -651,7 +651,7 @@ def test_imagenet128_from_a_folder(photographs: Path, monkeypatch: pytest.Monkey
     assert (
         found.label
         == f"ImageNet 128x128 (folder {photographs.name}: {how}), 3 train / 2 validation images, "
-        f"1 smaller ones left out"
+        f"1 smaller one left out"
     )
     assert (
         found.name == "imagenet128"
@@ -668,7 +668,7 @@ def test_imagenet128_from_a_folder(photographs: Path, monkeypatch: pytest.Monkey
         found.heldout[0].permute(1, 2, 0), picture(photographs / "x.png", 128, 128)
     )
     assert load_data(name, size=128, heldout_limit=1).label.endswith(
-        "3 train / first 1 of 2 validation images, 1 smaller ones left out"
+        "3 train / first 1 of 2 validation images, 1 smaller one left out"
     )
     monkeypatch.setattr(imagenet, "decode_rgb", no_reading)
     assert load_data(name).source == found.source

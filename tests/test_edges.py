@@ -197,7 +197,7 @@ def test_hidden_folders_are_skipped_and_counted(here: Path, inner: str, kind: st
     data = sets.load_data(kind)
     assert data.source["train_sha256"] == clean.source["train_sha256"]
     assert data.source["heldout_sha256"] == clean.source["heldout_sha256"]
-    assert data.label == f"{clean.label}; left out: 1 hidden folders"
+    assert data.label == f"{clean.label}; left out: 1 hidden folder"
 
 
 @pytest.mark.parametrize("kind", ("folder:a", "crops:a?train=grid&margin=0"))
@@ -220,6 +220,26 @@ def test_repeated_images_stay_on_one_side(here: Path, kind: str, way: str) -> No
     assert leaked(data) == 0
     assert (len(data.train), len(data.heldout)) == (len(clean.train), len(clean.heldout))
     assert data.label.endswith("left out: 10 repeated images")
+
+
+def test_imagenet128_holds_out_no_image_that_it_trains_on(here: Path) -> None:
+    """In whatever folder and format; what was found is found again, and after a change anew."""
+    pictures("a/train/x", 3, side=140)
+    pictures("a/val", 2, seed=2, side=140)
+    clean = sets.load_data("imagenet128:a")
+    assert (len(clean.heldout), clean.source["repeats"]) == (2, 0) and "left out" not in clean.label
+    Image.open("a/train/x/img1.png").save("a/val/again.webp", lossless=True)
+    for _ in range(2):
+        data = sets.load_data("imagenet128:a")
+        assert leaked(data) == 0 and data.source["repeats"] == 1
+        assert data.source["heldout_sha256"] == clean.source["heldout_sha256"]
+        assert data.label.endswith("2 validation images; val/ left out: 1 image of train/")
+    Path("a/imagenet128-repeats.json").write_text('{"repeats": [7]}')
+    assert leaked(sets.load_data("imagenet128:a")) == 0
+    for i in range(2):
+        os.remove(f"a/val/img{i}.png")
+    with pytest.raises(ValueError, match="nothing is left to hold out"):
+        sets.load_data("imagenet128:a")
 
 
 def test_linked_folders_are_followed_once_and_loops_end(here: Path) -> None:
@@ -246,7 +266,7 @@ def test_what_is_no_image_is_left_out_with_its_count(here: Path) -> None:
     shutil.copy("a/img0.png", "a/.old.png")
     data = sets.load_data("folder:a")
     assert data.label.endswith(
-        "; left out: 1 hidden files, 1 links that lead nowhere, 1 pipes or devices"
+        "; left out: 1 hidden file, 1 link that leads nowhere, 1 pipe or device"
     )
 
 
@@ -268,7 +288,7 @@ def test_photographs_are_turned_upright_and_the_label_says_so(here: Path) -> Non
 def test_grey_images_are_named_in_the_label(here: Path) -> None:
     pictures("a", 4)
     Image.open("a/img0.png").convert("L").save("a/img0.png")
-    assert sets.load_data("folder:a").label.endswith("; 1 grey images as three equal channels")
+    assert sets.load_data("folder:a").label.endswith("; 1 grey image as three equal channels")
 
 
 @pytest.mark.parametrize("what", ("pipe", "socket", "device"))

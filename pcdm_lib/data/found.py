@@ -34,6 +34,32 @@ HIDDEN_FOLDERS = frozenset(
 )
 
 
+# what is counted, of one
+_ONE = {
+    "hidden files": "hidden file",
+    "hidden folders": "hidden folder",
+    "images": "image",
+    "images turned upright": "image turned upright",
+    "grey images as three equal channels": "grey image as three equal channels",
+    "links that lead nowhere": "link that leads nowhere",
+    "links to folders that are read anyway": "link to a folder that is read anyway",
+    "pipes or devices": "pipe or device",
+    "repeated images": "repeated image",
+    "smaller ones": "smaller one",
+    "unreadable folders": "unreadable folder",
+}
+
+
+def counted(number: int, what: str) -> str:
+    """A number with what it counts, which is given in the plural.
+
+    Example:
+        >>> counted(1, "hidden folders"), counted(2, "hidden folders")
+        ('1 hidden folder', '2 hidden folders')
+    """
+    return f"{number} {_ONE.get(what, what) if number == 1 else what}"
+
+
 def is_hidden(name: str) -> bool:
     """Whether a folder of that name is skipped wherever images are looked for."""
     return name.startswith(".") or name.lower() in HIDDEN_FOLDERS
@@ -59,9 +85,9 @@ class Found:
 
         Example:
             >>> Found([], {"hidden folders": 2, "repeated images": 1}).notes()
-            'left out: 2 hidden folders, 1 repeated images'
+            'left out: 2 hidden folders, 1 repeated image'
         """
-        what = ", ".join(f"{count} {name}" for name, count in sorted(self.left_out.items()))
+        what = ", ".join(counted(count, name) for name, count in sorted(self.left_out.items()))
         return f"left out: {what}" if what else ""
 
 
@@ -169,8 +195,8 @@ def split_files(folder: Path, prefix: str) -> SplitFiles:
     if len(files) < 2:
         notes = f" ({found.notes()})" if found.left_out else ""
         raise ValueError(
-            f"{folder} holds {len(files)} images ({', '.join(SUFFIXES)}){notes}, expected at least "
-            "2, one to train on and one to hold out: add images"
+            f"{folder} holds {counted(len(files), 'images')} ({', '.join(SUFFIXES)}){notes}, "
+            "expected at least 2, one to train on and one to hold out: add images"
         )
     split = len(files) - max(1, len(files) // 10)
     taken = [found.notes(), *_taken(folder, files)]
@@ -214,6 +240,6 @@ def _taken(folder: Path, files: list[str]) -> list[str]:
     headers = [_header(folder / name) for name in files]
     grey, turned = sum(h[1] for h in headers), sum(h[2] for h in headers)
     return [
-        f"{grey} grey images as three equal channels" if grey else "",
-        f"{turned} images turned upright" if turned else "",
+        counted(grey, "grey images as three equal channels") if grey else "",
+        counted(turned, "images turned upright") if turned else "",
     ]

@@ -11,6 +11,7 @@ checked is structure and counts.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from pcdm_lib.data.found import find_images
+from pcdm_lib import records
+from pcdm_lib.data.found import counted, find_images
 from pcdm_lib.data.image_cache import cached, file_facts, folder_facts
 from pcdm_lib.data.imagenet_files import BLOCK, listing, npz_blocks, png_blocks
 from pcdm_lib.data.images import ImageData, count, decode_rgb, image_data
@@ -192,7 +194,8 @@ def _images(
 
 def load_folder(folder: Path, size: int | None, limit: int | None) -> ImageData:
     """ImageNet at 128 pixels out of `folder`/train and `folder`/val, each with or without folders
-    for the classes."""
+    for the classes. An image of val/ that train/ holds too, pixel by pixel once reduced, is left
+    out of the held-out ones."""
     if size not in (None, SIDE):
         raise ValueError(
             f"imagenet128:PATH makes images of {SIDE}x{SIDE}, got size={size}: leave size out, or "
@@ -211,6 +214,15 @@ def load_folder(folder: Path, size: int | None, limit: int | None) -> ImageData:
         made.append(_reduced(folder / side, files))
         left_out += len(files) - len(made[-1][0])
     (train, train_sha256), (heldout, heldout_sha256) = made
+    repeats = _trained_on(folder, made)
+    if repeats:
+        if len(repeats) == len(heldout):
+            raise ValueError(
+                f"all images of {folder / 'val'} are in {folder / 'train'} too: nothing is left to "
+                f"hold out, give other images"
+            )
+        heldout, heldout_sha256 = np.delete(heldout, repeats, axis=0), ""
+        notes.append(f"val/ left out: {counted(len(repeats), 'images')} of train/")
     kept = heldout[:limit]
     label = (
         f"ImageNet {SIDE}x{SIDE} (folder {folder.resolve().name}: shorter side to {SIDE} by area, "
@@ -218,7 +230,7 @@ def load_folder(folder: Path, size: int | None, limit: int | None) -> ImageData:
         f"{len(train)} train / {count(len(kept), len(heldout))} validation images"
     )
     if left_out:
-        label += f", {left_out} smaller ones left out"
+        label += f", {counted(left_out, 'smaller ones')} left out"
     label = "; ".join((label, *notes))
     return image_data(
         "imagenet128",
@@ -229,7 +241,37 @@ def load_folder(folder: Path, size: int | None, limit: int | None) -> ImageData:
         heldout_sha256=heldout_sha256 if len(kept) == len(heldout) else None,
         folder=str(folder.resolve()),
         left_out=left_out,
+        repeats=len(repeats),
     )
+
+
+def _trained_on(folder: Path, made: list[tuple[np.ndarray, str]]) -> list[int]:
+    """The places of the validation images that are training images too.
+
+    Every image has to be read to tell, so the answer is kept beside the caches, for these very
+    images.
+    """
+    (train, train_sha256), (heldout, heldout_sha256) = made
+    path = folder / f"imagenet{SIDE}-repeats.json"
+    of = {"train_sha256": train_sha256, "val_sha256": heldout_sha256}
+    try:
+        known = records.read_json(path)
+        if isinstance(known, dict) and {key: known.get(key) for key in of} == of:
+            repeats = sorted({int(place) for place in known["repeats"]})
+            if not repeats or 0 <= repeats[0] and repeats[-1] < len(heldout):
+                return repeats
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # not there, or not what was written: found anew
+    digests: dict[bytes, list[int]] = {}
+    for place, image in enumerate(heldout):
+        digests.setdefault(_digest(image), []).append(place)
+    repeats = sorted({place for image in train for place in digests.get(_digest(image), ())})
+    records.write_json(path, of | {"repeats": repeats})
+    return repeats
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def _reduced(folder: Path, files: list[str]) -> tuple[np.ndarray, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import scipy.io
+import scipy  # scipy.io is imported at its first use
 import torch
 
 from pcdm_lib.data.download import PublishedFile, fetch

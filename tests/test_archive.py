@@ -4,6 +4,7 @@ machines."""
 import dataclasses
 import errno
 import gc
+import inspect
 import io
 import json
 import os
@@ -125,7 +126,7 @@ def test_round_trip_of_odd_images(tmp_path, system, settings_):
 @pytest.mark.parametrize("settings_", [FAST, MODEL_ONLY], ids=["as it is", "by the model alone"])
 def test_round_trip_of_a_large_image(tmp_path, settings_):
     rng = np.random.default_rng(1)
-    smooth = np.clip(np.cumsum(rng.normal(0, 2, (200, 300, 3)), axis=1) + 128, 0, 255).astype(
+    smooth = np.clip(np.cumsum(rng.normal(0, 2, (100, 150, 3)), axis=1) + 128, 0, 255).astype(
         np.uint8
     )
     assert_round_trip(tmp_path, [("large", smooth)], settings_)
@@ -178,12 +179,12 @@ def test_images_that_a_model_expands_are_stored_by_a_plain_codec(tmp_path):
 def test_a_trained_model_pays_the_bound_and_the_books_add_up(tmp_path):
     """The shipped wavelet cascade on held-out photographs: the stack grows by the densities' own
     value on the latents of the file, or by less."""
-    found = data.load_data("photos").heldout[::20][:6]
+    found = data.load_data("photos").heldout[::20][:4]
     images = [(f"{i}.png", image.permute(1, 2, 0).numpy()) for i, image in enumerate(found)]
     statistics = assert_round_trip(
         tmp_path, images, Settings(steps=30, plain=False), load_pretrained("photos32-wavelet")
     )
-    assert statistics.model_images == 6 and 3.0 < statistics.net_bpd < 8.0
+    assert statistics.model_images == 4 and 3.0 < statistics.net_bpd < 8.0
     assert statistics.model_bits / statistics.ideal_bits < 1.005
     # the statistics add up to the stack
     assert (
@@ -191,7 +192,7 @@ def test_a_trained_model_pays_the_bound_and_the_books_add_up(tmp_path):
     )
     assert abs(sum(statistics.image_bits.values()) / statistics.model_bits - 1) < 0.005 and [
         *statistics.image_bits
-    ] == [*range(6)]
+    ] == [*range(4)]
     assert set(statistics.steps) == {"base", "details1"} and all(
         len(row) == 32 for row in statistics.steps.values()
     )
@@ -337,11 +338,13 @@ def test_a_float32_file_decodes_here(tmp_path):
 # ---------------------------------------------------------------- the same on other machines
 
 
-SCRIPT = """
+# the cascade's source instead of this module, which imports much that no decoder needs
+SCRIPT = f"""
 import sys, numpy as np, torch
-sys.path.insert(0, {tests!r})
-from test_archive import small_cascade
 from pcdm_lib.coding import Archive
+from pcdm_lib.models import presets
+from pcdm_lib.models.config import ModelConfig
+{inspect.getsource(small_cascade)}
 torch.set_num_threads(int(sys.argv[2]))
 with Archive(sys.argv[1]) as file:
     file.prepare(small_cascade(), network_batch=int(sys.argv[3]))
@@ -373,12 +376,11 @@ def test_a_fresh_process_with_other_threads_batches_and_instructions_decodes(
     sample, tmp_path, threads, batch, environment
 ):
     path, images = sample
-    script = SCRIPT.format(tests=os.path.dirname(__file__))
     done = subprocess.run(
         [
             sys.executable,
             "-c",
-            script,
+            SCRIPT,
             str(path),
             str(threads),
             str(batch),
@@ -712,8 +714,8 @@ def test_memory_does_not_grow_with_the_size_of_an_image(tmp_path):
         gc.unfreeze()
         return found
 
-    peak(96)
-    assert peak(384) < 1.2 * peak(96)
+    peak(48)
+    assert peak(288) < 1.2 * peak(96)
 
 
 def test_an_image_larger_than_any_is_refused_before_its_memory_is_taken(tmp_path):
@@ -815,7 +817,7 @@ def shell(*words, **options):
     )
 
 
-def test_compress_and_decompress_from_a_shell(tmp_path):
+def test_compress_and_decompress_from_a_shell(tmp_path, capsys):
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     pixels = {}
@@ -832,42 +834,42 @@ def test_compress_and_decompress_from_a_shell(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "5 images" in done.stdout and "bits per dimension" in done.stdout
-    listed = shell("decompress", out, "--list")
-    assert (
-        listed.returncode == 0
-        and "sub/grey.png" in listed.stdout
-        and "photos32-wavelet" in listed.stdout
-    )
+    assert main(["decompress", str(out), "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "sub/grey.png" in listed and "photos32-wavelet" in listed
     done = shell("decompress", out, "-o", tmp_path / "back", "--quiet")
     assert done.returncode == 0, done.stderr
     for name, image in pixels.items():
         with Image.open(tmp_path / "back" / name) as back:
             assert np.array_equal(np.asarray(back), image), name
-    again = shell("decompress", out, "-o", tmp_path / "back", "--quiet")
-    assert again.returncode == 2 and "--force" in again.stderr
-    one = shell("decompress", out, "-o", tmp_path / "one", "--only", "j.jpg", "--quiet")
-    assert one.returncode == 0 and [p.name for p in (tmp_path / "one").iterdir()] == ["j.jpg.png"]
-    assert "--list" in shell("decompress", out, "-o", tmp_path / "one", "--only", "nothing").stderr
+    # the same commands without a process of their own, which imports everything anew
+    words = ["decompress", str(out), "-o"]
+    assert main([*words, str(tmp_path / "back"), "--quiet"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "one"), "--only", "j.jpg", "--quiet"]) == 0
+    assert [p.name for p in (tmp_path / "one").iterdir()] == ["j.jpg.png"]
+    assert main([*words, str(tmp_path / "one"), "--only", "nothing"]) == 2
+    assert "--list" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "words,message",
-    [
-        (["compress", "missing.png", "-o", "a.pcdm"], "missing.png does not exist"),
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
+    """The first from a process of its own: nothing else may come into its standard error."""
+    (tmp_path / "text.pcdm").write_text("hello")
+    first = ["compress", "missing.png", "-o", "a.pcdm"]
+    done = shell(*first, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    said = [(done.returncode, done.stderr, "missing.png does not exist")]
+    monkeypatch.chdir(tmp_path)
+    for words, message in (
+        (first, "missing.png does not exist"),
         (["compress", ".", "-o", "a.pcdm"], "holds no images"),
         (["decompress", "text.pcdm", "-o", "x"], "text.pcdm"),
         (["decompress", "missing.pcdm", "-o", "x"], "missing.pcdm"),
-    ],
-)
-def test_bad_input_is_one_line(tmp_path, words, message):
-    (tmp_path / "text.pcdm").write_text("hello")
-    done = shell(*words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    assert (
-        done.returncode == 2
-        and message in done.stderr
-        and done.stderr.count("\n") == 1
-        and "Traceback" not in done.stderr
-    )
+    ):
+        status = main(words)
+        said.append((status, capsys.readouterr().err, message))
+    for status, error, message in said:
+        assert status == 2 and message in error and error.count("\n") == 1
+        assert "Traceback" not in error
 
 
 def test_more_than_eight_bits_are_found_before_any_work(tmp_path, capsys):

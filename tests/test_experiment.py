@@ -148,6 +148,7 @@ def test_main_notebook_runs_and_resumes(tmp_path, images):
         "dataset": f"folder:{images}",
         "preset": "tiny",
         "output_dir": str(tmp_path / "run"),
+        "heldout_images": 16,
         "flow_images": 2,
         "samples": 8,
         "sampling_steps": 10,
@@ -155,7 +156,7 @@ def test_main_notebook_runs_and_resumes(tmp_path, images):
     run_notebook(tmp_path, steps=3, **settings)
     first = records.read_json(tmp_path / "run" / "results.json")
     assert first["training"]["steps"] == 3 and first["config"]["preset"] == "tiny"
-    assert first["evaluation"]["images"] == 64 and set(first["reference_codecs"]) == {
+    assert first["evaluation"]["images"] == 16 and set(first["reference_codecs"]) == {
         "PNG",
         "WebP",
         "JPEG XL",

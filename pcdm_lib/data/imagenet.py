@@ -258,7 +258,7 @@ def _trained_on(folder: Path, made: list[tuple[np.ndarray, str]]) -> list[int]:
         known = records.read_json(path)
         if isinstance(known, dict) and {key: known.get(key) for key in of} == of:
             repeats = sorted({int(place) for place in known["repeats"]})
-            if not repeats or 0 <= repeats[0] and repeats[-1] < len(heldout):
+            if not repeats or (0 <= repeats[0] and repeats[-1] < len(heldout)):
                 return repeats
     except (OSError, ValueError, TypeError, KeyError):
         pass  # not there, or not what was written: found anew

@@ -182,9 +182,7 @@ class ExactDenoiser:
         flat, gamma = view.flatten(1), gamma.double().reshape(-1, 1)
         given = flat[:, :0].int() if coarse is None else coarse.flatten(1)
         keys, inverse = (
-            torch.unique(given, dim=0, return_inverse=True)
-            if coarse is not None
-            else (given[:1], flat.new_zeros(len(flat)))
+            _distinct_rows(given) if coarse is not None else (given[:1], flat.new_zeros(len(flat)))
         )
         mean = torch.empty_like(flat)
         for index, key in enumerate(keys.tolist()):
@@ -204,6 +202,21 @@ class ExactDenoiser:
             group
         ]
         return torch.softmax(score, dim=1) @ y
+
+
+def _distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.unique(rows, dim=0, return_inverse=True)` of integers (N, D). Each row is read as one
+    number where it fits: sorting rows took a third of the time of a bound."""
+    low, high = (int(v) for v in rows.aminmax()) if rows.numel() else (0, 0)
+    base, digits = high - low + 1, rows.shape[1]
+    if base**digits >= 2**62:
+        return torch.unique(rows, dim=0, return_inverse=True)
+    places = torch.tensor([base**k for k in reversed(range(digits))], dtype=torch.int64)
+    numbers = ((rows.long() - low) * places.to(rows.device)).sum(1)
+    inverse = torch.unique(numbers, return_inverse=True)[1]
+    keys = rows.new_empty(int(inverse.max()) + 1 if len(rows) else 0, digits)
+    keys[inverse] = rows
+    return keys, inverse
 
 
 def exact_cascade(

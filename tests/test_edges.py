@@ -242,6 +242,24 @@ def test_imagenet128_holds_out_no_image_that_it_trains_on(here: Path) -> None:
         sets.load_data("imagenet128:a")
 
 
+def test_imagenet128_in_a_folder_for_reading_only(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoded images are there; what is kept beside them cannot be."""
+    pictures("a/train", 3, side=140)
+    pictures("a/val", 2, seed=2, side=140)
+    shutil.copy("a/train/img1.png", "a/val/again.png")
+    first = sets.load_data("imagenet128:a")
+    os.remove("a/imagenet128-repeats.json")
+
+    def full(*_: object) -> None:
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr("pcdm_lib.records.write_json", full)
+    again = sets.load_data("imagenet128:a")
+    assert again.label == first.label and leaked(again) == 0
+
+
 def test_linked_folders_are_followed_once_and_loops_end(here: Path) -> None:
     pictures("elsewhere/x", 3)
     pictures("a/own", 2, seed=2)

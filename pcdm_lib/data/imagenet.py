@@ -11,6 +11,7 @@ checked is structure and counts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -266,7 +267,8 @@ def _trained_on(folder: Path, made: list[tuple[np.ndarray, str]]) -> list[int]:
     for place, image in enumerate(heldout):
         digests.setdefault(_digest(image), []).append(place)
     repeats = sorted({place for image in train for place in digests.get(_digest(image), ())})
-    records.write_json(path, of | {"repeats": repeats})
+    with contextlib.suppress(OSError):  # a folder for reading only: found anew the next time
+        records.write_json(path, of | {"repeats": repeats})
     return repeats
 
 

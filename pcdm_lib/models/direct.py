@@ -28,7 +28,7 @@ from pcdm_lib.maps.haar import Bands, haar_step_integers, haar_step_integers_inv
 from pcdm_lib.maps.lattice import Progression, allowed
 from pcdm_lib.maps.scales import ScaleSpec
 from pcdm_lib.maps.wavelet import HaarWavelet
-from pcdm_lib.models.integers import LARGEST, WholeConv2d, clamped, rounded
+from pcdm_lib.models.integers import LARGEST, UNIT, WholeConv2d, clamped, rounded
 from pcdm_lib.models.mixture import (
     LOGIT_STEP,
     PLACE_STEP,
@@ -384,7 +384,7 @@ class Trunk(nn.Module):
             (N, channels, h, w).
         """
         where = self.phase[phase] + self.level[min(number, DEEPEST) - 1]
-        h = self.stem(x) + rounded(where * 32)[:, :, None, None]
+        h = self.stem(x) + rounded(where * UNIT)[:, :, None, None]
         return clamped(self.blocks(clamped(h, -STREAM, STREAM)), 0, LARGEST)
 
 
@@ -404,16 +404,15 @@ class Head(nn.Module):
         self.colours, self.count = colours, 3 * colours
         self.given = WholeConv2d(channels, self.count * HIDDEN, 1)
         self.earlier = WholeConv2d(3 * self.count, self.count * HIDDEN, 1, bias=False)
-        mask = torch.ones(self.count, self.count).tril(-1)
-        self.earlier.mask = mask.repeat_interleave(HIDDEN, 0).repeat_interleave(3, 1)[
-            :, :, None, None
-        ]
-        self.outputs = 3 * COMPONENTS + 2
+        earlier = torch.ones(self.count, self.count).tril(-1)
+        mask = earlier.repeat_interleave(HIDDEN, 0).repeat_interleave(3, 1)
+        self.earlier.mask = mask[:, :, None, None]
+        m = COMPONENTS
+        self.outputs = 3 * m + 2
         self.exit = WholeConv2d(
-            self.count * HIDDEN, self.count * self.outputs, 1, groups=self.count
+            self.count * HIDDEN, self.count * self.outputs, 1, groups=self.count, bias=False
         )
         nn.init.zeros_(self.exit.weight)
-        m = COMPONENTS
         grid = torch.ones(self.count, self.outputs)
         grid[:, :m] = LOGIT_STEP
         grid[:, m : 2 * m] = PLACE_STEP * torch.tensor(_SPREAD).repeat_interleave(colours)[:, None]
@@ -438,27 +437,9 @@ class Head(nn.Module):
         """
         known = self.given(features) + self.earlier(known_features(number, details))
         h = clamped(known, 0, LARGEST)
-        if self.training:
-            found = self._trained_exit(h)
-        else:
-            whole, step, _ = self.exit.whole()
-            sums = self.exit._conv_forward(h, whole, None)
-            found = (sums * self._exit_steps(step)).round() + self._exit_start()
+        found = rounded(self.exit.sums(h) * (self.grid / UNIT))
+        found = found + rounded(self.start.view(-1, 1, 1) * self.grid)
         return found.view(len(h), self.count, self.outputs, *h.shape[2:])
-
-    def _trained_exit(self, h: Tensor) -> Tensor:
-        weight = self.exit.weight
-        with torch.no_grad():
-            whole, step, _ = self.exit.whole()
-            away = whole * step.unsqueeze(-1) - weight
-        found = self.exit._conv_forward(h, weight + away, None) * (self.grid / 32)
-        return rounded(found) + rounded(self.start.view(-1, 1, 1) * self.grid)
-
-    def _exit_steps(self, step: Tensor) -> Tensor:
-        return step * (self.grid / 32)
-
-    def _exit_start(self) -> Tensor:
-        return (self.start.view(-1, 1, 1) * self.grid).round()
 
 
 def known_features(number: int, details: Tensor) -> Tensor:
@@ -515,7 +496,8 @@ def _moved(slopes: Tensor, number: int, details: Tensor) -> Tensor:
 
 
 def _product(slope: Tensor, value: Tensor, shift: int) -> Tensor:
-    """slope * value / 2^shift to the nearest: exact, for every level; the gradient is the value."""
+    """slope * value / 2^shift to the nearest, exact on every level. The gradient is that without
+    rounding."""
     with torch.no_grad():
         exact = _shifted(slope.long() * value.long(), shift).to(slope.dtype)
         gradient = value.to(slope.dtype) / 2**shift

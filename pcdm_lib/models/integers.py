@@ -124,13 +124,31 @@ class WholeConv2d(nn.Conv2d):
             nn.init.zeros_(self.bias)  # type: ignore[arg-type]
         self.register_buffer("mask", None, persistent=False)
 
-    def whole(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What a machine computes with: whole weights, steps (out, 1, 1) and whole biases (out, 1,
-        1)."""
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """What a machine computes with.
+
+        Returns:
+            Whole weights, and steps (out, 1, 1, 1).
+        """
+        return whole_weights(self.weight if self.mask is None else self.weight * self.mask)
+
+    def sums(self, x: Tensor) -> Tensor:
+        """The exact sums times their steps, before rounding and without the bias.
+
+        Args:
+            x: whole numbers from -255 to 255.
+
+        Returns:
+            (N, c_out, h, w).
+        """
+        if not self.training:
+            whole, step = self.whole()
+            return self._conv_forward(x, whole, None) * step.view(-1, 1, 1)
         weight = self.weight if self.mask is None else self.weight * self.mask
-        whole, step = whole_weights(weight)
-        bias = torch.zeros_like(step) if self.bias is None else (self.bias * UNIT).round()
-        return whole, step.view(-1, 1, 1), bias.view(-1, 1, 1)
+        with torch.no_grad():
+            whole, step = whole_weights(weight)
+            away = whole * step - weight
+        return self._conv_forward(x, weight + away, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, h, w) -> (N, c_out, h, w), whole numbers both.
@@ -141,14 +159,7 @@ class WholeConv2d(nn.Conv2d):
         Returns:
             Whole numbers.
         """
-        if not self.training:
-            whole, step, bias = self.whole()
-            return (self._conv_forward(x, whole, None) * step).round() + bias
-        weight = self.weight if self.mask is None else self.weight * self.mask
-        with torch.no_grad():
-            whole, step = whole_weights(weight)
-            away = whole * step - weight
-        found = rounded(self._conv_forward(x, weight + away, None))
+        found = rounded(self.sums(x))
         return found if self.bias is None else found + rounded(self.bias * UNIT).view(-1, 1, 1)
 
 

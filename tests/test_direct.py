@@ -82,8 +82,9 @@ def test_one_phase_stands_for_all():
     x = torch.randint(0, 256, (1, 1, 16, 16), generator=torch.Generator().manual_seed(2)).int()
     with torch.no_grad():
         whole = made(x, dtype=torch.float64)
-        # two levels from 3 on, by deal // 4, and four phases, by deal modulo 4
-        draws = [made(x, torch.tensor([k]), dtype=torch.float64) for k in range(8)]
+        # two levels from 3 on, and four phases
+        deals = [direct.Deal(torch.tensor([k % 4]), k // 4) for k in range(8)]
+        draws = [made(x, deal, dtype=torch.float64) for deal in deals]
     torch.testing.assert_close(torch.stack(draws).mean(dim=0), whole)
 
 

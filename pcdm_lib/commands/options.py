@@ -31,7 +31,7 @@ PRESETS = (
     "release-imagenet32",
     "release-imagenet64",
 )
-SYSTEMS = ("wavelet", "laplacian", "standard", "vdm")
+SYSTEMS = ("wavelet", "laplacian", "standard", "vdm", "direct")
 DATA, MODEL, TRAINING, BUDGET, SCORING, CODING, OUTPUT, MACHINE, PROCESSES = (
     "Data",
     "Model",

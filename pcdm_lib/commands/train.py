@@ -54,7 +54,8 @@ Preset = Annotated[
 System = Annotated[
     str,
     typer.Option(
-        help="wavelet (W-PCDM), laplacian (LP-PCDM), standard (C-VDM) or vdm (VDM).",
+        help="wavelet (W-PCDM), laplacian (LP-PCDM), standard (C-VDM) or vdm (VDM), which are "
+        "diffusion models; or direct (no diffusion, an exact likelihood, the quick compressor).",
         rich_help_panel=MODEL,
         **one_of(SYSTEMS),
     ),

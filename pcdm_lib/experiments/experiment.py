@@ -26,7 +26,7 @@ from pcdm_lib.maps.scales import image_shape_of
 from pcdm_lib.models import checkpoints, presets, pretrained
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config
-from pcdm_lib.models.presets import SYSTEMS
+from pcdm_lib.models.presets import EVERY_SYSTEM
 from pcdm_lib.training.trainer import Trainer
 
 # 2: further keys (likelihoods, quality, twice, ood), and scores.npz beside results.json
@@ -101,7 +101,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        return SYSTEMS[self.config.system]
+        return EVERY_SYSTEM[self.config.system]
 
     def score_codecs(self) -> dict[str, tuple[float, float]]:
         """Bits per dimension of real files of the held-out images, with standard errors: PNG, WebP,
@@ -354,7 +354,7 @@ def open_models(
                 record["data"].get("train_sha256") == wanted
                 and record["config"]["training"].get("weighting", "likelihood") == "likelihood"
             ):
-                name = SYSTEMS[record["config"]["system"]]
+                name = EVERY_SYSTEM[record["config"]["system"]]
                 name = name if name not in found else f"{name} ({path.parent.name})"
                 found[name] = (checkpoints.load_cascade(path.parent, device=device)[0], path.parent)
     if runs is None or (shipped and found):

@@ -23,10 +23,10 @@ def write_samples(cascade: Cascade, samples: Samples, folder: Path, description:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for index, coarse in enumerate(samples.growth):
-        brightness = cascade.map.brightness(index, coarse, cascade.max_value).cpu()
+        brightness = cascade.brightness(index, coarse).cpu()
         pixels = (brightness * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for number, image in enumerate(pixels):
-            path = folder / f"sample-{number:03d}-{cascade.specs[index].name}.png"
+            path = folder / f"sample-{number:03d}-{cascade.parts[index]}.png"
             write_png(path, image, description)
             written.append(path)
     return written

@@ -19,7 +19,7 @@ import numpy as np
 
 from pcdm_lib import records
 from pcdm_lib.experiments.published import NOT_MEASURED, titled
-from pcdm_lib.models.presets import SYSTEMS
+from pcdm_lib.models.presets import EVERY_SYSTEM
 
 FORMATS = (1, 2)
 _SECTIONS: dict[str, type] = {
@@ -82,7 +82,7 @@ class Result:
     def title(self) -> str:
         """The system's name in the paper, with the weights of its loss where they are not the
         bound's."""
-        return titled(SYSTEMS[self.system], self.weighting)
+        return titled(EVERY_SYSTEM[self.system], self.weighting)
 
     @property
     def label(self) -> str:
@@ -238,8 +238,8 @@ def _check(path: Path, record: Any) -> Mapping[str, Any]:
         if record.get(k) is not None and not isinstance(record[k], kind)
     ]
     system = record["config"].get("system") if isinstance(record.get("config"), dict) else None
-    if not wrong and (not isinstance(system, str) or system not in SYSTEMS):
-        wrong = [f"config.system is {system!r}, expected one of {', '.join(SYSTEMS)}"]
+    if not wrong and (not isinstance(system, str) or system not in EVERY_SYSTEM):
+        wrong = [f"config.system is {system!r}, expected one of {', '.join(EVERY_SYSTEM)}"]
     if wrong:
         raise ValueError(f"{path} is not a record of results ({'; '.join(wrong)}): {again}")
     return records.finite(record)

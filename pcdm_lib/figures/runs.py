@@ -169,10 +169,10 @@ def sample_growth(cascade: Cascade, samples: Samples, label: str) -> Figure:
         squeeze=False,
         layout="constrained",
     )
-    for row, (coarse, spec) in enumerate(zip(samples.growth, cascade.specs)):
-        for ax, image in zip(axes[row], cascade.map.brightness(row, coarse, cascade.max_value)):
+    for row, (coarse, name) in enumerate(zip(samples.growth, cascade.parts)):
+        for ax, image in zip(axes[row], cascade.brightness(row, coarse)):
             bare(ax).imshow(picture(image), interpolation="nearest")
-        axes[row, 0].set_ylabel(f"{spec.name}\n{coarse.shape[-1]}x{coarse.shape[-2]}")
+        axes[row, 0].set_ylabel(f"{name}\n{coarse.shape[-1]}x{coarse.shape[-2]}")
     title = "Samples grow scale by scale: each row adds the detail of one scale"
     return finish(figure, title if len(samples.growth) > 1 else "Samples", label)
 

@@ -81,6 +81,8 @@ class Evaluation(ImageScores):
         weights: what the caller said of the weights.
         seed: of times and noise.
         times_per_image: network evaluations an image, scale and repeat.
+        exact: whether these are -log P itself, without draws: then there is one repeat, and no
+            noise.
 
     Example:
         >>> parts = np.full((2, 4, 1, 3), 0.5)  # two images, four repeats, one scale
@@ -96,6 +98,19 @@ class Evaluation(ImageScores):
     weights: str
     seed: int
     times_per_image: int = 1
+    exact: bool = False
+
+    @property
+    def se_noise(self) -> float:
+        """As for `ImageScores`; 0 where nothing was drawn."""
+        return 0.0 if self.exact else super().se_noise
+
+    @property
+    def kind(self) -> str:
+        """What was computed, in words."""
+        if self.exact:
+            return "exact likelihood"
+        return "continuous time" if self.steps is None else f"{self.steps} steps"
 
     def table(self) -> dict[str, dict[str, float]]:
         """{scale: {term: bpd}}, with the sums under "total"; every figure is a share of the whole
@@ -124,7 +139,7 @@ class Evaluation(ImageScores):
             "images": len(self.parts),
             "repeats": self.parts.shape[1],
             "times_per_image": self.times_per_image,
-            "bound": "continuous time" if self.steps is None else f"{self.steps} steps",
+            "bound": self.kind,
             "times": self.times,
             "weights": self.weights,
             "seed": self.seed,
@@ -137,6 +152,12 @@ class Evaluation(ImageScores):
             f"{name:14s}" + "".join(f"{row[t]:16.4f}" for t in (*TERMS, "total"))
             for name, row in self.table().items()
         ]
+        if self.exact:
+            foot = (
+                f"{self.bpd:.4f} bpd, standard error {self.se_images:.4f} over {len(self.parts)} "
+                f"images; the likelihood itself, without draws, {self.weights} weights"
+            )
+            return "\n".join([head, *rows, foot])
         kind = "continuous time" if self.steps is None else f"T = {self.steps}"
         foot = (
             f"{self.bpd:.4f} bpd, standard error {self.se_images:.4f} over {len(self.parts)} "
@@ -163,7 +184,8 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> Evaluation:
-    """The bound on every image, `repeats` times with independent noise.
+    """The bound on every image, `repeats` times with independent noise; of a direct cascade the
+    likelihood itself, once.
 
     Source: Eqs. 15-17 of the paper; the T-step bound is Eq. 16 with its T.
 
@@ -210,8 +232,10 @@ def evaluate(
     if times not in ("stratified", "uniform"):
         raise ValueError(f"times must be 'stratified' or 'uniform', got {times!r}")
     cascade.check_images(images)
+    if cascade.exact:
+        repeats = times_per_image = 1
     generator = torch.Generator(device).manual_seed(seed)
-    n, count = len(images), len(cascade.specs)
+    n, count = len(images), len(cascade.parts)
     parts = np.zeros((n, repeats, count, len(TERMS)))
     bar = tqdm(
         total=repeats * times_per_image * n, desc="evaluating", unit="image", disable=not progress
@@ -240,7 +264,7 @@ def evaluate(
             "the bound is not finite: the weights are broken or training diverged"
         )
     return Evaluation(
-        parts, tuple(s.name for s in cascade.specs), steps, times, weights, seed, times_per_image
+        parts, cascade.parts, steps, times, weights, seed, times_per_image, cascade.exact
     )
 
 

@@ -184,7 +184,7 @@ def image_scores(
         )
     cascade.check_images(images)
     generator = torch.Generator(device).manual_seed(seed)
-    scales = tuple(spec.name for spec in cascade.specs)
+    scales = cascade.parts
     levels = torch.stack(
         [_times(len(images), sizes, times, generator, device, dtype) for _ in scales], dim=1
     )

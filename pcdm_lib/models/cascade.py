@@ -22,6 +22,7 @@ from pcdm_lib.diffusion.schedule import Schedule, stratified_times
 from pcdm_lib.diffusion.terms import Denoiser
 from pcdm_lib.maps.hierarchical import HierarchicalMap
 from pcdm_lib.maps.scales import Scales
+from pcdm_lib.models.config import TrainingConfig
 from pcdm_lib.models.scale import Scale
 
 
@@ -114,6 +115,9 @@ class Cascade(nn.Module):
         192
     """
 
+    exact = False  # whether `bound` gives -log P itself, without draws
+    scale_type: type[Scale] = Scale
+
     def __init__(
         self,
         hierarchy: HierarchicalMap,
@@ -136,7 +140,7 @@ class Cascade(nn.Module):
                 f"{hierarchy!r} has {count} scales, got {len(denoisers)} denoisers and "
                 f"{len(schedules)} schedules"
             )
-        self.scales = tuple(map(Scale, self.specs, denoisers, schedules))
+        self.scales = tuple(map(self.scale_type, self.specs, denoisers, schedules))
         self.networks = nn.ModuleDict(
             {s.name: s.network for s in self.scales if s.network is not None}
         )
@@ -167,6 +171,34 @@ class Cascade(nn.Module):
     def names(self) -> tuple[str, ...]:
         """The scales' names, coarsest first."""
         return tuple(spec.name for spec in self.specs)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What `bound` tells apart, coarsest first: the scales."""
+        return self.names
+
+    def brightness(self, index: int, sums: Tensor) -> Tensor:
+        """The image that one of the parts of `Samples.growth` shows.
+
+        Args:
+            index: of the part.
+            sums: integers (N, C, h, w).
+
+        Returns:
+            Values from 0 to 1, of the shape of `sums`.
+        """
+        return self.map.brightness(index, sums, self.max_value)
+
+    def check_training(self, training: TrainingConfig, shard: bool) -> None:
+        """Raise an error for settings of training that this kind of model cannot take.
+
+        Args:
+            training: the settings.
+            shard: whether weights are divided among processes.
+
+        Raises:
+            ValueError: naming the setting.
+        """
 
     @property
     def dims(self) -> int:

@@ -65,6 +65,18 @@ class Level(NamedTuple):
     coded: Tensor | None
 
 
+class Deal(NamedTuple):
+    """Which part of every image a training step looks at, drawn at random.
+
+    Attributes:
+        phases: (N,) whole numbers: an image's phase of a level is this modulo their number.
+        level: a whole number: of the levels from 3 on, this one modulo their number.
+    """
+
+    phases: Tensor
+    level: int
+
+
 def depth(height: int, width: int) -> int:
     """How often an image is halved until one block is left.
 
@@ -81,6 +93,28 @@ def depth(height: int, width: int) -> int:
         (5, 0, 10)
     """
     return (max(height, width) - 1).bit_length()
+
+
+def sides_of(height: int, width: int) -> list[tuple[int, int]]:
+    """Height and width of the image and of every coarser one.
+
+    Args:
+        height: of the image.
+        width: of the image.
+
+    Returns:
+        A pair a level, from the image itself on.
+
+    Example:
+        >>> from pcdm_lib.models.direct import sides_of
+        >>> sides_of(5, 2)
+        [(5, 2), (3, 1), (2, 1), (1, 1)]
+    """
+    sides = [(height, width)]
+    for _ in range(depth(height, width)):
+        height, width = (height + 1) // 2, (width + 1) // 2
+        sides.append((height, width))
+    return sides
 
 
 def _even(x: Tensor) -> Tensor:
@@ -458,15 +492,19 @@ def known_features(number: int, details: Tensor) -> Tensor:
     return torch.stack([value, size, size * details.sign()], dim=2).flatten(1, 2)
 
 
-def mixture_of(outputs: Tensor, number: int, details: Tensor, colours: int) -> Mixture:
+def mixture_of(
+    outputs: Tensor, number: int, details: Tensor, colours: int, first: int = 0
+) -> Mixture:
     """The mixtures that outputs of the head stand for: cut off to their ranges, the locations
     moved in proportion to the earlier colours of the same band.
 
     Args:
-        outputs: (N, J, 3M + 2, h, w) of the integers of a block from the first on.
+        outputs: (N, J, 3M + 2, h, w) of J integers of a block.
         number: of the level.
-        details: (N, J, h, w) integers; each is seen by later colours of its band.
+        details: (N, first + J - 1 or more, h, w) integers of the block; each is seen by later
+            colours of its band.
         colours: of the image.
+        first: which integer of the block the first of the outputs is for.
 
     Returns:
         Whole numbers on their grids.
@@ -477,21 +515,21 @@ def mixture_of(outputs: Tensor, number: int, details: Tensor, colours: int) -> M
     widths = clamped(outputs[:, :, 2 * m : 3 * m], 0, WIDTHS - 1)
     if colours == 3:
         slopes = clamped(outputs[:, :, 3 * m :], -2 * _FROM_COLOURS, 2 * _FROM_COLOURS)
-        places = places + _moved(slopes, number, details)
+        places = places + _moved(slopes, number, details, first)
     return Mixture(logits, places, widths)
 
 
-def _moved(slopes: Tensor, number: int, details: Tensor) -> Tensor:
+def _moved(slopes: Tensor, number: int, details: Tensor, first: int) -> Tensor:
     """What the earlier colours move the locations by, in sixteenths of a unit: (N, J, 1, h, w)."""
     shift = 2 * number  # 16 / 64 of a unit of 4^(number - 1)
     zero = torch.zeros_like(slopes[:, 0, 0])
     columns = []
     for j in range(slopes.shape[1]):
-        earlier = [details[:, j - i] for i in range(j % 3, 0, -1)]
-        total = zero
-        for slope, value in zip(slopes[:, j].unbind(1), earlier):
-            total = total + _product(slope, value, shift)
-        columns.append(total)
+        place = first + j
+        earlier = [details[:, place - i] for i in range(place % 3, 0, -1)]
+        columns.append(
+            sum((_product(a, v, shift) for a, v in zip(slopes[:, j].unbind(1), earlier)), zero)
+        )
     return torch.stack(columns, dim=1).unsqueeze(2)
 
 
@@ -531,7 +569,7 @@ class DirectNetwork(nn.Module):
     def forward(
         self,
         x: Tensor,
-        deal: Tensor | None = None,
+        deal: Deal | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Nats of every part of every image, (N, levels + 1): the base, then the levels, coarsest
@@ -539,10 +577,9 @@ class DirectNetwork(nn.Module):
 
         Args:
             x: integers (N, C, H, W).
-            deal: (N,) whole numbers, drawn at random. Where they are given, an image has one phase
-                a level, number `deal` modulo their number, which stands for all of them, and one
-                of the levels from 3 on, by the first of `deal`, stands for these: an unbiased draw
-                at a quarter of the cost.
+            deal: where it is given, an image has one phase a level, which stands for all of them,
+                and one of the levels from 3 on stands for these: an unbiased draw at a quarter of
+                the cost.
             dtype: of the distributions; what they are made from is whole.
 
         Returns:
@@ -552,17 +589,20 @@ class DirectNetwork(nn.Module):
         most = float(self.max_value) * 4.0 ** len(levels) + 1
         rows = [torch.full((len(x),), self.colours * math.log(most), dtype=dtype, device=x.device)]
         deep = [level.number for level in levels if level.number > 2]
-        chosen = deep[int(deal[0]) // 4 % len(deep)] if deep and deal is not None else 0
+        phases = None if deal is None else deal.phases
+        chosen = deep[deal.level % len(deep)] if deep and deal is not None else 0
         for level in levels:
             if deal is None or level.number <= 2:
-                rows.append(self._level(level, deal, dtype))
+                rows.append(self._level(level, phases, dtype))
             elif level.number == chosen:
-                rows.append(len(deep) * self._level(level, deal, dtype))
+                rows.append(len(deep) * self._level(level, phases, dtype))
             else:
                 rows.append(torch.zeros_like(rows[0]))
         return torch.stack(rows, dim=1)
 
     def _level(self, level: Level, deal: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Nats of a level, (N,); of one phase an image, times their number, where they are
+        dealt."""
         features = coarse_features(level.number, level.coarse)
         known = detail_features(level.number, level.details)
         n, phases = len(level.coarse), phases_of(*level.coarse.shape[2:])

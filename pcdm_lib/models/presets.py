@@ -19,11 +19,15 @@ from pcdm_lib.diffusion.terms import gamma_for_spacing
 from pcdm_lib.maps.standard import make_map
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config, ModelConfig, TrainingConfig
+from pcdm_lib.models.direct_cascade import NAME as DIRECT
+from pcdm_lib.models.direct_cascade import Levels, build_direct
 from pcdm_lib.models.preconditioning import PreconditionedDenoiser
 
 # The systems by the key that the shell, presets and files use, with the paper's name for each. The
 # map of a system has the same key (maps.MAPS).
 SYSTEMS = {"wavelet": "W-PCDM", "laplacian": "LP-PCDM", "standard": "C-VDM", "vdm": "VDM"}
+# With the one that the paper leaves open: a cascade without latents (models/direct.py).
+EVERY_SYSTEM = SYSTEMS | {DIRECT: "direct cascade"}
 
 
 # The small networks by system; the figures behind their widths and depths stand in
@@ -36,6 +40,10 @@ _SMALL = {
     "laplacian": {"channels": (32, 64, 64), "blocks": 1} | _SMALL_BASE,
     "standard": {"channels": (32, 64, 64), "blocks": 1} | _SMALL_BASE,
     "vdm": {"channels": (32, 64, 64), "blocks": 1},
+}
+_DIRECT: dict[str, dict[str, Any]] = {
+    "tiny": {"channels": (16,), "blocks": 1},
+    "small": {"channels": (64,), "blocks": 3},
 }
 _LEARNING = {"inputs": "whitened", "schedule": "fitted"}
 _TINY = {"channels": (8, 8), "blocks": 1, "attention": False}
@@ -137,7 +145,7 @@ PRESETS = ("tiny", "small", "edm", *FULL_SIZE)
 def preset(
     name: str = "small", system: str = "wavelet", image_shape: tuple[int, int, int] = (3, 32, 32)
 ) -> Config:
-    """A named configuration of a system (`wavelet`, `laplacian`, `standard`, `vdm`).
+    """A named configuration of a system (`wavelet`, `laplacian`, `standard`, `vdm`, `direct`).
 
     `tiny` is for tests, `small` learns in minutes on two cores, `edm` is `small` with the
     preconditioning and the weighting of Karras et al. 2022, for the look of samples; `paper-*` are
@@ -172,11 +180,13 @@ def preset(
             f"unknown preset {name!r}{did_you_mean(name, PRESETS) or ':'} one of "
             f"{', '.join(PRESETS)}"
         )
-    if system not in SYSTEMS:
+    if system not in EVERY_SYSTEM:
         raise ValueError(
-            f"unknown system {system!r}{did_you_mean(system, SYSTEMS) or ':'} one of "
-            f"{', '.join(SYSTEMS)}"
+            f"unknown system {system!r}{did_you_mean(system, EVERY_SYSTEM) or ':'} one of "
+            f"{', '.join(EVERY_SYSTEM)}"
         )
+    if system == DIRECT:
+        return _direct(name, image_shape)
     if name in FULL_SIZE:
         return _full_size(name, system, tuple(image_shape))
     levels = 0 if system == "vdm" else LEVELS.get(max(image_shape[1:]), 1)
@@ -196,6 +206,18 @@ def preset(
             TrainingConfig(optimiser="muon", weighting="edm"),
         )
     return Config(name, system, ModelConfig(**model), TrainingConfig(optimiser="muon"))
+
+
+def _direct(name: str, image_shape: tuple[int, int, int]) -> Config:
+    """A preset of the direct cascade; its settings were measured (docs/direct.md)."""
+    if name not in _DIRECT:
+        raise ValueError(
+            f"preset {name!r} is for diffusion models: the direct cascade has "
+            f"{' and '.join(_DIRECT)}"
+        )
+    channels, height, width = image_shape
+    model = ModelConfig(DIRECT, 0, (channels, height, width), **_DIRECT[name])
+    return Config(name, DIRECT, model, TrainingConfig(optimiser="muon", learning_rate=0.02))
 
 
 def _full_size(name: str, system: str, image_shape: tuple[int, ...]) -> Config:
@@ -269,12 +291,13 @@ def build(
         >>> model.names, model.training
         (('base', 'details1'), True)
     """
+    if config.map == DIRECT:
+        _check_scales(Levels().names(), scales)
+        return build_direct(config, seed, scales)
     hierarchy = make_map(config.map, config.levels)
     specs = hierarchy.specs(config.image_shape, config.max_value)
-    names = [s.name for s in specs]
-    unknown = [s for s in scales or () if s not in names]
-    if unknown:
-        raise ValueError(f"unknown scales {unknown}: this cascade has {names}")
+    names = hierarchy.names()
+    _check_scales(names, scales)
     if config.shared_schedule and config.schedule == "fitted":
         raise ValueError(
             "a fitted schedule follows the loss of one scale: set shared_schedule=false, or "
@@ -328,6 +351,12 @@ def build(
         schedules[0] if config.shared_schedule else schedules,
         config.max_value,
     )
+
+
+def _check_scales(names: typing.Sequence[str], wanted: typing.Sequence[str] | None) -> None:
+    unknown = [s for s in wanted or () if s not in names]
+    if unknown:
+        raise ValueError(f"unknown scales {unknown}: this cascade has {[*names]}")
 
 
 def _spread(values: tuple[float, ...], count: int, name: str) -> list[float]:

@@ -8,6 +8,7 @@ The terms stand in diffusion/terms.py; a `Scale` knows what to put into them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,24 @@ class Scale(nn.Module):
             A new scale that shares the network.
         """
         return Scale(self.spec, self.denoiser if self.known else None, schedule)
+
+    def once(self, z: Tensor, coarse: Tensor | None) -> None:
+        """One evaluation of the network, for counting its operations.
+
+        Args:
+            z: integers (N, *spec.shape).
+            coarse: the integers rebuilt from the coarser scales, None for the base.
+        """
+        self.denoiser(z.float(), torch.zeros(1), coarse)
+
+    def fit(self, z: Tensor, coarse: Tensor | None) -> None:
+        """Set what the network measures on the images before it is trained.
+
+        Args:
+            z: integers (N, *spec.shape) of training images.
+            coarse: the integers rebuilt from the coarser scales, None for the base.
+        """
+        cast(Any, self.network).fit(z, coarse)
 
     def forward(
         self,

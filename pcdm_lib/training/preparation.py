@@ -31,11 +31,13 @@ class Preparation(Saving):
     def _costs(self) -> dict[str, float]:
         """What a step of each scale costs: the operations of one image's forward pass."""
         costs, modes = {}, {network: network.training for network in self.cascade.networks.values()}
-        for (z, coarse), spec in zip(self.cascade.decompose(self.images[:1]), self.cascade.specs):
-            if spec.name in self.cascade.networks:
+        pairs = self.cascade.decompose(self.images[:1])
+        for (z, coarse), scale in zip(pairs, self.cascade.scales):
+            if scale.network is not None:
+                scale.network.eval()
                 with FlopCounterMode(display=False) as counter:
-                    self.cascade.networks[spec.name].eval()(z.float(), torch.zeros(1), coarse)
-                costs[spec.name] = float(counter.get_total_flops())
+                    scale.once(z, coarse)
+                costs[scale.name] = float(counter.get_total_flops())
         for network, training in modes.items():
             network.train(training)
         return costs
@@ -85,7 +87,7 @@ class Preparation(Saving):
         for (z, coarse), scale in zip(self.cascade.decompose(spread), self.cascade.scales):
             if scale.network is None:
                 continue
-            network_of(scale).fit(z, coarse)
+            scale.fit(z, coarse)
             if self.config.training.weighting == "edm":
                 # a constant scale is as well known as its integers allow
                 std = float(scale.spec.to_float(z, torch.float64).std(correction=0))
@@ -98,7 +100,7 @@ class Preparation(Saving):
         network = network_of(module)
         own: nn.Module = module if self.shared is None else network
         average = average_of(module.schedule) if self.shared is None else self.shared.ema
-        ema = Scale(module.spec, average_of(network), average)
+        ema = type(module)(module.spec, average_of(network), average)
         if checkpoint is not None:
             load_weights(module, checkpoint / f"raw.{name}.safetensors")
             load_weights(ema, checkpoint / f"ema.{name}.safetensors")

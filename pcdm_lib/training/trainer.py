@@ -127,6 +127,7 @@ class Trainer(Preparation, Log):
         )
         self.cascade = build(config.model, seed, scales)
         self.cascade.check_images(images)
+        self.cascade.check_training(config.training, shard)
         self.costs = self._costs()
         self.side_by_side = self._check_side_by_side(side_by_side)
         self._pool: ThreadPoolExecutor | None = None

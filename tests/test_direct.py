@@ -96,10 +96,14 @@ def test_weights_fit_their_grid_and_sums_are_bounded():
     x = torch.full((1, 4, 3, 3), 255.0)
     reached = torch.nn.functional.conv2d(x, whole.abs(), padding=1).max().detach()
     assert float(reached) == check_sums(layer) < EXACT
-    wide = WholeConv2d(2000, 1, 3)
-    torch.nn.init.ones_(wide.weight)
-    with pytest.raises(ValueError, match="float32 is exact below"):
-        check_sums(wide)
+    # alike weights, the worst case: the steps grow, and the sums stay below the limit
+    alike = WholeConv2d(150, 2, 3)
+    torch.nn.init.ones_(alike.weight)
+    whole, step = (part.detach() for part in whole_weights(alike.weight))
+    assert 0 < float(whole.min()) < 127 and 0.9 * EXACT < check_sums(alike) < EXACT
+    assert bool(((whole * step - 1).abs() <= 0.5001 * step).all())
+    with pytest.raises(ValueError, match="too many to add exactly"):
+        WholeConv2d(20_000, 1, 3)
 
 
 def test_a_coefficient_does_not_see_later_ones():

@@ -15,6 +15,9 @@ Then comes one stack of bits (coding/bits_back.py):
 An image that the model would expand is stored as a plain file: PNG or JPEG XL, whichever is
 smaller. A chunk whose images are all plain has no stack.
 
+A direct cascade (models/direct_cascade.py) has no latents: its payloads are those of
+coding/direct.py, and "coding" in the header says so.
+
 The header names the model and a digest of its weights and settings, so that a file is never decoded
 by another model.
 """
@@ -23,7 +26,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,7 +39,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.coding.bits_back import FRACTION, PREDICTION
 from pcdm_lib.coding.chunks import (
     _CODING,
@@ -44,8 +49,6 @@ from pcdm_lib.coding.chunks import (
     Settings,
     Statistics,
     checksum,
-    decode_chunk,
-    encode_chunk,
 )
 from pcdm_lib.coding.container import (
     MAX_SIDE,
@@ -56,12 +59,17 @@ from pcdm_lib.coding.container import (
     Reader,
     Writer,
 )
+from pcdm_lib.coding.direct import CODING as DIRECT_CODING
+from pcdm_lib.coding.direct import DirectCodec, blocks
+from pcdm_lib.coding.single import SingleReader, is_single, pack
 from pcdm_lib.coding.tiles import Box, pieces, plan
 from pcdm_lib.models.cascade import Cascade
+from pcdm_lib.models.direct_cascade import DirectCascade
 
 # of an image in pieces: 357 megapixels in colour. It lies whole in memory where it is read or
 # written, and a stranger's file must not ask for any amount.
 MAX_WHOLE_SAMPLES = 1 << 30
+MAX_PREVIEW = 4  # halvings of a small picture
 
 
 class WrongModel(ValueError):
@@ -184,19 +192,9 @@ def compress(
         ['black']
     """
     settings = settings or Settings()
-    codec = ImageCodec(cascade, settings, device, network_batch, on_evaluation)
-    header = {
-        "model": model,
-        "digest": digest(cascade),
-        "coding": _CODING,
-        "steps": settings.steps,
-        "fineness": settings.fineness,
-        "batch": settings.batch,
-        "side": codec.side,
-        "precision": settings.precision,
-        "tables": codec.tables,
-    }
-    if settings.precision == "float32":
+    codec = codec_of(cascade, settings, device, network_batch, on_evaluation)
+    header = _header(codec, cascade, model)
+    if isinstance(codec, ImageCodec) and settings.precision == "float32":
         header["machine"] = machine(device)
     statistics = Statistics()
     written: list[bytes] = []
@@ -211,23 +209,23 @@ def compress(
                 f"{path} was not written: what the disk gave back is not what was sent to it"
             )
 
+    chunks = _chunks(codec, images)
+    if isinstance(codec, DirectCodec):
+        first = [*itertools.islice(chunks, 2)]
+        if len(first) == 1 and len(first[0][0]) == 1:
+            (entry,), chunk = first[0]
+            payload = _coded(codec, first[0], path, statistics, verify)
+            file = pack(path, str(header["digest"]), entry, payload)
+            if file is not None:
+                with outputs.whole_file(path) as out:
+                    out.write(file)
+                statistics.container_bits = 8 * len(file) - statistics.model_bits
+                return statistics
+            statistics = Statistics()
+        chunks = itertools.chain(first, chunks)
     with Writer(path, header, check if verify else None) as writer:
-        for entries, chunk in _chunks(codec, images):
-            payload = encode_chunk(codec, chunk, statistics)
-            if verify:
-                began = time.perf_counter()
-                back = decode_chunk(codec, [image.shape for image in chunk], payload)
-                wrong = [
-                    entry.name
-                    for entry, a, b in zip(entries, chunk, back)
-                    if not np.array_equal(a, b)
-                ]
-                if wrong:
-                    raise NotVerified(
-                        f"{path} was not written: {', '.join(wrong[:3])} did not decode to what "
-                        f"was given; please report this"
-                    )
-                statistics.verify_seconds += time.perf_counter() - began
+        for entries, chunk in chunks:
+            payload = _coded(codec, (entries, chunk), path, statistics, verify)
             written.append(hashlib.sha256(payload).digest())
             writer.add_chunk(entries, payload)
             statistics.container_bits -= 8 * len(payload)
@@ -238,15 +236,75 @@ def compress(
     return statistics
 
 
+def _coded(
+    codec: ImageCodec | DirectCodec,
+    images: tuple[list[Entry], list[Image]],
+    path: Path | str,
+    statistics: Statistics,
+    verify: bool,
+) -> bytes:
+    """The payload of a chunk, decoded and compared where that is asked for."""
+    entries, chunk = images
+    payload = codec.encode(chunk, statistics)
+    if verify:
+        began = time.perf_counter()
+        shapes: list[Any] = [image.shape for image in chunk]
+        back = codec.decode(shapes, payload)
+        wrong = [
+            entry.name for entry, a, b in zip(entries, chunk, back) if not np.array_equal(a, b)
+        ]
+        if wrong:
+            raise NotVerified(
+                f"{path} was not written: {', '.join(wrong[:3])} did not decode to what was "
+                f"given; please report this"
+            )
+        statistics.verify_seconds += time.perf_counter() - began
+    return payload
+
+
+def codec_of(
+    cascade: Cascade,
+    settings: Settings,
+    device: torch.device | str = "cpu",
+    network_batch: int | None = None,
+    on_evaluation: Callable[[int], None] | None = None,
+) -> ImageCodec | DirectCodec:
+    """The codec of a model: with bits back for a diffusion cascade, without for a direct one."""
+    if isinstance(cascade, DirectCascade):
+        return DirectCodec(cascade, settings, device, on_evaluation)
+    return ImageCodec(cascade, settings, device, network_batch, on_evaluation)
+
+
+def _header(codec: ImageCodec | DirectCodec, cascade: Cascade, model: str) -> dict[str, Any]:
+    """What a reader needs to know."""
+    found: dict[str, Any] = {"model": model, "digest": digest(cascade)}
+    if isinstance(codec, DirectCodec):
+        return found | {"coding": DIRECT_CODING, "tables": codec.tables}
+    settings = codec.settings
+    return found | {
+        "coding": _CODING,
+        "steps": settings.steps,
+        "fineness": settings.fineness,
+        "batch": settings.batch,
+        "side": codec.side,
+        "precision": settings.precision,
+        "tables": codec.tables,
+    }
+
+
 def check_model(cascade: Cascade, settings: Settings) -> None:
     """ValueError where no file can be written with this model and these settings."""
-    ImageCodec(cascade, settings)
+    codec_of(cascade, settings)
     digest(cascade)
 
 
 def work(cascade: Cascade, settings: Settings, sizes: Iterable[tuple[int, int]]) -> int:
     """Network evaluations that images of these sizes (height, width) take, once through and none of
-    them plain: for a progress bar."""
+    them plain; for a direct model the blocks of all levels. For a progress bar."""
+    if isinstance(cascade, DirectCascade):
+        most = min(settings.piece, MAX_SAMPLES)
+        boxes = (b for size in sizes for b in pieces((3, *size), 64, most, MAX_SIDE))
+        return sum(blocks(box.height, box.width) for box in boxes)
     side, channels = settings.side or max(cascade.image_shape[1:]), cascade.image_shape[0]
     tiles = sum(
         len(plan(box.height, box.width, side))
@@ -257,7 +315,7 @@ def work(cascade: Cascade, settings: Settings, sizes: Iterable[tuple[int, int]])
 
 
 def _chunks(
-    codec: ImageCodec, images: Iterable[tuple[str, NDArray]]
+    codec: ImageCodec | DirectCodec, images: Iterable[tuple[str, NDArray]]
 ) -> Iterator[tuple[list[Entry], list[Image]]]:
     """Images in chunks: those that are small enough together, of the others a piece each."""
     entries: list[Entry] = []
@@ -278,7 +336,7 @@ def _chunks(
             continue
         chunk.append(np.ascontiguousarray(image))
         entries.append(Entry(name, image.shape, checksum(chunk[-1])))
-        tiles, samples = tiles + len(codec.tiles([image.shape])), samples + image.size
+        tiles, samples = tiles + codec.weight(image.shape), samples + image.size
     if chunk:
         yield entries, chunk
 
@@ -317,28 +375,41 @@ class Archive:
     """
 
     def __init__(self, path: Path | str):
-        self.path, self.reader = Path(path), Reader(path)
+        self.path = Path(path)
+        self.reader: Reader | SingleReader = SingleReader(path) if is_single(path) else Reader(path)
         header = self.reader.header
         try:
             self.model, self.digest = str(header["model"]), str(header["digest"])
             self._tables, self._machine, self._coding = (
-                int(header["tables"]),
+                None if self.single else int(header["tables"]),
                 header.get("machine"),
                 int(header["coding"]),
             )
-            self.settings = Settings(
-                int(header["steps"]),
-                float(header["fineness"]),
-                int(header["batch"]),
-                side=int(header["side"]),
-                precision=str(header["precision"]),
-            )
+            self.settings = Settings()
+            if not self.direct:
+                self.settings = Settings(
+                    int(header["steps"]),
+                    float(header["fineness"]),
+                    int(header["batch"]),
+                    side=int(header["side"]),
+                    precision=str(header["precision"]),
+                )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             self.reader.close()
             raise DamagedFile(
                 f"{path}: the header does not say how the file was written ({error}): get it anew"
             ) from error
-        self._codec: ImageCodec | None = None
+        self._codec: ImageCodec | DirectCodec | None = None
+
+    @property
+    def single(self) -> bool:
+        """Whether it is a file of one image that names its model by a digest alone."""
+        return isinstance(self.reader, SingleReader)
+
+    @property
+    def direct(self) -> bool:
+        """Whether a direct cascade wrote it, whose coarse levels can be read first."""
+        return self._coding == DIRECT_CODING
 
     def __enter__(self) -> Archive:
         return self
@@ -346,13 +417,15 @@ class Archive:
     def __exit__(self, *_: object) -> None:
         self.reader.close()
 
-    def names(self) -> list[str]:
-        """The names of all images whose chunk headers can be read."""
+    def names(self, cut: bool = False) -> list[str]:
+        """The names of all images whose chunk headers can be read; with `cut` also those of a chunk
+        of which the file has only the beginning."""
         found: dict[str, None] = {}
         for info in self.reader.chunks:
             with contextlib.suppress(DamagedFile):
                 found |= dict.fromkeys(e.name for e in self.reader.entries(info.number))
-        return [*found]
+        part = self.reader.partial() if cut else None
+        return [*found | dict.fromkeys(entry.name for entry in part[0])] if part else [*found]
 
     def prepare(
         self,
@@ -360,34 +433,40 @@ class Archive:
         device: torch.device | str = "cpu",
         network_batch: int | None = None,
         on_evaluation: Callable[[int], None] | None = None,
-    ) -> ImageCodec:
+    ) -> ImageCodec | DirectCodec:
         """Make a model ready to decode this file; WrongModel where it is another one, or the
         machine cannot decode it."""
-        if self._coding != _CODING:
+        if self._coding not in (_CODING, DIRECT_CODING):
             raise WrongModel(
                 f"{self.path} uses version {self._coding} of the coding, this package reads "
-                f"{_CODING}: use the version that wrote it"
+                f"{_CODING} and {DIRECT_CODING}: use the version that wrote it"
             )
         found = digest(cascade)
-        if found != self.digest:
+        if not self.wrote(found):
             raise WrongModel(
                 f"{self.path} was written with the model {self.model!r} of digest {self.digest}, "
                 f"this one has {found}: "
                 "give the very model that wrote it (of a run that was trained further, the "
                 "checkpoint of then: RUN/checkpoints/step-...)"
             )
+        if self.direct != cascade.exact:
+            raise WrongModel(f"{self.path} was written by a model of another kind")
         if self.settings.precision == "float32" and self._machine != machine(device):
             raise WrongModel(
                 f"{self.path} is a float32 file, which only the machine that wrote it can decode: "
                 f"{self._machine}; this is {machine(device)}"
             )
-        self._codec = ImageCodec(cascade, self.settings, device, network_batch, on_evaluation)
-        if self._codec.tables != self._tables:
+        self._codec = codec_of(cascade, self.settings, device, network_batch, on_evaluation)
+        if self._tables is not None and self._codec.tables != self._tables:
             raise WrongModel(
                 f"{self.path}: this machine computes other tables for the same model and steps, "
                 f"so it cannot decode the file; please report this"
             )
         return self._codec
+
+    def wrote(self, found: str) -> bool:
+        """Whether a model of that digest wrote the file, as far as the file tells."""
+        return found[: len(self.digest)] == self.digest if self.single else found == self.digest
 
     def chunk(self, number: int) -> list[tuple[str, NDArray]]:
         """Names and arrays (H, W) or (H, W, 3) of one chunk, without those before it: whole images,
@@ -399,8 +478,10 @@ class Archive:
             f" and {len(entries) - 3} more" if len(entries) > 3 else ""
         )
         try:
-            images = decode_chunk(self._codec, [entry.shape for entry in entries], payload)
+            images = self._codec.decode([entry.shape for entry in entries], payload)
         except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
+            if self.single:  # nothing but the image's checksum covers its bytes
+                raise self._not_whole(entries[0].name) from error
             raise DamagedFile(
                 f"{self.path}, chunk {number + 1}: {names} cannot be decoded ({error}), though "
                 f"the bytes are as they were written: "
@@ -408,6 +489,8 @@ class Archive:
             ) from error
         for entry, image in zip(entries, images):
             if checksum(image) != entry.checksum:
+                if self.single:
+                    raise self._not_whole(entry.name)
                 raise DamagedFile(
                     f"{self.path}: {entry.name!r} does not decode to the image that was written, "
                     f"so this machine's arithmetic or "
@@ -415,6 +498,12 @@ class Archive:
                     "please report this"
                 )
         return [(entry.name, _as_given(image)) for entry, image in zip(entries, images)]
+
+    def _not_whole(self, name: str) -> DamagedFile:
+        return DamagedFile(
+            f"{self.path} is damaged or cut short: {name!r} does not decode to the image that was "
+            f"written; get a whole copy of the file"
+        )
 
     def images(
         self, wanted: Sequence[str] | None = None
@@ -438,6 +527,87 @@ class Archive:
                 yield error
                 continue
             yield from (pair for pair in found if chosen is None or pair[0] in chosen)
+
+    def previews(
+        self, level: int, wanted: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, NDArray] | DamagedFile]:
+        """All images at 1 / 2^level of their sides, or those of the wanted names: only the coarse
+        levels are decoded. Of a file that is cut short, also the image that is not whole, where
+        enough of it is there.
+
+        Args:
+            level: 1 for half the side, to MAX_PREVIEW.
+            wanted: names.
+
+        Yields:
+            Names and arrays, rounded means of blocks; the error of what is damaged.
+
+        Raises:
+            ValueError: for a file of a diffusion model, which has no coarse levels in front.
+        """
+        codec = self._codec
+        if not isinstance(codec, DirectCodec):
+            raise ValueError(
+                f"{self.path} was written by a diffusion model, whose file has no small pictures "
+                f"in it: only a direct cascade's has (decompress the whole images instead)"
+            )
+        if not 1 <= level <= MAX_PREVIEW:
+            raise ValueError(f"small pictures are at 1/2 to 1/{2**MAX_PREVIEW} of the side")
+        whole: dict[str, NDArray] = {}
+        for part in self._parts():
+            if isinstance(part, DamagedFile):
+                yield part
+                continue
+            entries, payload = part
+            if wanted is not None and not {entry.name for entry in entries} & {*wanted}:
+                continue
+            try:
+                found = codec.preview([entry.shape for entry in entries], payload, level)
+            except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
+                yield DamagedFile(f"{self.path}: {entries[0].name!r} cannot be decoded ({error})")
+                continue
+            for entry, small in zip(entries, found):
+                if small is None:
+                    yield DamagedFile(
+                        f"{self.path} is cut short: too little of {entry.name!r} is there for a "
+                        f"picture at 1/{2**level}: ask for a smaller one"
+                    )
+                elif entry.piece is None:
+                    yield entry.name, _as_given(small)
+                else:
+                    yield from self._placed(whole, entry, small, level)
+
+    def _placed(
+        self, whole: dict[str, NDArray], entry: Entry, small: Image, level: int
+    ) -> Iterator[tuple[str, NDArray]]:
+        """Put a piece into its small picture; the picture when the last piece is there."""
+        place = entry.piece
+        assert place is not None
+        if place[:2] == (0, 0):
+            sides = (-(-place.height >> level), -(-place.width >> level))
+            if math.prod(sides) > MAX_WHOLE_SAMPLES:
+                return
+            whole.clear()
+            whole[entry.name] = np.zeros((len(small), *sides), np.uint8)
+        picture = whole.get(entry.name)
+        if picture is None:
+            return
+        top, left = place.top >> level, place.left >> level
+        picture[:, top : top + small.shape[1], left : left + small.shape[2]] = small
+        bottom, right = place.top + entry.shape[1], place.left + entry.shape[2]
+        if (bottom, right) == (place.height, place.width):
+            yield entry.name, _as_given(picture)
+
+    def _parts(self) -> Iterator[tuple[list[Entry], bytes] | DamagedFile]:
+        """Entries and payload of every chunk, and what there is of one that is cut off."""
+        for info in self.reader.chunks:
+            try:
+                yield self.reader.chunk(info.number)
+            except DamagedFile as error:
+                yield error
+        cut = self.reader.partial()
+        if cut is not None:
+            yield cut
 
     def _groups(self) -> Iterator[list[tuple[ChunkInfo, list[Entry]]] | DamagedFile]:
         """The chunks that are decoded together: one by one, but for the pieces of an image."""

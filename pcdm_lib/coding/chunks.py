@@ -225,6 +225,43 @@ class ImageCodec:
             self._scales[shape] = TileScales(self.map, shape)
         return self._scales[shape]
 
+    # ---- chunks
+
+    def weight(self, shape: tuple[int, int, int]) -> int:
+        """Tiles of an image (C, H, W).
+
+        Args:
+            shape: (C, H, W).
+
+        Returns:
+            Their number.
+        """
+        return len(self.tiles([shape]))
+
+    def encode(self, images: Sequence[Image], statistics: Statistics) -> bytes:
+        """As `encode_chunk`.
+
+        Args:
+            images: (C, H, W) each.
+            statistics: brought up to date.
+
+        Returns:
+            The payload.
+        """
+        return encode_chunk(self, images, statistics)
+
+    def decode(self, shapes: Sequence[tuple[int, int, int]], payload: bytes) -> list[Image]:
+        """As `decode_chunk`.
+
+        Args:
+            shapes: (C, H, W) of the images.
+            payload: what `encode` gave.
+
+        Returns:
+            The images.
+        """
+        return decode_chunk(self, shapes, payload)
+
     # ---- planes and tiles
 
     def tiles(
@@ -341,8 +378,15 @@ def checksum(image: Image) -> int:
     return zlib.crc32(np.ascontiguousarray(image).tobytes(), zlib.crc32(repr(image.shape).encode()))
 
 
-def _plain(image: Image) -> bytes:
-    """The smallest plain file of an image (C, H, W), after a byte that says of which codec."""
+def plain_file(image: Image) -> bytes:
+    """The smallest plain file of an image, after a byte that says of which codec.
+
+    Args:
+        image: (C, H, W).
+
+    Returns:
+        What `read_plain_file` takes.
+    """
     array = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
     files = []
     for number, codec in enumerate(PLAIN):
@@ -352,26 +396,56 @@ def _plain(image: Image) -> bytes:
     return min(files, key=len)
 
 
-def _unplain(data: bytes, shape: tuple[int, int, int]) -> Image:
+def read_plain_file(data: bytes, shape: tuple[int, int, int]) -> Image:
+    """The image of such a file.
+
+    Args:
+        data: what `plain_file` gave.
+        shape: (C, H, W) that it has to have.
+
+    Returns:
+        (C, H, W) of uint8.
+
+    Raises:
+        ValueError: for a file of another codec or shape.
+    """
     if not data or data[0] >= len(PLAIN):
         raise ValueError("a plain file of an unknown codec")
     array = decode_image(PLAIN[data[0]], data[1:], shape[1:] if shape[0] == 1 else (*shape[1:], 3))
     return array[None] if shape[0] == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-class _Bytes:
-    """Reads a payload from the front; ValueError where it ends early."""
+class PayloadBytes:
+    """Reads a payload from the front; ValueError where it ends early.
+
+    Args:
+        data: the payload.
+    """
 
     def __init__(self, data: bytes):
         self.data, self.place = data, 0
 
+    @property
+    def left(self) -> int:
+        """Bytes that were not taken."""
+        return len(self.data) - self.place
+
     def take(self, count: int) -> bytes:
+        """The next bytes.
+
+        Args:
+            count: how many.
+
+        Returns:
+            As many.
+        """
         if count > len(self.data) - self.place:
             raise ValueError("the payload ends too early")
         self.place += count
         return self.data[self.place - count : self.place]
 
     def varint(self) -> int:
+        """The next number."""
         value = 0
         for shift in range(0, 63, 7):
             byte = self.take(1)[0]
@@ -381,6 +455,7 @@ class _Bytes:
         raise ValueError("a number of the payload has no end")
 
     def rest(self) -> bytes:
+        """All that is left."""
         return self.take(len(self.data) - self.place)
 
 
@@ -419,7 +494,7 @@ def encode_chunk(codec: ImageCodec, images: Sequence[Image], statistics: Statist
     """
     began, network = time.perf_counter(), sum(p.seconds for p in codec.predictors)
     may_be_plain = codec.settings.plain
-    files = [_plain(image) for image in images] if may_be_plain else []
+    files = [plain_file(image) for image in images] if may_be_plain else []
     # what no model can beat is not tried: the start of a stack alone takes more
     hopeless = may_be_plain and 2 * sum(len(blob) + 3 for blob in files) < _least_start(
         codec, images
@@ -526,7 +601,7 @@ def _starters(
     for tile in tiles:
         need = codec.start_need((codec.channels, tile.box.height, tile.box.width)) / 8 - bytes_there
         part = codec.cut(images[tile.image], tile)
-        blob = _plain(part[:1] if len(images[tile.image]) == 1 else part)
+        blob = plain_file(part[:1] if len(images[tile.image]) == 1 else part)
         if need < len(blob) / 4 or need <= 0:
             break
         found.append(blob)
@@ -541,7 +616,7 @@ def decode_chunk(
     sizes = [math.prod(shape) for shape in shapes]
     if max(sizes) > MAX_SAMPLES or sum(sizes) > MAX_CHUNK_SAMPLES:
         raise ValueError("the chunk claims more samples than a writer puts into one")
-    data = _Bytes(payload)
+    data = PayloadBytes(payload)
     count = data.varint()
     if count > len(shapes):
         raise ValueError("more plain images than images")
@@ -570,12 +645,14 @@ def decode_chunk(
         start = begun[len(begun) - padded : len(begun) - padded + length] if padded else b""
     if len(start) != length:
         raise ValueError("the plain files end too early")
-    data = _Bytes(start)
+    data = PayloadBytes(start)
     for i in sorted(plain):
-        images[i] = _unplain(data.take(data.varint()), tuple(shapes[i]))
+        images[i] = read_plain_file(data.take(data.varint()), tuple(shapes[i]))
     for tile in tiles[:starters]:
         channels = 1 if codec.channels == 1 or shapes[tile.image][0] == 1 else 3
-        part = _unplain(data.take(data.varint()), (channels, tile.box.height, tile.box.width))
+        part = read_plain_file(
+            data.take(data.varint()), (channels, tile.box.height, tile.box.width)
+        )
         codec.paste(
             images[tile.image], tile, np.broadcast_to(part, (codec.channels, *part.shape[1:]))
         )

@@ -60,6 +60,8 @@ from a file of another model is damage, and a `.pcdm` file within a payload is n
 of this one. Numbers of chunks and images are counted from 0 in this module and from 1 in its
 messages.
 
+Version 3 is one image by a direct cascade, without chunks and index (coding/single.py).
+
 A reader that finds the index damaged walks the chunks from the front; where that ends at something
 that is no chunk, it searches for the next marker with a sound chunk header. The numbers in chunk
 headers then tell which images are missing. Limits (MAX_...) keep hostile files from using time or
@@ -94,14 +96,14 @@ MAX_CHUNKS = 1 << 20
 MAX_SIDE = 65535  # of an image in one chunk, and of a piece
 MAX_WHOLE = (1 << 31) - 1  # side of an image in pieces: the largest of PNG
 
-_MAGIC, _MARKER, _END = b"\x8fPCDM\r\n\x1a", b"\x8eCHK", b"\x8eEND"
-_PREAMBLE, _CHUNK, _TRAILER = (
+MAGIC, _MARKER, _END = b"\x8fPCDM\r\n\x1a", b"\x8eCHK", b"\x8eEND"
+PREAMBLE, _CHUNK, _TRAILER = (
     struct.Struct("<8sHII"),
     struct.Struct("<4sIQII"),
     struct.Struct("<II4s"),
 )
 # 18, 24, 12
-PREAMBLE_BYTES, CHUNK_BYTES, TRAILER_BYTES = _PREAMBLE.size, _CHUNK.size, _TRAILER.size
+PREAMBLE_BYTES, CHUNK_BYTES, TRAILER_BYTES = PREAMBLE.size, _CHUNK.size, _TRAILER.size
 
 _DEFLATED = 1 << 31
 # three varints, the least that DEFLATE makes of anything, one checksum
@@ -483,7 +485,7 @@ class Writer:
 
     def _begin(self, version: int) -> None:
         self._version, body = version, self._header
-        start = _PREAMBLE.pack(_MAGIC, version, len(body), 0)[:-4]
+        start = PREAMBLE.pack(MAGIC, version, len(body), 0)[:-4]
         self._seal = zlib.crc32(body, zlib.crc32(start))
         self._start = start + struct.pack("<I", self._seal) + body
 
@@ -655,6 +657,7 @@ class Reader:
             self.num_images = 0
             self._index_bytes = 0
             self._total = ""
+            self._cut: _Head | None = None  # a last chunk of which only the beginning is there
             try:
                 self._use(self._index_before(self._size), self._size)
             except _Unsound as problem:
@@ -696,6 +699,18 @@ class Reader:
                 f"{listed} cannot be decoded: {_COPY}"
             )
         return entries, payload
+
+    def partial(self) -> tuple[list[Entry], bytes] | None:
+        """The images of a last chunk of which the file has only the beginning, and what is there of
+        its payload; None where there is no such chunk. No checksum covers a beginning."""
+        if self._cut is None:
+            return None
+        try:
+            entries = _unpack_entries(self._cut.columns, self._cut.info.images, self.version)
+        except _Unsound:
+            return None
+        there = min(self._cut.payload_length, self._size - self._cut.payload)
+        return entries, self._read(self._cut.payload, there)
 
     def find(self, name: str) -> int:
         """The number of the chunk that holds the image of that name; KeyError where no chunk header
@@ -753,8 +768,8 @@ class Reader:
     def _read_header(self) -> tuple[dict[str, Any], int, int, int]:
         """The header, the version and the seal of the file, and the offset behind the header."""
         start = self._read(0, min(self._size, PREAMBLE_BYTES))
-        if not start.startswith(_MAGIC):
-            if start and _MAGIC.startswith(start):
+        if not start.startswith(MAGIC):
+            if start and MAGIC.startswith(start):
                 raise DamagedFile(
                     f"{self.path} is cut short: it has only {_count(len(start), 'byte')}, and not "
                     f"even a header; {_COPY}"
@@ -772,7 +787,7 @@ class Reader:
             raise DamagedFile(
                 f"{self.path} is cut short: it has only {len(start)} bytes, and no header; {_COPY}"
             )
-        _, version, length, seal = _PREAMBLE.unpack(start)
+        _, version, length, seal = PREAMBLE.unpack(start)
         what = (
             f"{self.path}: the header at the start is damaged or cut short, and without it "
             f"nothing can be decoded"
@@ -947,6 +962,8 @@ class Reader:
             if result is not None and not isinstance(result, _Head):
                 self._use(*result)
                 return
+            if result is None:
+                self._cut = cut
             if cut is None and found and result is not None and result.info.offset < position:
                 cut = found.pop()
             if cut is not None:

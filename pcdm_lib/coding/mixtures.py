@@ -78,6 +78,12 @@ def tables() -> Tables:
     return Tables(*(np.array(table, dtype=np.int64) for table in (logistic, inverse, weight)))
 
 
+@functools.cache
+def _reaches() -> Integers:
+    """The widths in sixteenths of a unit: the first step of a search."""
+    return np.array([int(width(k) * 16) + 1 for k in range(WIDTHS)], dtype=np.int64)
+
+
 class Symbols(NamedTuple):
     """The distributions of n coefficients of one level, on grids.
 
@@ -104,32 +110,39 @@ class _Cumulative:
     """The cumulative distribution of every coefficient, as integers."""
 
     def __init__(self, symbols: Symbols):
-        found, self.symbols = tables(), symbols
+        found, self.symbols, self._low = tables(), symbols, symbols.low
         behind = symbols.logits.max(axis=1, keepdims=True) - symbols.logits
-        weight = found.weight[np.minimum(behind, len(found.weight) - 1)]
-        self._columns = [
-            (np.ascontiguousarray(w), np.ascontiguousarray(p) << _FINE - 4, found.inverse_width[i])
-            for w, p, i in zip(weight.T, symbols.places.T, symbols.widths.T)
-        ]
+        weight = found.weight.take(behind, mode="clip")
+        self._weight = weight
+        self._centre = symbols.places << _FINE - 4
+        self._inverse = found.inverse_width.take(symbols.widths)
         self.total = weight.sum(axis=1) << _SCALE
+        # the function at a knot, and how much it rises to the next
         self._logistic, self._rise = found.logistic, np.append(np.diff(found.logistic), 0)
 
-    def below(self, rows: Integers, split: Integers) -> Integers:
+    def keep(self, rows: Integers) -> None:
+        """Forget all but these coefficients."""
+        self._weight, self._centre, self._inverse, self._low = (
+            part.take(rows, axis=0)
+            for part in (self._weight, self._centre, self._inverse, self._low)
+        )
+
+    def below(self, split: Integers) -> Integers:
         """Of `total`, what lies below the value number `split`, counted from `low`."""
         s = self.symbols
-        edge = 2 * (s.low[rows] + split * s.step) - s.step  # twice the middle between two values
-        place = (edge << _FINE - 1) >> s.shift
+        edge = 2 * (self._low + split * s.step) - s.step  # twice the middle between two values
+        t = ((edge << _FINE - 1) >> s.shift)[:, None] - self._centre
+        t *= self._inverse
+        t >>= _WIDTH
         top = 2 * _KNOTS * _REACH << _BETWEEN
-        found = np.zeros(len(rows), dtype=np.int64)
-        for weight, centre, inverse in self._columns:
-            t = ((place - centre[rows]) * inverse[rows] >> _WIDTH) + (top >> 1)
-            np.clip(t, 0, top, out=t)
-            knot = t >> _BETWEEN
-            value = self._logistic[knot]
-            value += self._rise[knot] * (t & (1 << _BETWEEN) - 1) >> _BETWEEN
-            value *= weight[rows]
-            found += value
-        return found
+        t += top >> 1
+        np.clip(t, 0, top, out=t)
+        knot = t >> _BETWEEN
+        t &= (1 << _BETWEEN) - 1
+        t *= self._rise.take(knot)
+        t >>= _BETWEEN
+        t += self._logistic.take(knot)
+        return np.einsum("nm,nm->n", t, self._weight)
 
     def start(self) -> tuple[Integers, Integers]:
         """The value at the middle of the mixture, and the length of the first step from there."""
@@ -137,11 +150,10 @@ class _Cumulative:
         heaviest = s.logits.argmax(axis=1)
         rows = np.arange(len(heaviest))
         total = self.total >> _SCALE
-        middle = sum(weight * (centre >> _FINE - 4) for weight, centre, _ in self._columns)
+        middle = (self._weight * s.places).sum(axis=1)
         value = ((middle // total) << s.shift) >> 4
         split = np.clip((value - s.low) // s.step, 0, s.last)
-        table = np.array([int(width(k) * 16) + 1 for k in range(WIDTHS)], dtype=np.int64)
-        reach = (table[s.widths[rows, heaviest]] << s.shift) // (16 * s.step)
+        reach = (_reaches()[s.widths[rows, heaviest]] << s.shift) // (16 * s.step)
         return split, np.maximum(reach, 1)
 
 
@@ -175,10 +187,16 @@ class Answers:
 
         Returns:
             The answers.
+
+        Raises:
+            ValueError: for words that writing cannot have given.
         """
         probability = ones.astype(np.float64) * 2.0**-_PROBABILITY  # exact
         if self._reads:
-            return self._coder.decode(self._model, probability)
+            try:
+                return self._coder.decode(self._model, probability)
+            except AssertionError:
+                raise ValueError("the coded words are damaged or cut short") from None
         assert answers is not None, "a coder that writes needs answers"
         found = np.ascontiguousarray(answers, dtype=np.int32)
         self._coder.encode(found, self._model, probability)
@@ -223,36 +241,41 @@ def code(answers: Answers, symbols: Symbols, values: Integers | None = None) -> 
         target, rest = np.divmod(values - symbols.low, symbols.step)
         if bool((rest != 0).any() or (target < 0).any() or (target > symbols.last).any()):
             raise ValueError("a coefficient that no image has: it is not one of the values allowed")
-    cumulative = _Cumulative(symbols)
-    low, high = np.zeros_like(symbols.last), symbols.last.copy()  # the value is one of these
-    under, over = np.zeros_like(low), cumulative.total.copy()  # what lies below low, and up to high
+    cumulative, found = _Cumulative(symbols), np.zeros_like(symbols.last)
     split, stride = cumulative.start()
-    side = np.zeros(len(low), dtype=np.int8)  # which way the splits gallop; 0: they halve
+    low, high = np.zeros_like(found), symbols.last.copy()  # the value is one of these
+    under, over = np.zeros_like(found), cumulative.total.copy()  # what lies below low, up to high
+    # which way the splits gallop; 0: they halve
+    side: NDArray[np.int8] = np.zeros(len(low), np.int8)
+    rows, open_ = np.arange(len(low)), high > 0
     first = True
-    rows = np.flatnonzero(high > 0)
-    while len(rows):
-        a, b = low[rows], high[rows]
+    while True:
+        if not open_.all():
+            found[rows] = low  # of those that are open, not yet the value
+            left = np.flatnonzero(open_)
+            rows, low, high, under, over, stride, split = (
+                part.take(left) for part in (rows, low, high, under, over, stride, split)
+            )
+            side = side.take(left)
+            target = None if target is None else target.take(left)
+            cumulative.keep(left)
+        if not len(rows):
+            return symbols.low + found * symbols.step
         if first:
-            at = np.clip(split[rows], a + 1, b)
+            at = np.clip(split, low + 1, high)
         else:
-            way, jump = side[rows], stride[rows]
-            at = (a + b + 1) >> 1
-            at = np.where(way > 0, np.minimum(a + jump, b), at)
-            at = np.where(way < 0, np.maximum(b - jump + 1, a + 1), at)
-        here = cumulative.below(rows, at)
-        ones = _upper(under[rows], here, over[rows])
-        told = answers.code(ones, None if target is None else target[rows] >= at).astype(bool)
-        up, down = rows[told], rows[~told]
-        low[up], under[up] = at[told], here[told]
-        high[down], over[down] = at[~told] - 1, here[~told]
-        if first:
-            side[up], side[down], first = 1, -1, False
-        else:
-            side[up] = np.where(side[up] > 0, 1, 0)
-            side[down] = np.where(side[down] < 0, -1, 0)
-            stride[rows] <<= 1
-        rows = rows[low[rows] < high[rows]]
-    return symbols.low + low * symbols.step
+            at = (low + high + 1) >> 1
+            at = np.where(side > 0, np.minimum(low + stride, high), at)
+            at = np.where(side < 0, np.maximum(high - stride + 1, low + 1), at)
+        here = cumulative.below(at)
+        ones = _upper(under, here, over)
+        told = answers.code(ones, None if target is None else target >= at).astype(bool)
+        low, under = np.where(told, at, low), np.where(told, here, under)
+        high, over = np.where(told, high, at - 1), np.where(told, over, here)
+        way = (2 * told - 1).astype(np.int8)
+        side = way if first else side * (side == way)
+        stride = stride if first else stride << 1
+        open_, first = low < high, False
 
 
 def _upper(under: Integers, here: Integers, over: Integers) -> Integers:

@@ -157,7 +157,8 @@ def compress(
         return 0
     print(f"model {name}, trained on: {label}", flush=True)
     what = "coding and decoding" if verify else "coding"
-    with tqdm(total=total, desc=what, unit=" evaluations", disable=quiet) as bar:
+    unit = " blocks" if cascade.exact else " evaluations"
+    with tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=quiet) as bar:
         statistics = archive.compress(
             ((name, read_image(path)) for name, path in files.items()),
             out,
@@ -184,6 +185,7 @@ def compress(
     "pcdm decompress out.pcdm --list",
     "pcdm decompress out.pcdm -o restored/",
     "pcdm decompress out.pcdm -o restored/ --only a.png --model runs/a",
+    "pcdm decompress out.pcdm -o thumbnails/ --scale 1/4",
 )
 def decompress(
     file: Annotated[Path, typer.Argument(help="A file that `pcdm compress` wrote.")],
@@ -211,6 +213,15 @@ def decompress(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="Small pictures instead, at this part of the side: only the coarse levels are "
+            "decoded, of a file that is cut short too. For files of a direct cascade.",
+            rich_help_panel=OUTPUT,
+            **one_of(("1", "1/2", "1/4", "1/8", "1/16")),
+        ),
+    ] = "1",
     list_: Annotated[
         bool,
         typer.Option(
@@ -242,10 +253,16 @@ def decompress(
     from pcdm_lib.models import pretrained
 
     where = records.find_device(device)
+    level = {"1": 0, "1/2": 1, "1/4": 2, "1/8": 3, "1/16": 4}[scale]
     with archive.Archive(file) as opened:
+        if level and not opened.direct:
+            raise ValueError(
+                f"{file} was written by a diffusion model and has no small pictures in it: leave "
+                f"--scale out"
+            )
         for line in opened.reader.damage:
             print(f"{file}: {line}", file=sys.stderr)
-        names = opened.names()
+        names = opened.names(cut=level > 0)
         if list_:
             _list(opened, names)
             return 1 if opened.reader.damage else 0
@@ -265,7 +282,7 @@ def decompress(
             )
         runs = sources(model) or _sources_of(opened)
         cascade, _ = pretrained.open_model(runs, "ema", where)
-        done, failed = _decode(opened, cascade, where, plan.paths, quiet)
+        done, failed = _decode(opened, cascade, where, plan.paths, quiet, level)
     for name, path in plan.renamed.items():
         print(f"{path.name} is {name!a}")
     print(f"{done} images in {out}")
@@ -303,6 +320,7 @@ def _check_inputs(files: dict[str, Path]) -> list[tuple[int, int]]:
 def _sources_of(opened: Any) -> list[str]:
     """The model that a file names: a shipped one, or the one kept beside the file. A path in a
     stranger's file is not followed."""
+    from pcdm_lib.coding import archive
     from pcdm_lib.models import kept, pretrained
 
     beside = kept.folder_beside(opened.path)
@@ -310,6 +328,17 @@ def _sources_of(opened: Any) -> list[str]:
         return [str(beside)]
     if opened.model in pretrained.names():
         return [opened.model]
+    if opened.single:
+        for name in pretrained.names():
+            shipped = pretrained.card(name)["files"]
+            if "levels.safetensors" in shipped and opened.wrote(
+                archive.digest(pretrained.load_pretrained(name))
+            ):
+                return [name]
+        raise ValueError(
+            f"{opened.path} was written with a model of digest {opened.digest}..., which does not "
+            f"come with the package, and {beside} is no kept model: name the run by --model"
+        )
     raise ValueError(
         f"{opened.path} was written with the model {opened.model!a} of digest {opened.digest}, "
         f"which does not come with the package, and {beside} is no kept model: name the run by "
@@ -329,10 +358,11 @@ def _model_name(runs: list[str]) -> str:
 def _report(out: Path, statistics: Any, given: int, verify: bool) -> None:
     print(f"{out}: {statistics}; the files given have {given} bytes")
     word = "pieces" if statistics.extra_pieces else "images"
+    first = f" and {statistics.start_tiles} first tiles" if statistics.start_tiles else ""
     print(
         f"coded by the model: {statistics.model_images} {word} at {statistics.net_bpd:.4f} bits "
         f"per dimension; by PNG or JPEG XL, which was smaller there: {statistics.plain_images} "
-        f"{word} and {statistics.start_tiles} first tiles"
+        f"{word}{first}"
     )
     checked = (
         f"decoded and compared in {statistics.verify_seconds:.1f} s"
@@ -349,13 +379,15 @@ def _report(out: Path, statistics: Any, given: int, verify: bool) -> None:
 def _list(opened: Any, names: list[str]) -> None:
     """The names, safe for a terminal: a stranger chose them."""
     s = opened.settings
-    head = f"model {opened.model}, {s.steps} steps, tiles of {s.side}, {s.precision}"
+    head = f"model {opened.model or opened.digest}, direct"
+    if not opened.direct:
+        head = f"model {opened.model}, {s.steps} steps, tiles of {s.side}, {s.precision}"
     print(ascii(head)[1:-1])
     print(*(name if name.isprintable() else ascii(name)[1:-1] for name in names), sep="\n")
 
 
 def _decode(
-    opened: Any, cascade: Any, device: Any, paths: dict[str, Path], quiet: bool
+    opened: Any, cascade: Any, device: Any, paths: dict[str, Path], quiet: bool, level: int
 ) -> tuple[int, int]:
     """Write the images of these names; how many were written, and how many parts of the file are
     damaged."""
@@ -365,9 +397,11 @@ def _decode(
     from pcdm_lib.data.files import write_png
 
     done, failed = 0, len(opened.reader.damage)
-    with tqdm(desc="decoding", unit=" evaluations", disable=quiet) as bar:
+    unit = " blocks" if opened.direct else " evaluations"
+    with tqdm(desc="decoding", unit=unit, unit_scale=True, disable=quiet) as bar:
         opened.prepare(cascade, device, on_evaluation=bar.update)
-        for found in opened.images([*paths]):
+        wanted = [*paths]
+        for found in opened.previews(level, wanted) if level else opened.images(wanted):
             if isinstance(found, container.DamagedFile):
                 print(found, file=sys.stderr)
                 failed += 1

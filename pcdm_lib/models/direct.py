@@ -45,7 +45,7 @@ DEEPEST = 6  # levels from here on share what the network learns of a level
 STREAM = 1023  # the range of what goes around the residual blocks
 _FROM_COLOURS = 64  # steps of the linear terms
 _SPREAD = (12.0, 12.0, 8.0)  # units of p, q, r: about their spread in photographs
-_WIDE = 10  # levels from here on take 64-bit integers
+WIDE = 10  # levels from here on take 64-bit integers
 
 
 class Level(NamedTuple):
@@ -165,7 +165,7 @@ def pyramid(x: Tensor) -> tuple[Tensor, list[Level]]:
     levels = []
     for number in range(1, depth(*x.shape[-2:]) + 1):
         coded = coded_details(x.shape[1], *x.shape[-2:])
-        x = x.to(torch.int64) if number >= _WIDE else x
+        x = x.to(torch.int64) if number >= WIDE else x
         x, *details = haar_step_integers(_even(x))
         levels.append(Level(number, x, torch.cat(details, dim=1), coded))
     return x, levels[::-1]

@@ -83,6 +83,10 @@ def rounded(x: Tensor) -> Tensor:
 def whole_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Whole numbers from -127 to 127 and the length of a step, one an output channel.
 
+    A step is as long as the largest weight asks for, and longer where the sum of the weights would
+    otherwise let a partial sum reach 2^24. All of it is divisions of whole numbers and maxima, so
+    it is the same on any machine.
+
     Args:
         weight: (out, in, kh, kw).
 
@@ -91,6 +95,10 @@ def whole_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
         `weight`.
     """
     step = (weight.abs().amax(dim=(1, 2, 3), keepdim=True) / LEVELS).clamp(min=1e-8)
+    half = weight[0].numel() / 2  # what rounding can add to the sum
+    total = (weight / step).round().abs().sum(dim=(1, 2, 3), keepdim=True)  # exact: below 2^24
+    longer = (total + half) / (EXACT // LARGEST - 2 - half)
+    step = step * longer.clamp(min=1.0)
     return (weight / step).round(), step
 
 
@@ -107,6 +115,9 @@ class WholeConv2d(nn.Conv2d):
         groups: blocks of channels that do not see each other.
         bias: whether to add one.
 
+    Raises:
+        ValueError: for so many inputs that no sum of them could be exact.
+
     Example:
         >>> from pcdm_lib.models.integers import WholeConv2d
         >>> layer = WholeConv2d(2, 3, 3).eval()
@@ -120,6 +131,11 @@ class WholeConv2d(nn.Conv2d):
 
     def __init__(self, c_in: int, c_out: int, kernel: int, groups: int = 1, bias: bool = True):
         super().__init__(c_in, c_out, kernel, padding=kernel // 2, groups=groups, bias=bias)
+        if self.weight[0].numel() >= EXACT // LARGEST:
+            raise ValueError(
+                f"a sum of {self.weight[0].numel()} products: too many to add exactly in float32; "
+                f"make the network narrower"
+            )
         if bias:
             nn.init.zeros_(self.bias)  # type: ignore[arg-type]
         self.register_buffer("mask", None, persistent=False)

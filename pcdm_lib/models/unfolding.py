@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pcdm_lib.maps.lattice import Progression
 from pcdm_lib.models.direct import (
     HIDDEN,
+    WIDE,
     DirectNetwork,
     Head,
     Level,
@@ -111,6 +112,7 @@ def unfold(
     width: int,
     choose: Choose,
     stop: int = 0,
+    grey: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """Images from coarse to fine.
 
@@ -121,6 +123,7 @@ def unfold(
         width: of the images.
         choose: gives the values (n,) that a question asks for.
         stop: the level to end at, 0 for the image itself.
+        grey: whether all colours are alike, so that only the first is asked for.
 
     Yields:
         The number of a level and the sums of its blocks, (N, C, h, w): level 0 is the image.
@@ -131,12 +134,18 @@ def unfold(
     sides, coarse = sides_of(height, width), base
     yield len(sides) - 1, coarse
     for number in range(len(sides) - 1, stop, -1):
-        coarse = _unfold_level(network, number, coarse, sides[number - 1], choose)
+        coarse = coarse.to(torch.int64 if number >= WIDE else torch.int32)
+        coarse = _unfold_level(network, number, coarse, sides[number - 1], choose, grey)
         yield number - 1, coarse
 
 
 def _unfold_level(
-    network: DirectNetwork, number: int, coarse: Tensor, sides: tuple[int, int], choose: Choose
+    network: DirectNetwork,
+    number: int,
+    coarse: Tensor,
+    sides: tuple[int, int],
+    choose: Choose,
+    grey: bool,
 ) -> Tensor:
     n, colours, high, wide = coarse.shape
     details = torch.zeros(n, 3 * colours, high, wide, dtype=coarse.dtype, device=coarse.device)
@@ -153,6 +162,9 @@ def _unfold_level(
             if colour == 0:
                 known = [here[:, i * colours : (i + 1) * colours] for i in range(band)]
                 allowed = ranges(number, own, known, network.max_value)
+            elif grey:
+                here[:, index] = here[:, band * colours]
+                continue
             mixture = steps.mixture(here[:, :index])
             where = None if part is None else part[index].expand(n, -1, -1)
             question = _question(number, phase, index, mixture, allowed, colour, where)

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+import pcdm_lib as pcdm
 from pcdm_lib.coding import mixtures
+from pcdm_lib.likelihood import information_map
+from pcdm_lib.likelihood.flow import evaluate_flow
+from pcdm_lib.likelihood.three_ways import compare_likelihoods
 from pcdm_lib.models import direct
 from pcdm_lib.models.integers import EXACT, WholeConv2d, check_sums, whole_weights
 from pcdm_lib.models.mixture import WIDTH_STEP, WIDTHS, Mixture, mixture_nats, width
@@ -59,6 +63,46 @@ def test_batches_threads_and_order_change_nothing(colours):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*features)
+
+
+def test_information_adds_up_to_the_likelihood():
+    model = pcdm.build(pcdm.preset("tiny", "direct", (3, 16, 16)).model).eval()
+    x = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    found = information_map(model, x.to(torch.uint8))
+    torch.testing.assert_close(
+        found.bits() * np.log(2), model.bound(x.to(torch.uint8)).per_scale.detach()
+    )
+    assert found.pixel_bits().shape == (3, 5, 16, 16)
+
+
+def test_what_needs_noise_refuses_it():
+    model = pcdm.build(pcdm.preset("tiny", "direct", (3, 8, 8)).model).eval()
+    x = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for ask in (
+        lambda: compare_likelihoods(model, x),
+        lambda: evaluate_flow(model, x),
+        lambda: model.with_schedules([]),
+        lambda: model.bound(x, steps=10),
+    ):
+        with pytest.raises(ValueError, match="direct cascade"):
+            ask()
+
+
+def test_draws_are_the_models():
+    """The mean of -log P over draws is what it says: the entropy, which for bits of a model that
+    knows nothing else is estimated twice."""
+    model = pcdm.build(
+        pcdm.preset("tiny", "direct", (1, 2, 2)).override({"max_value": 1}).model
+    ).eval()
+    every = every_image(1, 2, 2, 1)
+    with torch.no_grad():
+        p = (-model.network(every, dtype=torch.float64).sum(dim=1)).exp().numpy()
+    drawn = model.sample(4000, generator=torch.Generator().manual_seed(0)).images.flatten(1)
+    counts = np.bincount((drawn * torch.tensor([8, 4, 2, 1])).sum(dim=1).numpy(), minlength=16)
+    order = (every.flatten(1) * torch.tensor([8, 4, 2, 1])).sum(dim=1).numpy()
+    expected = 4000 * p
+    spread = np.sqrt(expected * (1 - p)) + 1e-9
+    assert np.all(np.abs(counts[order] - expected) < 5 * spread)
 
 
 def test_pyramid_is_undone_at_any_side():

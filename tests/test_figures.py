@@ -455,6 +455,10 @@ def bound_figures() -> dict[str, Callable[[], Figure]]:
 DRAWN: dict[str, Callable[[], Figure]] = {
     "images.image_rows": image_rows,
     "images.image_rows, filled": image_fill,
+    "direct.phases": lambda: figures.direct.phases(),
+    "direct.conditionals": lambda: figures.direct.conditionals(
+        {f"{band} of green": ([-4, -2, 0, 2, 4], [0.1, 0.2, 0.4, 0.2, 0.1], 2) for band in "pqr"}
+    ),
     "maps.haar_step": haar_step,
     "maps.wavelet_scales": lambda: scales(HaarWavelet, figures.maps.wavelet_scales),
     "maps.pyramid_scales": lambda: scales(LaplacianPyramid, figures.maps.pyramid_scales),

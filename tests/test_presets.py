@@ -413,3 +413,17 @@ def test_paper_cifar10_at_full_size(system: str) -> None:
         bound = cascade.eval().bound(x, torch.Generator().manual_seed(1))
     assert bound.per_scale.shape == (1, len(expected_sizes("paper-cifar10", system)))
     assert bool(torch.isfinite(bound.per_scale).all()) and float(bound.total) > 0
+
+
+def test_the_direct_cascade_refuses_what_is_for_diffusion():
+    assert preset("small", "direct").model.channels == (64,)
+    for name in ("edm", "paper-cifar10"):
+        with pytest.raises(ValueError, match="is for diffusion models: the direct cascade has"):
+            preset(name, "direct")
+    model = preset("tiny", "direct")
+    for changes in ({"dropout": 0.1}, {"channels": "8,8"}, {"levels": 1}):
+        with pytest.raises(ValueError, match="direct cascade has"):
+            build(model.override(changes).model)
+    for changes in ({"precision": "bf16"}, {"compile": True}, {"weighting": "edm"}):
+        with pytest.raises(ValueError, match="whole numbers in float32"):
+            build(model.model).check_training(model.override(changes).training, shard=False)

@@ -632,11 +632,16 @@ def test_a_dry_run_refuses_what_the_run_would(folder, tmp_path, capsys, words, m
 
 def test_dry_runs_of_files_and_tables(folder, tmp_path, capsys):
     out = tmp_path / "a.pcdm"
-    assert main(["compress", str(folder), "-o", str(out), "--steps", "10", "--dry-run"]) == 0
+    words = ["--model", "photos32-vdm", "--steps", "10", "--dry-run"]
+    assert main(["compress", str(folder), "-o", str(out), *words]) == 0
     found = json.loads(capsys.readouterr().out)
     # 6 images of 2x2 tiles, 10 steps, one scale, coded and decoded
     assert found["images"] == 6 and found["evaluations"] == 6 * 4 * 10 * 2
-    assert found["model"]["name"] == files.DEFAULT_MODEL and found["settings"]["side"] == 32
+    assert found["model"]["name"] == "photos32-vdm" and found["settings"]["side"] == 32
+    assert main(["compress", str(folder), "-o", str(out), "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["name"] == files.DEFAULT_MODEL
+    assert main(["compress", str(folder), "-o", str(out), "--steps", "10"]) == 2
+    assert "--steps is for diffusion models" in capsys.readouterr().err
     assert not out.exists()
     words = ["tables", "--minutes", "2", "--only", "vdm", "--out", str(tmp_path / "t")]
     assert main([*words, "-p", "heldout_images", "7", "--dry-run"]) == 0

@@ -22,7 +22,7 @@ from pcdm_lib.commands.options import (
     sources,
 )
 
-DEFAULT_MODEL = "photos32-vdm"  # the shipped model of the lowest bits per dimension
+DEFAULT_MODEL = "photos-direct"  # the shipped model for photographs of any size
 
 
 @examples(
@@ -59,7 +59,8 @@ def compress(
     steps: Annotated[
         int,
         typer.Option(
-            help="Steps of the chain: more take fewer bits and more time.", rich_help_panel=CODING
+            help="Steps of the chain of a diffusion model: more take fewer bits and more time.",
+            rich_help_panel=CODING,
         ),
     ] = 200,
     batch: Annotated[
@@ -133,6 +134,9 @@ def compress(
         kept.check_place(beside, force)
     runs = sources(model) or [DEFAULT_MODEL]
     cascade, headers = pretrained.open_model(runs, "ema", where)
+    if cascade.exact:
+        given_up = {"--steps": steps != 200, "--batch": batch != 16, "--tile": tile}
+        _refuse_settings(given_up | {"--precision": precision != "float64"})
     archive.check_model(cascade, settings)
     sizes = _check_inputs(files)
     name = _model_name(runs)
@@ -144,7 +148,9 @@ def compress(
         print_json(
             {
                 "model": {"name": name, "trained on": label},
-                "settings": settings.__dict__ | {"side": tile or max(cascade.image_shape[1:])},
+                "settings": {"plain": settings.plain, "piece": settings.piece}
+                if cascade.exact
+                else settings.__dict__ | {"side": tile or max(cascade.image_shape[1:])},
                 "images": len(files),
                 "bytes": given,
                 "evaluations": total,
@@ -287,6 +293,16 @@ def decompress(
         print(f"{path.name} is {name!a}")
     print(f"{done} images in {out}")
     return 1 if failed or plan.impossible else 0
+
+
+def _refuse_settings(given: dict[str, Any]) -> None:
+    """Settings that a direct cascade has no use for are not taken and forgotten."""
+    for option, value in given.items():
+        if value:
+            raise ValueError(
+                f"{option} is for diffusion models: the direct cascade has no steps and no tiles, "
+                f"and is the same on every machine; leave it out, or name another --model"
+            )
 
 
 def _check_inputs(files: dict[str, Path]) -> list[tuple[int, int]]:

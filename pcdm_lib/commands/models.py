@@ -67,6 +67,15 @@ def ship(
         Path | None,
         typer.Option(help="Folder of models. Default: the package's.", rich_help_panel=OUTPUT),
     ] = None,
+    licence: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="What the card says of the images' licence. Default: what is known of the data "
+            "set.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "",
     device: Device = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -99,6 +108,7 @@ def ship(
         times_per_image=times,
         seed=seed,
         command=shlex.join(words),
+        licence=licence,
         device=str(where),
         root=weights_root or pretrained.WEIGHTS,
         progress=not quiet,

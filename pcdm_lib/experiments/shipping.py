@@ -19,7 +19,6 @@ from pcdm_lib import records
 from pcdm_lib.data import domains
 from pcdm_lib.data.images import ImageData
 from pcdm_lib.likelihood.evaluation import Evaluation, evaluate
-from pcdm_lib.maps.standard import make_map
 from pcdm_lib.models import checkpoints, presets, pretrained
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config
@@ -62,6 +61,7 @@ def ship(
     times_per_image: int = 4,
     seed: int = 0,
     command: str = "",
+    licence: str = "",
     device: torch.device | str = "cpu",
     root: Path | str = pretrained.WEIGHTS,
     progress: bool = False,
@@ -77,6 +77,8 @@ def ship(
         checks: data sets on whose first held-out images a test compares fresh figures with the
             card's, by the name that `data.load` takes.
         command: the shell command that asks for this, for the card.
+        licence: what the card says of the images' licence; by default what is known of the data
+            set.
     Returns:
         The card.
     Raises:
@@ -140,7 +142,7 @@ def ship(
             "evaluation": _figures(result),
             "checks": {key: _check(cascade, found) for key, found in checks.items()},
             "limits": _limits(headers, images),
-            "licence": _licence(images.name),
+            "licence": licence or _licence(images.name),
             "files": {
                 f.name: {
                     "bytes": f.stat().st_size,
@@ -275,7 +277,7 @@ def _train_command(header: Mapping[str, Any], run: Path | str, images: ImageData
             if value != getattr(theirs, field.name):
                 written = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 words += ["--set", f"{field.name}={written}"]
-    if tuple(header["scales"]) != make_map(config.model.map, config.model.levels).names():
+    if tuple(header["scales"]) != presets.map_of(config.model).names():
         words += ["--scales", ",".join(header["scales"])]
     budget = _sessions(run)[-1].get("budget", {})  # runs of older versions did not keep theirs
     steps, minutes = budget.get("steps"), budget.get("minutes", header["seconds"] / 60)
@@ -289,17 +291,24 @@ def _summary(headers: Sequence[Mapping[str, Any]], images: ImageData) -> str:
         "laplacian": "LP-PCDM, the Laplacian pyramid",
         "vdm": "VDM, one scale",
         "standard": "C-VDM, the usual cascade",
+        "direct": "The direct cascade, which has no latents and an exact likelihood",
     }[headers[0]["config"]["system"]]
     return f"{system} ({headers[0]['config']['preset']} preset), on {images.label}."
 
 
 def _limits(headers: Sequence[Mapping[str, Any]], images: ImageData) -> list[str]:
     minutes = sum(h["seconds"] for h in headers) / 60
-    lines = [
-        f"Trained for {minutes:.1f} minutes on {images.source['train_count']} images: not the "
-        f"paper's model, which had 2 million updates of far "
-        "larger networks. For trying the notebooks out, not a result of the paper's method."
-    ]
+    if headers[0]["config"]["system"] == presets.DIRECT:
+        lines = [
+            f"Trained for {minutes:.1f} minutes on {images.source['train_count']} images. It codes "
+            f"images of any size; how well depends on how much they look like these."
+        ]
+    else:
+        lines = [
+            f"Trained for {minutes:.1f} minutes on {images.source['train_count']} images: not the "
+            f"paper's model, which had 2 million updates of far "
+            "larger networks. For trying the notebooks out, not a result of the paper's method."
+        ]
     if images.name == "photos":
         lines.append(
             "Six photographs are a small world, and the held-out patches overlap and come from "

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from pcdm_lib.diffusion.schedule import stratified_times
 from pcdm_lib.models.cascade import Cascade, bits_per_dim, evaluation_mode
+from pcdm_lib.models.pretrained import EXACT
 
 TERMS = ("prior", "diffusion", "reconstruction")
 
@@ -109,7 +110,7 @@ class Evaluation(ImageScores):
     def kind(self) -> str:
         """What was computed, in words."""
         if self.exact:
-            return "exact likelihood"
+            return EXACT
         return "continuous time" if self.steps is None else f"{self.steps} steps"
 
     def table(self) -> dict[str, dict[str, float]]:

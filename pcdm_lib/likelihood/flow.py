@@ -466,6 +466,7 @@ def cascade_flow(
         ValueError: as `flow_log_density`.
         FloatingPointError: as `flow_log_density`.
     """
+    cascade.check_diffusion("the probability flow")
     pairs, dtype = cascade.decompose(x), _weights_dtype(cascade, dtype)
     chosen = range(len(cascade.specs)) if scales is None else scales
     specs = [cascade.specs[i] for i in chosen]
@@ -611,6 +612,7 @@ def evaluate_flow(
         >>> found.parts.shape  # two images, two repeats, one scale, three terms
         (2, 2, 1, 3)
     """
+    cascade.check_diffusion("the probability flow")
     if len(images) == 0:
         raise ValueError("no images to evaluate")
     if repeats < 1 or batch_size < 1:

@@ -12,7 +12,10 @@ from torch import Tensor
 from pcdm_lib.diffusion.terms import per_coefficient
 from pcdm_lib.likelihood.evaluation import draw_times
 from pcdm_lib.maps.scales import ScaleSpec
+from pcdm_lib.maps.wavelet import HaarWavelet
 from pcdm_lib.models.cascade import Cascade, evaluation_mode
+from pcdm_lib.models.direct import depth, pyramid
+from pcdm_lib.models.direct_cascade import DirectCascade
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def information_map(
     dtype: torch.dtype = torch.float32,
 ) -> InformationMap:
     """The bound on integer images (N, *cascade.image_shape) by coefficient, averaged over `times`
-    stratified noise levels an image and scale.
+    stratified noise levels an image and scale; of a direct cascade the likelihood itself, for
+    square images whose side is a power of two.
 
     The draws are those of `evaluate(cascade, images, repeats=1, times_per_image=times, seed=seed)`
     in one batch, so `bits` sums to its figures exactly, up to float rounding.
@@ -115,6 +119,8 @@ def information_map(
     """
     if len(images) == 0 or times < 1:
         raise ValueError(f"need at least one image and one time, got {len(images)} and {times}")
+    if isinstance(cascade, DirectCascade):
+        return _exact(cascade, images.to(device))
     pairs = cascade.decompose(images.to(device))
     generator = torch.Generator(device).manual_seed(seed)
     nats = [torch.zeros(len(images), *spec.shape, dtype=torch.float64) for spec in cascade.specs]
@@ -213,3 +219,21 @@ def paid_twice(
         again += known / unit
         new += (nats.flatten(1).sum(dim=1) - known) / unit
     return PaidTwice(found.nats[0].flatten(1).sum(dim=1) / unit, again, new)
+
+
+def _exact(cascade: DirectCascade, images: Tensor) -> InformationMap:
+    """-log P by integer: nothing is drawn."""
+    cascade.check_images(images)
+    levels, (height, width) = depth(*cascade.image_shape[1:]), cascade.image_shape[1:]
+    if height != width or height != 1 << levels:
+        raise ValueError(
+            f"an information map of a direct cascade takes square images whose side is a power of "
+            f"two, got {width}x{height}"
+        )
+    specs = HaarWavelet(levels).specs(cascade.image_shape, cascade.max_value)
+    base, found = pyramid(images.to(torch.int32))
+    even = math.log(cascade.max_value * 4.0**levels + 1)
+    nats = [torch.full(base.shape, even, dtype=torch.float64)]
+    for level in found:
+        nats.append(cascade.network.level_nats(level).cpu())
+    return InformationMap(specs, tuple(nats), cascade.image_shape)

@@ -132,6 +132,7 @@ def compare_likelihoods(
         >>> [way.name for way in found.ways]
         ['continuous time', 'T = 10', 'flow, hutchinson']
     """
+    cascade.check_diffusion("comparing likelihoods")
     if len(images) < 2:
         raise ValueError(f"paired differences need at least 2 images, got {len(images)}")
     if flows is None:

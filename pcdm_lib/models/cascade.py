@@ -189,6 +189,16 @@ class Cascade(nn.Module):
         """
         return self.map.brightness(index, sums, self.max_value)
 
+    def check_diffusion(self, what: str) -> None:
+        """Raise an error where this is no diffusion model.
+
+        Args:
+            what: needs one, for the message.
+
+        Raises:
+            ValueError: for a direct cascade.
+        """
+
     def check_training(self, training: TrainingConfig, shard: bool) -> None:
         """Raise an error for settings of training that this kind of model cannot take.
 

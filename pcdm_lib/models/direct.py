@@ -636,6 +636,27 @@ class DirectNetwork(nn.Module):
             total = total.index_add(0, rows, weight * nats.sum(dim=(1, 2, 3)))
         return total
 
+    @torch.no_grad()
+    def level_nats(self, level: Level) -> Tensor:
+        """-log P of every integer of a level.
+
+        Args:
+            level: of images.
+
+        Returns:
+            Nats, (N, 3C, h, w) float64; 0 where an integer is not coded.
+        """
+        features = coarse_features(level.number, level.coarse)
+        known = detail_features(level.number, level.details)
+        total = torch.zeros(level.details.shape, dtype=torch.float64, device=known.device)
+        for phase in phases_of(*level.coarse.shape[2:]):
+            which = torch.full((len(total),), phase, device=known.device)
+            f = self.trunk(phase_input(features, known, phase), which, level.number)
+            coarse, details = of_phase(level.coarse, phase), of_phase(level.details, phase)
+            nats = self.block_nats(f, level.number, coarse, details, torch.float64)
+            of_phase(total, phase).copy_(nats)
+        return total if level.coded is None else total * level.coded.to(total.device)
+
     def block_nats(
         self, f: Tensor, number: int, coarse: Tensor, details: Tensor, dtype: torch.dtype
     ) -> Tensor:

@@ -141,6 +141,12 @@ class DirectCascade(Cascade):
         """The network of all levels; KeyError where there is none."""
         return cast(DirectNetwork, self.scales[0].denoiser)
 
+    def check_diffusion(self, what: str) -> None:
+        raise ValueError(
+            f"{what} needs a diffusion model; the likelihood of a direct cascade is exact already: "
+            f"use evaluate"
+        )
+
     def check_training(self, training: TrainingConfig, shard: bool) -> None:
         refused = {
             "precision=bf16": training.precision != "float32",

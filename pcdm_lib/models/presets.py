@@ -16,6 +16,7 @@ import torch
 from pcdm_lib.advice import did_you_mean
 from pcdm_lib.diffusion.schedule import make_schedule
 from pcdm_lib.diffusion.terms import gamma_for_spacing
+from pcdm_lib.maps.hierarchical import HierarchicalMap
 from pcdm_lib.maps.standard import make_map
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config, ModelConfig, TrainingConfig
@@ -251,6 +252,18 @@ def _full_size(name: str, system: str, image_shape: tuple[int, ...]) -> Config:
         }
     training = TrainingConfig(batch_size=setting.batch_size, **_PAPER_TRAINING)
     return Config(name, system, ModelConfig(**model), training)
+
+
+def map_of(config: ModelConfig) -> HierarchicalMap:
+    """The map of a configuration; its names are those of the scales that are trained.
+
+    Args:
+        config: the model.
+
+    Returns:
+        The map.
+    """
+    return Levels() if config.map == DIRECT else make_map(config.map, config.levels)
 
 
 def budget(name: str) -> int | None:

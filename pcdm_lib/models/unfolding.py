@@ -34,7 +34,14 @@ from pcdm_lib.models.direct import (
     sides_of,
 )
 from pcdm_lib.models.integers import LARGEST, UNIT, clamped, rounded
-from pcdm_lib.models.mixture import LOGIT_STEP, PLACE_STEP, WIDTH_STEP, Mixture, width
+from pcdm_lib.models.mixture import (
+    LOGIT_STEP,
+    PLACE_STEP,
+    WIDTH_STEP,
+    Mixture,
+    mixture_nats,
+    width,
+)
 
 
 class Question(NamedTuple):
@@ -228,3 +235,36 @@ def draw(generator: torch.Generator) -> Choose:
         ).to(question.low.dtype)
 
     return choose
+
+
+def distribution(question: Question, row: int) -> tuple[list[int], list[float]]:
+    """The allowed values of one of the integers that are asked for, and their probabilities.
+
+    Args:
+        question: as `unfold` asks it.
+        row: which of its n integers.
+
+    Returns:
+        Values, and probabilities whose sum is 1.
+    """
+    unit = 4.0 ** (question.level - 1)
+    count, step = int(question.last[row]) + 1, question.step
+    values = int(question.low[row]) + step * torch.arange(count)
+
+    def column(numbers: Tensor) -> Tensor:
+        return numbers.double().view(-1, 1, 1, 1) / unit
+
+    mixture = Mixture(
+        *(
+            part[row].double().view(1, 1, -1, 1, 1).expand(count, -1, -1, -1, -1)
+            for part in question.mixture
+        )
+    )
+    nats = mixture_nats(
+        mixture,
+        column(values),
+        column(values[:1].expand(count)),
+        column(values[-1:].expand(count)),
+        torch.full((1, 1, 1, 1), step / unit, dtype=torch.float64),
+    )
+    return values.tolist(), (-nats.flatten()).exp().tolist()

@@ -304,6 +304,7 @@ def score_errors(
         >>> pcdm.score_errors(model, images, [0.0], torch.Generator().manual_seed(0))
         [Scales(base: (1, 3, 16, 16) torch.float32, details1: (1, 9, 16, 16) torch.float32)]
     """
+    cascade.check_diffusion("the bound on the distance")
     low, high = (
         pick(float(end(s)) for s in cascade.schedules)
         for pick, end in ((max, lambda s: s.gamma_min), (min, lambda s: s.gamma_max))

@@ -138,7 +138,7 @@ def test_files_of_today_can_be_read_for_ever(model):
     assert hashlib.sha256(payload).hexdigest() == GOLDEN
 
 
-GOLDEN = "a94df6537090bce02da99953e492565f9ed17e9a6085a839f4b78690be3e2480"
+GOLDEN = "44e5f10f31980bea88611cbe64f44bd8dd2cc1424c2c14fcef76347e17c65eae"
 
 
 @pytest.mark.parametrize("pieces", [False, True])

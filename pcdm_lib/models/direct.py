@@ -28,7 +28,7 @@ from pcdm_lib.maps.haar import Bands, haar_step_integers, haar_step_integers_inv
 from pcdm_lib.maps.lattice import Progression, allowed
 from pcdm_lib.maps.scales import ScaleSpec
 from pcdm_lib.maps.wavelet import HaarWavelet
-from pcdm_lib.models.integers import LARGEST, UNIT, WholeConv2d, clamped, rounded
+from pcdm_lib.models.integers import LARGEST, UNIT, WholeConv2d, active, clamped, rounded
 from pcdm_lib.models.mixture import (
     LOGIT_STEP,
     PLACE_STEP,
@@ -361,8 +361,8 @@ def phase_input(features: Features, details: Tensor, phase: int) -> Tensor:
 
 
 class WholeBlock(nn.Module):
-    """clamp, conv, clamp, conv, + shortcut: a residual block of whole numbers, without norms, so
-    that no block depends on pixels far away.
+    """activation, conv, activation, conv, + shortcut: a residual block of whole numbers, without
+    norms, so that no block depends on pixels far away.
 
     Args:
         channels: of input and output.
@@ -386,8 +386,8 @@ class WholeBlock(nn.Module):
         Returns:
             Whole numbers.
         """
-        h = self.conv_in(clamped(x, 0, LARGEST))
-        return clamped(x + self.conv_out(clamped(h, 0, LARGEST)), -STREAM, STREAM)
+        h = self.conv_in(active(x))
+        return clamped(x + self.conv_out(active(h)), -STREAM, STREAM)
 
 
 class Trunk(nn.Module):
@@ -407,7 +407,7 @@ class Trunk(nn.Module):
         self.blocks = nn.Sequential(*(WholeBlock(channels) for _ in range(blocks)))
 
     def forward(self, x: Tensor, phase: Tensor, number: int) -> Tensor:
-        """Features, whole numbers from 0 to 255.
+        """Features, whole numbers from -255 to 255.
 
         Args:
             x: (N, c_in, h, w).
@@ -419,7 +419,7 @@ class Trunk(nn.Module):
         """
         where = self.phase[phase] + self.level[min(number, DEEPEST) - 1]
         h = self.stem(x) + rounded(where * UNIT)[:, :, None, None]
-        return clamped(self.blocks(clamped(h, -STREAM, STREAM)), 0, LARGEST)
+        return active(self.blocks(clamped(h, -STREAM, STREAM)))
 
 
 class Head(nn.Module):
@@ -470,7 +470,7 @@ class Head(nn.Module):
             (N, 3C, 3M + 2, h, w) whole numbers.
         """
         known = self.given(features) + self.earlier(known_features(number, details))
-        h = clamped(known, 0, LARGEST)
+        h = active(known)
         found = rounded(self.exit.sums(h) * (self.grid / UNIT))
         found = found + rounded(self.start.view(-1, 1, 1) * self.grid)
         return found.view(len(h), self.count, self.outputs, *h.shape[2:])

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 LEVELS = 127  # weights are from -127 to 127
 LARGEST = 255  # of what a convolution takes
@@ -66,6 +67,27 @@ def clamped(x: Tensor, low: float, high: float) -> Tensor:
         [0.0, 1.0, 255.0]
     """
     return _Clamped.apply(x, low, high)
+
+
+def active(x: Tensor) -> Tensor:
+    """The activation between layers: negative numbers count an eighth, and all is rounded and cut
+    off to what a convolution takes.
+
+    With negative numbers cut off, whole blocks ended in training with nothing but zeros, and never
+    came back.
+
+    Args:
+        x: whole numbers, any shape.
+
+    Returns:
+        Whole numbers from -255 to 255.
+
+    Example:
+        >>> from pcdm_lib.models.integers import active
+        >>> active(torch.tensor([-160.0, 3.0, 300.0])).tolist()
+        [-20.0, 3.0, 255.0]
+    """
+    return clamped(F.leaky_relu(x, 0.125), -LARGEST, LARGEST)
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from pcdm_lib.models.direct import (
     ranges,
     sides_of,
 )
-from pcdm_lib.models.integers import LARGEST, UNIT, clamped, rounded
+from pcdm_lib.models.integers import UNIT, active, rounded
 from pcdm_lib.models.mixture import (
     LOGIT_STEP,
     PLACE_STEP,
@@ -102,7 +102,7 @@ class HeadSteps:
             h = h + rounded(F.conv2d(known, weight[:, : 3 * j]) * step.view(-1, 1, 1))
         out = slice(j * head.outputs, (j + 1) * head.outputs)
         weight, step = (part[out] for part in self._exit)
-        sums = F.conv2d(clamped(h, 0, LARGEST), weight) * step.view(-1, 1, 1)
+        sums = F.conv2d(active(h), weight) * step.view(-1, 1, 1)
         grid = head.grid[out]
         found = rounded(sums * (grid / UNIT)) + rounded(head.start[out].view(-1, 1, 1) * grid)
         found = found.unsqueeze(1)

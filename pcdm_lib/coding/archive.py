@@ -69,6 +69,7 @@ from pcdm_lib.models.direct_cascade import DirectCascade
 # of an image in pieces: 357 megapixels in colour. It lies whole in memory where it is read or
 # written, and a stranger's file must not ask for any amount.
 MAX_WHOLE_SAMPLES = 1 << 30
+_LOST = "what the disk gave back is not what was sent to it"
 MAX_PREVIEW = 4  # halvings of a small picture
 
 
@@ -205,9 +206,7 @@ def compress(
                 hashlib.sha256(reader.chunk(info.number)[1]).digest() for info in reader.chunks
             ]
         if reader.damage or found != written:
-            raise NotVerified(
-                f"{path} was not written: what the disk gave back is not what was sent to it"
-            )
+            raise NotVerified(f"{path} was not written: {_LOST}")
 
     chunks = _chunks(codec, images)
     if isinstance(codec, DirectCodec):
@@ -219,6 +218,9 @@ def compress(
             if file is not None:
                 with outputs.whole_file(path) as out:
                     out.write(file)
+                    out.flush()
+                    if verify and Path(out.name).read_bytes() != file:
+                        raise NotVerified(f"{path} was not written: {_LOST}")
                 statistics.container_bits = 8 * len(file) - statistics.model_bits
                 return statistics
             statistics = Statistics()

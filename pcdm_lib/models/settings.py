@@ -11,7 +11,7 @@ from pcdm_lib.models.presets import preset
 
 MEANINGS = {
     # the model
-    "map": "hierarchical map: wavelet, laplacian, standard or vdm; --system sets it",
+    "map": "hierarchical map: wavelet, laplacian, standard, vdm or direct; --system sets it",
     "levels": "halvings of the image; there is one scale more than that",
     "image_shape": "channels, height, width; the data sets it",
     "max_value": "largest value of a pixel",

@@ -759,7 +759,7 @@ def test_verify_finds_what_does_not_decode(tmp_path, monkeypatch):
     def wrong(codec, shapes, payload):
         return [np.zeros(shape, np.uint8) for shape in shapes]
 
-    monkeypatch.setattr(chunks, "decode_chunk", wrong)
+    monkeypatch.setattr(chunks_module, "decode_chunk", wrong)
     with pytest.raises(archive.NotVerified, match="photo-000.png"):
         compress(photographs(2), tmp_path / "a.pcdm", CASCADE, "tiny", FAST)
     assert not any(tmp_path.iterdir())
@@ -1048,6 +1048,8 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path):
             str(folder),
             "-o",
             str(tmp_path / "a.pcdm"),
+            "--model",
+            "photos32-wavelet",
             "--steps",
             "60000",
             "--quiet",

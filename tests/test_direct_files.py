@@ -14,6 +14,7 @@ from pcdm_lib.coding import archive
 from pcdm_lib.coding.chunks import Settings
 from pcdm_lib.coding.container import DamagedFile
 from pcdm_lib.coding.direct import DirectCodec
+from pcdm_lib.coding.plain import encode_image
 from pcdm_lib.commands.app import main
 from pcdm_lib.models.direct import sides_of
 from pcdm_lib.models.unfolding import draw, unfold
@@ -215,6 +216,18 @@ def test_noise_costs_no_more_than_a_plain_file(model, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     found = archive.compress([("n", noise)], tmp_path / "n.pcdm", model, "tiny")
     assert found.plain_images == 1 and found.total_bits < 8.3 * noise.size
+
+
+def test_a_drawing_is_no_larger_than_its_png(model, tmp_path):
+    drawing = np.full((200, 300, 3), 255, np.uint8)
+    rng = np.random.default_rng(0)
+    for _ in range(300):  # strokes
+        row, column = rng.integers(0, 190), rng.integers(0, 270)
+        drawing[row : row + 2, column : column + 25] = rng.integers(0, 256, 3)
+    found = archive.compress([("d", drawing)], tmp_path / "d.pcdm", model, "tiny")
+    assert (
+        found.plain_images == 1 and found.total_bits < 8 * len(encode_image("PNG", drawing)) + 2000
+    )
 
 
 def test_from_training_to_small_pictures_in_the_shell(tmp_path, capsys, monkeypatch):

@@ -11,7 +11,8 @@ A mark says how many words of the stream hold the coarse levels: of a photograph
 small picture can be decoded (`DirectCodec.preview`). The last mark is for the picture at half the
 side, the one before it for a quarter, and so on; short streams have none.
 
-An image that the model would expand is stored as a plain file, PNG or JPEG XL. A grey image in a
+Images that the model would expand, and drawings that PNG makes smaller than the model does, are
+stored as plain files, PNG or JPEG XL, whichever is smaller. A grey image in a
 model of colours has one colour coded and the others are its copies; a colour image in a model of
 grey is three grey ones.
 """
@@ -41,6 +42,7 @@ from pcdm_lib.coding.chunks import (
 )
 from pcdm_lib.coding.container import MAX_SIDE, varints
 from pcdm_lib.coding.mixtures import Answers, Symbols, code, tables
+from pcdm_lib.coding.plain import encode_image
 from pcdm_lib.coding.tiles import Box, pieces
 from pcdm_lib.models.direct import depth, of_phase, pyramid, sides_of
 from pcdm_lib.models.direct_cascade import DirectCascade
@@ -306,15 +308,27 @@ class DirectCodec:
             grey = group.shape[0] < self.colours
             stream = self._write(self._stacked(images, group), grey)
             took = 4 * len(stream.words)
-            # no plain codec is below two thirds of a working model: it is not even tried
-            hopeless = took > 0.75 * len(group.places) * math.prod(group.shape)
-            if self.settings.plain and (hopeless or took < 4096):
+            if self.settings.plain and self._worth_a_try(images, group, took):
                 files = {place: plain_file(images[place]) for place in group.places}
                 if sum(len(file) + 3 for file in files.values()) < took:
                     plain |= files
                     continue
             streams.append((group, stream))
         return plain, streams
+
+    def _worth_a_try(self, images: Sequence[Image], group: _Group, took: int) -> bool:
+        """Whether plain files may be smaller. Of noise and of few bytes all are tried, which takes
+        seconds an image; else PNG alone, which is quick and smaller for drawings and text."""
+        if took < 4096 or took > 0.75 * len(group.places) * math.prod(group.shape):
+            return True
+        total = 0
+        for place in group.places:
+            image = images[place]
+            array = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+            total += len(encode_image("PNG", np.ascontiguousarray(array)))
+            if total >= took:
+                return False
+        return True
 
     def decode(self, shapes: Sequence[Shape], payload: bytes) -> list[Image]:
         """The images of a payload.

@@ -60,7 +60,7 @@ from pcdm_lib.coding.container import (
     Writer,
 )
 from pcdm_lib.coding.direct import CODING as DIRECT_CODING
-from pcdm_lib.coding.direct import DirectCodec, blocks
+from pcdm_lib.coding.direct import DirectCodec, aligned_pieces, blocks
 from pcdm_lib.coding.single import SingleReader, is_single, pack
 from pcdm_lib.coding.tiles import Box, pieces, plan
 from pcdm_lib.models.cascade import Cascade
@@ -208,26 +208,20 @@ def compress(
         if reader.damage or found != written:
             raise NotVerified(f"{path} was not written: {_LOST}")
 
-    chunks = _chunks(codec, images)
+    coded: Iterable[tuple[list[Entry], bytes]] = (
+        (entries, _coded(codec, (entries, chunk), path, statistics, verify))
+        for entries, chunk in _chunks(codec, images)
+    )
     if isinstance(codec, DirectCodec):
-        first = [*itertools.islice(chunks, 2)]
-        if len(first) == 1 and len(first[0][0]) == 1:
-            (entry,), chunk = first[0]
-            payload = _coded(codec, first[0], path, statistics, verify)
-            file = pack(path, str(header["digest"]), entry, payload)
-            if file is not None:
-                with outputs.whole_file(path) as out:
-                    out.write(file)
-                    out.flush()
-                    if verify and Path(out.name).read_bytes() != file:
-                        raise NotVerified(f"{path} was not written: {_LOST}")
-                statistics.container_bits = 8 * len(file) - statistics.model_bits
-                return statistics
-            statistics = Statistics()
-        chunks = itertools.chain(first, chunks)
+        first = [*itertools.islice(coded, 2)]
+        file = _single(first, path, str(header["digest"]))
+        if file is not None:
+            _write_single(file, path, verify)
+            statistics.container_bits = 8 * len(file) - statistics.model_bits
+            return statistics
+        coded = itertools.chain(first, coded)
     with Writer(path, header, check if verify else None) as writer:
-        for entries, chunk in chunks:
-            payload = _coded(codec, (entries, chunk), path, statistics, verify)
+        for entries, payload in coded:
             written.append(hashlib.sha256(payload).digest())
             writer.add_chunk(entries, payload)
             statistics.container_bits -= 8 * len(payload)
@@ -236,6 +230,25 @@ def compress(
             )
     statistics.container_bits += 8 * writer.bytes_written
     return statistics
+
+
+def _single(
+    first: Sequence[tuple[list[Entry], bytes]], path: Path | str, digest: str
+) -> bytes | None:
+    """The file of a single image, from the first two chunks; None where there are more images, or
+    that form cannot hold it."""
+    if len(first) != 1 or len(first[0][0]) != 1:
+        return None
+    ((entry,), payload) = first[0]
+    return pack(path, digest, entry, payload)
+
+
+def _write_single(file: bytes, path: Path | str, verify: bool) -> None:
+    with outputs.whole_file(path) as out:
+        out.write(file)
+        out.flush()
+        if verify and Path(out.name).read_bytes() != file:
+            raise NotVerified(f"{path} was not written: {_LOST}")
 
 
 def _coded(
@@ -304,8 +317,7 @@ def work(cascade: Cascade, settings: Settings, sizes: Iterable[tuple[int, int]])
     """Network evaluations that images of these sizes (height, width) take, once through and none of
     them plain; for a direct model the blocks of all levels. For a progress bar."""
     if isinstance(cascade, DirectCascade):
-        most = min(settings.piece, MAX_SAMPLES)
-        boxes = (b for size in sizes for b in pieces((3, *size), 64, most, MAX_SIDE))
+        boxes = (box for size in sizes for box in aligned_pieces((3, *size), settings))
         return sum(blocks(box.height, box.width) for box in boxes)
     side, channels = settings.side or max(cascade.image_shape[1:]), cascade.image_shape[0]
     tiles = sum(

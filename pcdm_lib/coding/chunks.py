@@ -459,6 +459,32 @@ class PayloadBytes:
         return self.take(len(self.data) - self.place)
 
 
+def plain_places(data: PayloadBytes, shapes: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Which images of a chunk are plain files: what every payload begins with.
+
+    Args:
+        data: the payload, at its beginning.
+        shapes: (C, H, W) of the images.
+
+    Returns:
+        Their places, ascending.
+
+    Raises:
+        ValueError: for what no writer gives, more samples than a chunk may have among it.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    if max(sizes) > MAX_SAMPLES or sum(sizes) > MAX_CHUNK_SAMPLES:
+        raise ValueError("the chunk claims more samples than a writer puts into one")
+    count = data.varint()
+    if count > len(shapes):
+        raise ValueError("more plain images than images")
+    gaps = [data.varint() for _ in range(count)]
+    places = (np.cumsum(gaps, dtype=object) - 1).tolist() if gaps else []
+    if gaps and (min(gaps) < 1 or places[-1] >= len(shapes)):
+        raise ValueError("plain images that the chunk does not have")
+    return places
+
+
 class _Coded(NamedTuple):
     """One way to code a chunk: what is plain, the stack of the rest, and what the rest took."""
 
@@ -613,17 +639,8 @@ def decode_chunk(
     codec: ImageCodec, shapes: Sequence[tuple[int, int, int]], payload: bytes
 ) -> list[Image]:
     """The images (C, H, W) of a payload; ValueError where it is not one of this codec."""
-    sizes = [math.prod(shape) for shape in shapes]
-    if max(sizes) > MAX_SAMPLES or sum(sizes) > MAX_CHUNK_SAMPLES:
-        raise ValueError("the chunk claims more samples than a writer puts into one")
     data = PayloadBytes(payload)
-    count = data.varint()
-    if count > len(shapes):
-        raise ValueError("more plain images than images")
-    gaps = [data.varint() for _ in range(count)]
-    plain = {*(np.cumsum(gaps, dtype=object) - 1).tolist()} if gaps else set()
-    if gaps and (min(gaps) < 1 or max(plain) >= len(shapes)):
-        raise ValueError("plain images that the chunk does not have")
+    plain = {*plain_places(data, shapes)}
     tiles = codec.tiles(shapes, without=plain)
     starters, length = data.varint(), data.varint()
     if starters > len(tiles) or length > len(payload):
@@ -647,7 +664,7 @@ def decode_chunk(
         raise ValueError("the plain files end too early")
     data = PayloadBytes(start)
     for i in sorted(plain):
-        images[i] = read_plain_file(data.take(data.varint()), tuple(shapes[i]))
+        images[i] = read_plain_file(data.take(data.varint()), shapes[i])
     for tile in tiles[:starters]:
         channels = 1 if codec.channels == 1 or shapes[tile.image][0] == 1 else 3
         part = read_plain_file(

@@ -31,23 +31,23 @@ import torch
 from torch import Tensor
 
 from pcdm_lib.coding.chunks import (
-    MAX_CHUNK_SAMPLES,
     MAX_SAMPLES,
     Image,
     PayloadBytes,
     Settings,
     Statistics,
     plain_file,
+    plain_places,
     read_plain_file,
 )
 from pcdm_lib.coding.container import MAX_SIDE, varints
 from pcdm_lib.coding.mixtures import Answers, Symbols, code, tables
 from pcdm_lib.coding.plain import encode_image
 from pcdm_lib.coding.tiles import Box, pieces
-from pcdm_lib.models.direct import depth, of_phase, pyramid, sides_of
+from pcdm_lib.models.direct import depth, pyramid, sides_of
 from pcdm_lib.models.direct_cascade import DirectCascade
 from pcdm_lib.models.integers import check_sums
-from pcdm_lib.models.unfolding import Question, unfold
+from pcdm_lib.models.unfolding import Question, unfold, values_at
 
 CODING = 2  # version of what this module and coding/mixtures.py do with the bits
 _GROUP = 1 << 20  # samples of the images that the network sees at once; a larger one alone
@@ -78,6 +78,27 @@ class _Stream(NamedTuple):
         if not self.marks or stop == 0:
             return self.whole
         return len(self.words) >= self.marks[-min(stop, len(self.marks))] + 2
+
+
+def aligned_pieces(shape: Shape, settings: Settings) -> list[Box]:
+    """Where an image is cut into pieces, at whole multiples of 64 pixels, so that a small picture
+    has whole pixels of every piece.
+
+    Args:
+        shape: (C, H, W).
+        settings: of which `piece` counts.
+
+    Returns:
+        Boxes, row after row; one for an image that is small enough.
+    """
+    boxes = pieces(shape, _ALIGNED, min(settings.piece, MAX_SAMPLES), MAX_SIDE)
+    tops = _aligned([box.top for box in boxes], shape[1])
+    lefts = _aligned([box.left for box in boxes], shape[2])
+    return [
+        Box(top, left, bottom - top, right - left)
+        for top, bottom in zip(tops, tops[1:])
+        for left, right in zip(lefts, lefts[1:])
+    ]
 
 
 def blocks(height: int, width: int) -> int:
@@ -160,14 +181,7 @@ class DirectCodec:
         Returns:
             Boxes, row after row.
         """
-        boxes = pieces(shape, _ALIGNED, min(self.settings.piece, MAX_SAMPLES), MAX_SIDE)
-        tops = _aligned([box.top for box in boxes], shape[1])
-        lefts = _aligned([box.left for box in boxes], shape[2])
-        return [
-            Box(top, left, bottom - top, right - left)
-            for top, bottom in zip(tops, tops[1:])
-            for left, right in zip(lefts, lefts[1:])
-        ]
+        return aligned_pieces(shape, self.settings)
 
     def _groups(self, shapes: Sequence[Shape], without: set[int]) -> list[_Group]:
         alike: dict[Shape, list[int]] = {}
@@ -198,12 +212,7 @@ class DirectCodec:
         answers, written = Answers(), [0]
 
         def choose(question: Question) -> Tensor:
-            level = by_number[question.level]
-            values = of_phase(level.details, question.phase)[:, question.place]
-            if level.coded is not None:
-                coded = of_phase(level.coded, question.phase)[question.place].to(values.device)
-                values = values[coded.expand(values.shape)]
-            values = values.reshape(-1)
+            values = values_at(by_number[question.level], question)
             self._coded(answers, question, values)
             return values
 
@@ -406,16 +415,8 @@ class DirectCodec:
     ) -> tuple[dict[int, bytes], list[tuple[_Group, _Stream]]]:
         """Plain files and streams of a payload; those that are not there are left out where it need
         not be whole."""
-        sizes = [math.prod(shape) for shape in shapes]
-        if max(sizes) > MAX_SAMPLES or sum(sizes) > MAX_CHUNK_SAMPLES:
-            raise ValueError("the chunk claims more samples than a writer puts into one")
         data = PayloadBytes(payload)
-        count = data.varint()
-        if count > len(shapes):
-            raise ValueError("more plain images than images")
-        places = np.cumsum([data.varint() for _ in range(count)], dtype=object) - 1
-        if count and (len({*places}) < count or min(places) < 0 or max(places) >= len(shapes)):
-            raise ValueError("plain images that the chunk does not have")
+        places = plain_places(data, shapes)
         lengths = [data.varint() for _ in places]
         heads = []
         for group in self._groups(shapes, {*places}):
@@ -435,7 +436,7 @@ class DirectCodec:
 
 
 def _aligned(cuts: Sequence[int], length: int) -> list[int]:
-    """Cuts at whole blocks, so that a small picture has whole pixels of every piece."""
+    """Cuts moved down to whole multiples."""
     return [*sorted({cut // _ALIGNED * _ALIGNED for cut in cuts}), length]
 
 

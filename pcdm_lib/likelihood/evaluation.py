@@ -17,8 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pcdm_lib.diffusion.schedule import stratified_times
-from pcdm_lib.models.cascade import Cascade, bits_per_dim, evaluation_mode
-from pcdm_lib.models.pretrained import EXACT
+from pcdm_lib.models.cascade import EXACT, Cascade, bits_per_dim, evaluation_mode
 
 TERMS = ("prior", "diffusion", "reconstruction")
 

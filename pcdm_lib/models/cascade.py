@@ -25,6 +25,8 @@ from pcdm_lib.maps.scales import Scales
 from pcdm_lib.models.config import TrainingConfig
 from pcdm_lib.models.scale import Scale
 
+EXACT = "exact likelihood"  # what is said of a figure that is no bound
+
 
 class Bound(NamedTuple):
     """The terms of the bound in nats, each (N, S): image by image, scale by scale in the order of

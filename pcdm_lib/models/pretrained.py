@@ -24,12 +24,11 @@ import torch
 from pcdm_lib import records
 from pcdm_lib.advice import did_you_mean
 from pcdm_lib.models import checkpoints, kept
-from pcdm_lib.models.cascade import Cascade
+from pcdm_lib.models.cascade import EXACT, Cascade
 from pcdm_lib.models.config import Config
 from pcdm_lib.models.presets import build
 
 FORMAT = 1
-EXACT = "exact likelihood"  # what an evaluation says of a direct cascade's
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 MAX_BYTES = 5_000_000  # of one model's folder: models live in the repository
 

@@ -209,6 +209,23 @@ def _answer(details: Tensor, where: Tensor | None, values: Tensor) -> None:
         details[where] = values
 
 
+def values_at(level: Level, question: Question) -> Tensor:
+    """The true values of what is asked for.
+
+    Args:
+        level: of the images, the one that the question is about.
+        question: as `unfold` asks it.
+
+    Returns:
+        (n,) integers, what a `choose` for known images gives.
+    """
+    values = of_phase(level.details, question.phase)[:, question.place]
+    if level.coded is not None:
+        coded = of_phase(level.coded, question.phase)[question.place].to(values.device)
+        values = values[coded.expand(values.shape)]
+    return values.reshape(-1)
+
+
 def draw(generator: torch.Generator) -> Choose:
     """Values drawn from the mixtures.
 

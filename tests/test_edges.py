@@ -26,7 +26,7 @@ from pcdm_lib.data.files import name_files
 from pcdm_lib.data.found import find_images
 from pcdm_lib.data.images import ImageData
 from pcdm_lib.experiments import experiment, suite
-from pcdm_lib.models import checkpoints, presets
+from pcdm_lib.models import checkpoints, kept, presets
 from pcdm_lib.training.trainer import Trainer
 
 
@@ -267,6 +267,15 @@ def test_a_model_is_replaced_by_force_and_another_folder_never(
     assert main(words) == 2
     assert ("--force" if inside == "card.json" else "notes.txt") in capsys.readouterr().err
     assert Path("w/mine", inside).read_text() == "mine"
+
+
+def test_a_kept_model_with_other_files_is_refused_before_the_work(here: Path) -> None:
+    Path("a.model").mkdir()
+    records.write_json("a.model/config.json", {"kept": kept.FORMAT})
+    kept.check_place(Path("a.model"), force=True)
+    Path("a.model/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds notes.txt too"):
+        kept.check_place(Path("a.model"), force=True)
 
 
 @pytest.mark.parametrize("name", ("wavelet.ipynb", "wavelet.done.json", "tables.ipynb"))

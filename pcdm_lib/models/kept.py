@@ -52,6 +52,9 @@ def check_place(path: Path, force: bool = False) -> None:
     """
     if path.exists() and not is_kept(path):
         raise ValueError(f"{path} is there and no kept model: move it, or give another output")
+    others = outputs.strangers(path, FILES)
+    if others:
+        raise ValueError(f"{path} holds {others[0]} too: move it, or give another output")
     if path.exists() and not force:
         raise FileExistsError(f"{path} is there already: give another output, or --force")
 

@@ -52,6 +52,7 @@ $(TOOLS): $(STAMP)
 venv: $(STAMP)  ## make the environment in VENV (.venv), from PYTHON (python3)
 
 reproduce: $(STAMP)  ## run NOTEBOOK into OUT (out.ipynb), with PARAMS="-p name value ..."
+	@if [ "$(OUT)" -ef "$(NOTEBOOK)" ]; then echo "OUT is NOTEBOOK itself: give another OUT" >&2; exit 2; fi
 	@mkdir -p "$(dir $(OUT))"
 	"$(BIN)/python" -m papermill --engine pcdm --log-output --no-progress-bar $(NOTEBOOK) $(OUT) $(PARAMS)
 

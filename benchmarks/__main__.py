@@ -24,8 +24,7 @@ import torch
 from benchmarks import report
 from benchmarks.parts import PARTS, Settings
 from benchmarks.timing import CLOCKS
-from pcdm_lib import data, records
-from pcdm_lib.experiments.experiment import data_root, home
+from pcdm_lib import data, outputs, records
 from pcdm_lib.models.presets import PRESETS, SYSTEMS
 
 
@@ -91,6 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=None,
         help="JSON file; Markdown goes beside it (default: runs/benchmarks/DEVICE-TIME.json)",
     )
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
     options = parser.parse_args(arguments)
     threads = torch.get_num_threads()
     try:
@@ -139,12 +139,14 @@ def _run(options: argparse.Namespace) -> int:
         )
     out = (
         options.out
-        or home() / "runs" / "benchmarks" / f"{device.type}-{datetime.now():%Y%m%d-%H%M%S}.json"
+        or Path("runs", "benchmarks") / f"{device.type}-{datetime.now():%Y%m%d-%H%M%S}.json"
     )
     if out.suffix != ".json":
         raise ValueError(
             f"--out {out} must end in .json: the table goes beside it, under the same name with .md"
         )
+    for path in (out, out.with_suffix(".md")):
+        outputs.check_output(path, force=options.force)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.clock == "processor" and (gpu or torch.get_num_threads() > 1):
@@ -152,7 +154,7 @@ def _run(options: argparse.Namespace) -> int:
             "--clock processor adds up the time of all threads, so it goes with --device cpu "
             "--threads 1"
         )
-    images = data.load_data(options.dataset, root=options.data_root or data_root(), download=False)
+    images = data.load_data(options.dataset, root=options.data_root, download=False)
     settings = Settings(
         device,
         options.seconds,

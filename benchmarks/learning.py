@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcdm_lib import data, records
-from pcdm_lib.experiments.experiment import data_root, home, markdown_table
+from pcdm_lib import data, outputs, records
+from pcdm_lib.experiments.experiment import markdown_table
 from pcdm_lib.maps import make_map
 from pcdm_lib.models import Config, preset
 from pcdm_lib.models.presets import SYSTEMS
@@ -136,11 +136,10 @@ def main(arguments: list[str] | None = None) -> int:
         default=None,
         help="JSON file (default: runs/benchmarks/learning-SYSTEM-SCALE.json)",
     )
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
     options = parser.parse_args(arguments)
     try:
-        images = data.load_data(
-            options.dataset, root=options.data_root or data_root(), download=False
-        )
+        images = data.load_data(options.dataset, root=options.data_root, download=False)
         changes = dict(change.partition("=")[::2] for change in options.set)
         config = preset(options.preset, options.system, tuple(images.train.shape[1:])).override(
             changes
@@ -154,13 +153,15 @@ def main(arguments: list[str] | None = None) -> int:
         scale = options.scale or names[-1]
         if scale not in names:
             raise ValueError(f"unknown scale {scale!r}: {options.system} has {', '.join(names)}")
+        name = f"learning-{options.system}-{scale}.json"
+        out = options.out or Path("runs", "benchmarks", name)
+        outputs.check_output(out, force=options.force)
         print(f"data: {images.label}; scored on the last of its training images", flush=True)
         variants = {" ".join(["the preset", *options.set]): {}} if options.alone else WITHOUT
         rows = compare(config, images.train, scale, options.steps, options.seed, variants)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    out = options.out or home() / "runs" / "benchmarks" / f"learning-{options.system}-{scale}.json"
     records.write_json(
         out,
         records.finite(

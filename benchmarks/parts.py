@@ -37,7 +37,7 @@ from benchmarks.timing import (
     quartiles,
     ratios,
 )
-from pcdm_lib.experiments.experiment import home
+from pcdm_lib.data.paths import home
 from pcdm_lib.likelihood import evaluation as evaluation_module
 from pcdm_lib.likelihood.evaluation import estimator_gain, paired_difference
 from pcdm_lib.maps import MAPS, HaarWavelet, make_map

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.data import uniform_images
-from pcdm_lib.experiments.experiment import home, markdown_table
+from pcdm_lib.experiments.experiment import markdown_table
 from pcdm_lib.models import presets
 from pcdm_lib.training import Trainer
 
@@ -86,8 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=None, help="JSON file (default: runs/benchmarks/presets.json)"
     )
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
     options = parser.parse_args(arguments)
+    out = options.out or Path("runs", "benchmarks", "presets.json")
     try:
+        outputs.check_output(out, force=options.force)
         records.check_device(options.device)
         if options.batch < 1:
             raise ValueError(f"the batch needs at least one image, got {options.batch}")
@@ -114,7 +117,6 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append(run_scale(name, system, scale, options.batch, options.device))
         print(rows[-1], flush=True)
         gc.collect()
-    out = options.out or home() / "runs" / "benchmarks" / "presets.json"
     records.write_json(
         out,
         {"rows": rows, "batch": options.batch, "provenance": records.provenance(options.device)},

@@ -1,20 +1,28 @@
-"""The one way to write a file: `check_output` before the work, `whole_file` for the writing.
+"""The one way to write: every file of this program is made, replaced or removed here.
 
-JSON, arrays, pictures and archives are written by `whole_file`. `compress`, `decompress`,
-`evaluate` and `likelihoods` call `check_output` for the file that a user names, before they load a
-model.
+Before the work, `check_output` and `check_folder` refuse what cannot be written or must not be
+replaced. `whole_file` and `whole_folder` write what is whole or absent; `append_line` makes a log
+longer. A test looks through the sources that nothing else opens a file for writing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import os
+import re
 import secrets
+import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there two processes in one folder are not told apart
+    fcntl = None  # type: ignore[assignment]
 
 _NAME_BYTES = 255  # of one name on Linux, macOS and Windows
 _KINDS = (
@@ -165,7 +173,7 @@ def whole_file(path: Path | str) -> Iterator[BinaryIO]:
         'all'
     """
     real = real_output(path)
-    work = real.with_name(f".{real.name[:40]}.{secrets.token_hex(8)}")
+    work = _beside(real)
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
         with open(work, "xb") as file:  # a new file has the mode that the umask allows
@@ -181,6 +189,11 @@ def whole_file(path: Path | str) -> Iterator[BinaryIO]:
         raise
 
 
+def _beside(real: Path) -> Path:
+    """A hidden name that nobody else has, in the same folder."""
+    return real.with_name(f".{real.name[:40]}.{secrets.token_hex(8)}")
+
+
 def _take_place(work: Path, real: Path) -> None:
     """Rename, unless the name was taken meanwhile by something that must not be replaced; a file
     that is replaced hands on its mode."""
@@ -190,6 +203,197 @@ def _take_place(work: Path, real: Path) -> None:
             raise ValueError(f"{real} is no ordinary file any more, so it was not replaced")
         os.chmod(work, stat.S_IMODE(old.st_mode))
     os.replace(work, real)
+
+
+def append_line(path: Path | str, line: str) -> None:
+    """Make a text file longer by one line; where the disk is full it stays as it was.
+
+    Args:
+        path: the file, made where it is missing.
+        line: without its end.
+    Raises:
+        OSError: where the disk is full, in one line; and as `real_output`.
+    """
+    with open(real_output(path), "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        left = memoryview(f"{line}\n".encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            if error.errno in _FULL:
+                raise disk_full(path, error) from error
+            raise
+
+
+def strangers(folder: Path | str, ours: Sequence[str]) -> list[str]:
+    """What a folder holds beside this program's own files; nothing where it is not there.
+
+    Args:
+        folder: where to look.
+        ours: names of files, `*` in them for anything. A link or a folder of such a name is none.
+    Returns:
+        Names, sorted.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if not entry.is_file(follow_symlinks=False)
+                or not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in ours)
+            )
+    except FileNotFoundError:
+        return []
+
+
+def remove_folder(folder: Path | str, ours: Sequence[str]) -> bool:
+    """Remove a folder's files of these names, then the folder if nothing else is in it.
+
+    Args:
+        folder: as `strangers` takes it.
+        ours: as `strangers` takes it.
+    Returns:
+        Whether the folder is gone.
+    """
+    left = strangers(folder, ours)
+    with contextlib.suppress(OSError):  # another process removes the same folder
+        for name in {*os.listdir(folder)} - {*left}:
+            os.unlink(Path(folder) / name)
+        os.rmdir(folder)
+    return not os.path.lexists(folder)
+
+
+def set_aside(path: Path | str) -> Path:
+    """Give a file a name that is free: `log.1.jsonl` for `log.jsonl`, and so on.
+
+    Args:
+        path: the file.
+    Returns:
+        Its new name.
+    """
+    path = Path(path)
+    number = 1
+    while os.path.lexists(new := path.with_name(f"{path.stem}.{number}{path.suffix}")):
+        number += 1
+    os.rename(path, new)
+    return new
+
+
+def sweep(folder: Path | str, name: str) -> None:
+    """Remove the hidden folders that a process left which was killed in `whole_folder`.
+
+    Args:
+        folder: where they lie.
+        name: what they were to be called, as a regular expression.
+    """
+    for left in Path(folder).glob(".*"):
+        if re.fullmatch(rf"\.(?:{name})\.[a-z0-9_]{{8,16}}", left.name) and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path | str, ours: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to fill that is whole or absent.
+
+    The block fills a hidden folder in the same place, which gets the name at the block's end. An
+    error in the block removes it and leaves an older folder of that name as it was.
+
+    Args:
+        path: the folder; those above it are made, and a link is followed.
+        ours: names of files, `*` in them for anything. An older folder is replaced only where it
+            holds nothing else.
+    Raises:
+        FileExistsError: where an older folder holds something else.
+        OSError: where the disk is full, in one line; and as `check_folder`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as above:
+        ...     with whole_folder(f"{above}/model") as folder:
+        ...         with whole_file(folder / "a.txt") as file:
+        ...             _ = file.write(b"all")
+        ...     strangers(f"{above}/model", ["*.txt"])
+        []
+    """
+    real = check_folder(path)
+    _check_ours(path, real, ours)
+    work = _beside(real)
+    try:
+        work.mkdir(parents=True)
+        yield work
+        _check_ours(path, real, ours)
+        _take_folder(work, real)
+    except BaseException as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise disk_full(path, error) from error
+        raise
+
+
+def _check_ours(path: Path | str, real: Path, ours: Sequence[str]) -> None:
+    left = strangers(real, ours)
+    if left:
+        raise FileExistsError(
+            f"{path} is there already and holds {left[0]}, which is not replaced: move it, or give "
+            f"another name"
+        )
+
+
+def _take_folder(work: Path, real: Path) -> None:
+    """Rename; an older folder goes when the new one is in its place."""
+    old = _beside(real) if real.exists() else None
+    if old:
+        os.rename(real, old)
+    try:
+        os.rename(work, real)
+    except OSError as error:
+        if old:
+            os.rename(old, real)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(f"{real} was made by another process meanwhile") from error
+        raise
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(folder: Path | str) -> Iterator[None]:
+    """Hold a run's folder for one process; a lock ends with its process, however that ends.
+
+    Args:
+        folder: which is there; its file `.lock` is made.
+    Raises:
+        BlockingIOError: where another process has it.
+    """
+    handle = os.open(real_output(Path(folder) / ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BlockingIOError(
+                    f"another process is training in {folder}: wait for it, or give another folder"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def folds_case(folder: Path | str) -> bool:
+    """Whether the file system there takes names of other case for the same; a file is made and
+    removed to see. False where nothing can be written."""
+    probe = Path(folder) / f".pcdm-a-{secrets.token_hex(8)}"
+    try:
+        probe.touch(exist_ok=False)
+    except OSError:
+        return False  # which is said where it is tried
+    try:
+        return probe.with_name(probe.name.upper()).exists()
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def disk_full(path: Path | str, error: OSError) -> OSError:

@@ -1,5 +1,4 @@
-"""Files that are whole or absent, and the facts that every result carries: versions, commit,
-machine."""
+"""JSON files, and the facts that every result carries: versions, commit, machine."""
 
 from __future__ import annotations
 
@@ -8,22 +7,16 @@ import json
 import math
 import os
 import platform
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from pcdm_lib import outputs
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there two processes in one folder are not told apart
-    fcntl = None  # type: ignore[assignment]
 
 _PACKAGES = (
     "torch",
@@ -41,16 +34,20 @@ _PACKAGES = (
 )
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Write a file that is whole or absent, see `outputs.whole_file`."""
     with outputs.whole_file(path) as file:
         file.write(data)
+
+
+def write_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Tensors as a safetensors file that is whole or absent.
+
+    Args:
+        path: the file.
+        tensors: on the CPU, each contiguous and none sharing memory with another.
+    """
+    write_bytes(path, safetensors.torch.save(dict(tensors)))
 
 
 def write_json(path: Path | str, data: Any) -> None:
@@ -107,46 +104,6 @@ def read_json(path: Path | str) -> Any:
         raise ValueError(
             f"{path} is not valid JSON ({error}): it was cut short or edited"
         ) from error
-
-
-@contextlib.contextmanager
-def lock(folder: Path | str) -> Iterator[None]:
-    """Hold a folder for one process; BlockingIOError where another has it. A lock ends with its
-    process, however that ends."""
-    handle = os.open(Path(folder) / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise BlockingIOError(
-                    f"another process is training in {folder}: wait for it, or give another folder"
-                ) from None
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def new_folder(path: Path | str) -> Iterator[Path]:
-    """A temporary folder beside `path` that gets its name when the block ends well, and is removed
-    when it does not."""
-    path = outputs.check_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}."))
-    try:
-        yield work
-        for file in work.iterdir():
-            os.chmod(file, 0o666 & ~_umask())
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        os.chmod(work, 0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        os.rename(work, path)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def _commit() -> str | None:

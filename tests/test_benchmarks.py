@@ -388,7 +388,7 @@ def test_learning_compares_each_choice_with_the_preset(folder, tmp_path, capsys)
     )
     assert all(row["more than the preset"] != 0.0 for row in found["rows"][1:])
     assert "| AdamW instead of Muon |" in capsys.readouterr().out
-    assert learning.main([*where, "--alone", "--set", "channels=8,16"]) == 0
+    assert learning.main([*where, "--alone", "--set", "channels=8,16", "--force"]) == 0
     found = json.loads(out.read_text())
     assert [row["variant"] for row in found["rows"]] == ["the preset channels=8,16"] and found[
         "config"

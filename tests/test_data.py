@@ -30,7 +30,8 @@ from pcdm_lib.data import cifar as cifar_module
 from pcdm_lib.data import download as download_module
 from pcdm_lib.data import load_data, photos
 from pcdm_lib.data.download import CIFAR10, CIFAR_ARCHIVE, CIFAR_FOLDER, CIFAR_TEST, CIFAR_TRAIN
-from pcdm_lib.data.images import box_reduce, data_folder, spread
+from pcdm_lib.data.images import box_reduce, spread
+from pcdm_lib.data.paths import data_folder
 from pcdm_lib.data.photos import HELDOUT_PHOTOS, TRAIN_PHOTOS, _read_photo
 from pcdm_lib.training.batches import BatchSampler, random_flip
 

@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.__main__ import main
 from pcdm_lib.models import checkpoints, presets
 from pcdm_lib.training import Trainer, TrainingDiverged, distributed
@@ -159,7 +159,7 @@ def refused(folder):
             attempt()
         except (ValueError, OSError, distributed.ProcessFailed) as error:
             said[name] = f"{type(error).__name__}: {error}"
-    with records.lock(folder / "plain, together") if distributed.rank() == 0 else nullcontext():
+    with outputs.lock(folder / "plain, together") if distributed.rank() == 0 else nullcontext():
         try:
             train(folder / "plain, together", {}, STEPS + 2, resume=True)
         except (OSError, distributed.ProcessFailed) as error:

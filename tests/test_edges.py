@@ -5,19 +5,29 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
+import signal
 import socket
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pcdm_lib import outputs, records
-from pcdm_lib.data import sets
+from pcdm_lib.__main__ import main
+from pcdm_lib.data import paths, sets
 from pcdm_lib.data.files import name_files
 from pcdm_lib.data.found import find_images
 from pcdm_lib.data.images import ImageData
+from pcdm_lib.experiments import experiment, suite
+from pcdm_lib.models import checkpoints, kept, presets
+from pcdm_lib.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -155,6 +165,137 @@ def test_an_output_folder_is_a_folder(here: Path, what: str) -> None:
             outputs.check_folder(name)
     assert outputs.check_folder("new/inner") == here.resolve() / "new/inner"
     assert os.listdir() == ["out"]
+
+
+@pytest.mark.parametrize("what", ("file", "folder", "link"))
+def test_a_folder_is_replaced_only_where_it_is_ours(here: Path, what: str) -> None:
+    """One file of the user's own, also a link or a folder of a name that we use, keeps it."""
+    Path("model").mkdir()
+    Path("model/config.json").write_text("old")
+    mine = Path("model/notes.txt") if what == "file" else Path("model/a.safetensors")
+    if what == "file":
+        mine.write_text("mine")
+    elif what == "folder":
+        mine.mkdir()
+    else:
+        os.symlink("config.json", mine)
+    ours = ("config.json", "*.safetensors")
+    with pytest.raises(FileExistsError, match=f"holds {mine.name}.*give another name"):
+        with outputs.whole_folder("model", ours):
+            pytest.fail("the work was begun")
+    assert os.path.lexists(mine) and not outputs.remove_folder("model", ours)
+    assert os.path.lexists(mine) and os.listdir("model") == [mine.name]
+
+
+def test_a_folder_of_ours_is_replaced_whole_or_not_at_all(here: Path) -> None:
+    with outputs.whole_folder("a/model", ["*.txt"]) as folder:
+        records.write_bytes(folder / "old.txt", b"old")
+    with pytest.raises(OSError, match="^a/model was not written, the disk is full"):
+        with outputs.whole_folder("a/model", ["*.txt"]) as folder:
+            records.write_bytes(folder / "new.txt", b"new")
+            raise OSError(errno.ENOSPC, "full")
+    assert os.listdir("a") == ["model"] and os.listdir("a/model") == ["old.txt"]
+    with outputs.whole_folder("a/model", ["*.txt"]) as folder:
+        records.write_bytes(folder / "new.txt", b"new")
+    assert os.listdir("a") == ["model"] and os.listdir("a/model") == ["new.txt"]
+
+
+def test_what_came_into_a_folder_meanwhile_is_kept(here: Path) -> None:
+    """Another process made the same folder first, or the user put something into it."""
+    with pytest.raises(FileExistsError), outputs.whole_folder("model", ["*.txt"]):
+        Path("model").mkdir()
+        Path("model/mine").write_text("mine")
+    assert os.listdir() == ["model"] and os.listdir("model") == ["mine"]
+
+
+def test_a_line_is_appended_whole_or_not_at_all(
+    here: Path,
+) -> None:
+    outputs.append_line("log", "one")
+    outputs.append_line("log", "two")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12, limit[1]))  # as on a full disk
+        with pytest.raises(OSError, match="log was not written"):
+            outputs.append_line("log", "three and more")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert Path("log").read_text() == "one\ntwo\n"
+    os.mkfifo("pipe")
+    with pytest.raises(ValueError, match="pipe"):
+        outputs.append_line("pipe", "four")
+
+
+def test_only_what_a_killed_process_left_is_swept_away(here: Path) -> None:
+    left, others = (
+        (".step-00000010.0123456789abcdef",),
+        (".step-mine", "step-00000010", ".x.abcdefgh"),
+    )
+    for name in (*left, *others):
+        Path(name).mkdir()
+    outputs.sweep(".", r"step-\d+")
+    assert sorted(os.listdir()) == sorted(others)
+
+
+@pytest.mark.parametrize("force", (False, True))
+def test_samples_of_the_user_are_not_replaced(
+    here: Path, force: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Before the model is opened; a pipe of that name not even by force."""
+    monkeypatch.setattr("pcdm_lib.models.pretrained.open_model", lambda *_: pytest.fail("opened"))
+    Path("s").mkdir()
+    if force:
+        os.mkfifo("s/sample-000-base.png")
+    else:
+        Path("s/sample-000-base.png").write_text("mine")
+    words = ["sample", "photos32-vdm", "-o", "s", *(["--force"] if force else [])]
+    assert main(words) == 2
+    assert ("pipe" if force else "--force") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", ("card.json", "notes.txt"))
+def test_a_model_is_replaced_by_force_and_another_folder_never(
+    here: Path, inside: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("pcdm_lib.data.sets.load_data", lambda *_, **__: pytest.fail("loaded"))
+    Path("w/mine").mkdir(parents=True)
+    Path("w/mine", inside).write_text("mine")
+    words = ["ship", "runs/a", "mine", "--weights-root", "w"]
+    words += ["--force"] if inside == "notes.txt" else []
+    assert main(words) == 2
+    assert ("--force" if inside == "card.json" else "notes.txt") in capsys.readouterr().err
+    assert Path("w/mine", inside).read_text() == "mine"
+
+
+def test_a_kept_model_with_other_files_is_refused_before_the_work(here: Path) -> None:
+    Path("a.model").mkdir()
+    records.write_json("a.model/config.json", {"kept": kept.FORMAT})
+    kept.check_place(Path("a.model"), force=True)
+    Path("a.model/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds notes.txt too"):
+        kept.check_place(Path("a.model"), force=True)
+
+
+@pytest.mark.parametrize("name", ("wavelet.ipynb", "wavelet.done.json", "tables.ipynb"))
+def test_tables_replace_no_notebook_of_the_user(
+    here: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("executed"))
+    Path("t").mkdir()
+    Path("t", name).write_text('{"cells": []}')
+    with pytest.raises(FileExistsError, match="no part of the tables"):
+        suite.run(1.0, only=["wavelet"], folder="t")
+    assert os.listdir("t") == [name]
+
+
+@pytest.mark.parametrize("module", ("learning", "presets", "__main__"))
+def test_benchmarks_need_force_too(here: Path, module: str, capsys: pytest.CaptureFixture) -> None:
+    Path("r.json").write_text("mine")
+    assert import_module(f"benchmarks.{module}").main(["--out", "r.json"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert Path("r.json").read_text() == "mine"
 
 
 # ---------------------------------------------------------------- where images are looked for
@@ -323,3 +464,204 @@ def test_inputs_that_are_no_files_are_refused_at_once(here: Path, what: str) -> 
         name_files([Path("in.png")])
     with pytest.raises(ValueError, match="give a file"):
         sets.read_square("in.png")
+
+
+# ---------------------------------------------------------------- a start that failed
+
+
+def trainer(folder: str = "run", seed: int = 0, resume: bool = False, **changes: str) -> Trainer:
+    """A tiny one."""
+    config = presets.preset("tiny", image_shape=(3, 8, 8)).override({"batch_size": "2", **changes})
+    images = torch.arange(4 * 3 * 64).reshape(4, 3, 8, 8).to(torch.uint8)
+    return Trainer(config, images, folder, seed=seed, resume=resume)
+
+
+def fails_in_the_first_step() -> None:
+    begun = trainer()
+    begun._gradients = lambda: (_ for _ in ()).throw(MemoryError)
+    with pytest.raises(MemoryError):
+        begun.run(steps=2, progress=False)
+
+
+def leaves_a_first_checkpoint() -> None:
+    trainer().save()
+
+
+def is_killed_before_the_first_checkpoint() -> None:
+    trainer()
+    outputs.append_line("run/log.jsonl", '{"step": 10}')
+    Path("run/checkpoints/.step-00000010.0123456789abcdef").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("resume", (False, True))
+@pytest.mark.parametrize(
+    "start",
+    (
+        trainer,  # whose budget was refused
+        fails_in_the_first_step,
+        leaves_a_first_checkpoint,
+        is_killed_before_the_first_checkpoint,
+    ),
+)
+def test_a_failed_start_blocks_nothing(here: Path, start: Callable[[], Any], resume: bool) -> None:
+    """The corrected command begins anew, says so, and leaves the user's own files."""
+    start()
+    Path("run/notes.txt").write_text("mine")
+    Path("run/checkpoints/step-00000000").mkdir(parents=True, exist_ok=True)
+    Path("run/checkpoints/step-00000000/mine.txt").write_text("mine")
+    anew = trainer(seed=1, resume=resume, learning_rate="0.01")
+    assert anew.note.startswith(
+        "run held a start that finished no step (preset tiny, system wavelet, seed 0): begun anew"
+    )
+    anew.run(steps=1, progress=False)
+    assert records.read_json("run/config.json")["seed"] == 1
+    assert [row["step"] for row in checkpoints.read_log("run")] == [1]
+    assert checkpoints.newest_checkpoint("run").name == "step-00000001"
+    assert os.listdir("run/checkpoints/step-00000000") == ["mine.txt"]
+    assert Path("run/notes.txt").read_text() == "mine"
+    if start is is_killed_before_the_first_checkpoint:
+        assert (
+            Path("run/log.1.jsonl").read_text() == '{"step": 10}\n' and "log.1.jsonl" in anew.note
+        )
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        trainer(seed=2)
+    assert trainer(seed=1, resume=True, learning_rate="0.01").step == 1
+
+
+def test_a_start_that_goes_on_is_the_same(here: Path) -> None:
+    """The same settings and --resume: nothing was wrong, and nothing is said."""
+    trainer()
+    assert trainer(resume=True).note == ""
+
+
+def test_a_start_of_another_process_is_left(here: Path) -> None:
+    begun = trainer()
+    with outputs.lock("run"), pytest.raises(BlockingIOError, match="another process"):
+        trainer(seed=1)
+    trainer(seed=1)  # it has the folder now
+    with pytest.raises(checkpoints.CheckpointMismatch, match="seed: expected 0, found 1"):
+        begun.run(steps=1, progress=False)
+
+
+@pytest.mark.parametrize("resume", (False, True))
+@pytest.mark.parametrize(
+    "name", ("config.json", "log.jsonl", "checkpoints/a", "results.json", "scores.npz")
+)
+def test_a_folder_of_the_user_is_no_run(here: Path, name: str, resume: bool) -> None:
+    """What a run would write into, trim or replace."""
+    Path("run", name).parent.mkdir(parents=True)
+    Path("run", name).write_text('{"format": 1}')
+    with pytest.raises(FileExistsError, match=f"holds {name[:6]}.*give another folder"):
+        trainer(resume=resume)
+    assert Path("run", name).read_text() == '{"format": 1}'
+
+
+def test_figures_without_their_checkpoints_are_kept(here: Path) -> None:
+    trainer()
+    Path("run/results.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="whose checkpoints are gone"):
+        trainer()
+
+
+@pytest.mark.parametrize("what", ("file", "pipe", "log pipe", "run"))
+def test_train_looks_at_its_folder_before_the_data(
+    here: Path, what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("pcdm_lib.data.sets.load_data", lambda *_, **__: pytest.fail("loaded"))
+    if what == "file":
+        Path("run").write_text("mine")
+    elif what == "pipe":
+        os.mkfifo("run")
+    elif what == "log pipe":
+        Path("run").mkdir()
+        os.mkfifo("run/log.jsonl")
+    else:
+        Path("run/checkpoints/step-00000002").mkdir(parents=True)
+    assert main(["train", "run", "--steps", "1", "--preset", "tiny"]) == 2
+    assert "give" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what a path means
+
+
+def cifar(folder: str) -> None:
+    """A CIFAR-10 of few images."""
+    Path(folder, "cifar-10-batches-bin").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        rows = generator.integers(0, 256, (4, 3073), dtype=np.uint8)
+        rows[:, 0] %= 10
+        rows.tofile(f"{folder}/cifar-10-batches-bin/{name}.bin")
+
+
+@pytest.mark.parametrize("given", (None, "elsewhere", "./elsewhere", "absolute"))
+@pytest.mark.parametrize(
+    "dataset", ("auto", "folder:own", "imagenet128:inet", "crops:own?margin=0")
+)
+def test_a_path_means_the_same_everywhere(
+    here: Path, dataset: str, given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In `train`, and in a notebook that `tables` runs in another folder."""
+    cifar("data" if given is None else "elsewhere")
+    pictures("own", 4)
+    pictures("inet/train", 2, side=140)
+    pictures("inet/val", 2, seed=2, side=140)
+    monkeypatch.delenv("PCDM_DATA", raising=False)
+    if given is not None:
+        folder = str(here / "elsewhere") if given == "absolute" else given
+        monkeypatch.setenv("PCDM_DATA", folder)
+    label = sets.load_data(dataset).label
+    assert dataset != "auto" or label.startswith("CIFAR-10")
+    seen = []
+
+    def execute(_: Path, out: Path, parameters: dict[str, Any], cwd: Path, **__: Any) -> None:
+        """What the notebook's kernel does."""
+        monkeypatch.chdir(cwd)
+        root = experiment.data_root()
+        seen.append(sets.load_data(parameters.get("dataset", "auto"), root=root).label)
+        assert Path(parameters["output_dir"]).is_absolute()
+        monkeypatch.chdir(here)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    before = os.environ.get("PCDM_DATA")
+    part = "imagenet128" if dataset.startswith("imagenet128") else "wavelet"
+    _, steps = suite.plan(1.0, dataset=dataset, only=[part])
+    assert suite._execute(Path("x"), steps[0].out, steps[0].parameters, False).endswith("enough")
+    assert seen == [label] and os.environ.get("PCDM_DATA") == before
+    assert steps[0].out.is_relative_to(here.resolve() / "runs" / "tables")
+
+
+def test_a_notebook_in_its_own_folder_counts_from_the_checkout(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As JupyterLab starts its kernel; elsewhere, and in the shell, the current folder counts."""
+    monkeypatch.delenv("PCDM_DATA", raising=False)
+    for kernel in (False, True):
+        monkeypatch.setattr(paths, "_in_kernel", lambda kernel=kernel: kernel)
+        monkeypatch.chdir(here)
+        assert paths.located("runs/a") == Path("runs/a")
+        for name in paths.FOLDERS:
+            monkeypatch.chdir(paths.home() / name)
+            counted = paths.home() if kernel else Path()
+            assert paths.located("runs/a") == counted / "runs/a"
+            assert paths.data_folder() == counted / "data"
+            assert paths.absolute("folder:a") == f"folder:{(counted / 'a').absolute()}"
+            assert paths.located("/runs/a") == Path("/runs/a")
+
+
+@pytest.mark.parametrize("module", ("learning", "__main__"))
+def test_benchmarks_find_the_data_of_train(
+    here: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cifar("data")
+    monkeypatch.delenv("PCDM_DATA", raising=False)
+    found = []
+
+    def load(*words: Any, **options: Any) -> None:
+        found.append(sets.load_data(*words, **options).label)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("pcdm_lib.data.load_data", load)
+    assert import_module(f"benchmarks.{module}").main([]) == 2
+    assert found == [sets.load_data().label] and found[0].startswith("CIFAR-10")

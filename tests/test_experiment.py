@@ -11,7 +11,7 @@ import papermill
 import pytest
 from PIL import Image
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.experiments import experiment
 from pcdm_lib.experiments.parameters import AtLeast, check_parameters
 from pcdm_lib.likelihood import evaluation
@@ -116,7 +116,7 @@ def test_files_are_whole_or_absent(tmp_path):
     with pytest.raises(ValueError):
         records.write_json(path, {"a": math.nan})
     assert records.read_json(path) == {"a": 1}
-    with pytest.raises(RuntimeError), records.new_folder(tmp_path / "folder") as work:
+    with pytest.raises(RuntimeError), outputs.whole_folder(tmp_path / "folder") as work:
         (work / "half").write_text("x")
         raise RuntimeError
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep"]

@@ -134,7 +134,7 @@ def test_names_that_differ_in_case_or_normal_form_alone(tmp_path, monkeypatch):
     names = ["A.png", "a.png", "\u00fc.png", "u\u0308.png"]
     assert list(targets(names, tmp_path).paths) == names  # as here
     assert not any(tmp_path.iterdir())
-    monkeypatch.setattr(extract, "_folds", lambda folder: True)
+    monkeypatch.setattr("pcdm_lib.outputs.folds_case", lambda folder: True)
     found = targets(names, tmp_path)
     assert list(found.paths) == names[::2] and list(found.impossible) == names[1::2]
     found = targets(names, tmp_path, rename=True)

@@ -260,7 +260,9 @@ def test_ship_makes_a_model(
         and "--steps 4" in facts["commands"][0]
     )
     before = sorted(p.name for p in tmp_path.iterdir())
-    assert ship(run, tmp_path, f"folder:{folder}") == 0  # again, in place of the first
+    assert ship(run, tmp_path, f"folder:{folder}") == 2
+    assert "--force" in capsys.readouterr().err
+    assert ship(run, tmp_path, f"folder:{folder}", "--force") == 0  # in place of the first
     assert pretrained.card("mine", root=tmp_path) == facts and sorted(
         p.name for p in tmp_path.iterdir()
     ) == before == ["mine"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from figure_rules import faults
 
+from pcdm_lib.data import paths
 from pcdm_lib.experiments import experiment, published, results_files, suite, tables
 from pcdm_lib.figures import tables as tables_figures
 from pcdm_lib.likelihood import evaluation
@@ -437,7 +438,7 @@ def test_tables_of_nothing_say_what_fills_them(table):
     for row in empty:
         command = (row["run"] if "run" in row else row["note"]).removeprefix("to fill it: ")
         if command.startswith("papermill reproduce/"):
-            assert (experiment.home() / command.split()[1]).is_file()
+            assert (paths.home() / command.split()[1]).is_file()
         elif table is tables.compression_table and row["system"] == "C-VDM":
             assert "coarse pixels twice" in command
         else:

@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.models import checkpoints, presets
 from pcdm_lib.models.checkpoints import CheckpointMismatch
 from pcdm_lib.training import Trainer, TrainingDiverged
@@ -240,7 +240,7 @@ def checkpoint(tmp_path, images):
 def test_two_processes_in_one_folder_are_refused(tmp_path, images):
     trainer = train(tmp_path / "run", images, 2)
     with (
-        records.lock(tmp_path / "run"),
+        outputs.lock(tmp_path / "run"),
         pytest.raises(BlockingIOError, match="another process is training"),
     ):
         trainer.run(steps=4, progress=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -185,22 +184,11 @@ def _folded(path: Path | str) -> str:
 def _key(paths: Iterable[Path], folder: Path) -> Callable[[Path], str]:
     """What two paths have in common where the folder's file system takes them for one."""
     exact = {str(path) for path in paths}
-    if len({_folded(path) for path in exact}) < len(exact) and _folds(folder):
+    if len({_folded(path) for path in exact}) < len(exact) and outputs.folds_case(
+        _existing(folder)
+    ):
         return _folded
     return str
-
-
-def _folds(folder: Path) -> bool:
-    """Whether the file system there takes names of other case for the same; it is tried."""
-    probe = _existing(folder) / f".pcdm-a-{secrets.token_hex(8)}"
-    try:
-        probe.touch(exist_ok=False)
-    except OSError:
-        return False  # nothing can be written there, which is said where it is tried
-    try:
-        return probe.with_name(probe.name.upper()).exists()
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _clashes(wanted: dict[str, Path], key: Callable[[Path], str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pcdm_lib.commands.options import (
     DataRoot,
     Dataset,
     Device,
+    Force,
     Images,
     Quiet,
     Repeats,
@@ -53,9 +54,7 @@ def ship(
     runs: Runs,
     name: Annotated[
         str,
-        typer.Argument(
-            help="What load_pretrained will call it; an older model of that name is replaced."
-        ),
+        typer.Argument(help="What load_pretrained will call it."),
     ],
     dataset: Dataset = "auto",
     size: Size = None,
@@ -78,6 +77,7 @@ def ship(
     ] = "",
     device: Device = "auto",
     seed: Seed = 0,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> int:
     """Make a trained run a model that comes with the package."""
@@ -87,6 +87,8 @@ def ship(
     from pcdm_lib.models import pretrained
 
     where = records.find_device(device)
+    root = weights_root or pretrained.WEIGHTS
+    shipping.check_place(root, name, force)
     data = sets.load_data(dataset, root=data_root, size=size)
     print(f"data: {data.label}", flush=True)
     checks = {dataset if data.of_a_path else data.name: data}
@@ -110,8 +112,9 @@ def ship(
         command=shlex.join(words),
         licence=licence,
         device=str(where),
-        root=weights_root or pretrained.WEIGHTS,
+        root=root,
         progress=not quiet,
+        force=force,
     )
     print(pretrained.markdown(facts))
     return 0

@@ -11,6 +11,7 @@ from pcdm_lib.commands.options import (
     MODEL,
     OUTPUT,
     Device,
+    Force,
     Quiet,
     Runs,
     Seed,
@@ -37,6 +38,7 @@ def sample(
         int, typer.Option(help="Reverse steps of each scale.", rich_help_panel=MODEL)
     ] = 100,
     weights: Weights = "ema",
+    force: Force = False,
     device: Device = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -45,11 +47,13 @@ def sample(
     import torch
     from tqdm.auto import tqdm
 
-    from pcdm_lib import records
+    from pcdm_lib import outputs, records
     from pcdm_lib.experiments.pictures import write_samples
     from pcdm_lib.models import pretrained
 
     where = records.find_device(device)
+    for old in sorted(outputs.check_folder(out).glob("sample-*.png")):
+        outputs.check_output(old, force=force)
     cascade, headers = pretrained.open_model(sources(runs), weights, where)
     label = headers[0]["data"].get("label", "unnamed data")
     print(f"trained on: {label}", flush=True)

@@ -323,10 +323,11 @@ def _train_here(choices: Choices, device: torch.device) -> None:
     """What one process does."""
     from pcdm_lib.data import sets
     from pcdm_lib.models import checkpoints
-    from pcdm_lib.training import distributed
+    from pcdm_lib.training import distributed, place
     from pcdm_lib.training.trainer import Trainer
 
     speaks = distributed.rank() == 0
+    distributed.from_first(lambda: place.check_place(choices.run, choices.resume))
     # what has to be downloaded or unpacked is so once, not by all processes at once
     images = distributed.in_turn(
         lambda: sets.load_data(choices.dataset, root=choices.data_root, size=choices.size)
@@ -346,6 +347,8 @@ def _train_here(choices: Choices, device: torch.device) -> None:
         shard=choices.shard,
         side_by_side=choices.side_by_side,
     )
+    if speaks and trainer.note:
+        print(trainer.note, flush=True)
     together = f" in {distributed.size()} processes" if distributed.size() > 1 else ""
     if speaks and together:
         print(

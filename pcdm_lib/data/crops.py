@@ -10,6 +10,7 @@ import numpy as np
 
 from pcdm_lib.data.found import split_files
 from pcdm_lib.data.images import ImageData, count, grid, image_data, read_rgb, spread
+from pcdm_lib.data.paths import located
 
 NAMES = ("crops:PATH",)
 
@@ -49,7 +50,7 @@ def parse(text: str) -> tuple[Path, Options]:
                 f"crops:{text} has {key}={value!r}, expected an integer of at least {least}"
             )
         given[key] = int(value)
-    return Path(path).expanduser(), Options(**given)
+    return located(path), Options(**given)
 
 
 def load(text: str, size: int, limit: int | None) -> ImageData:

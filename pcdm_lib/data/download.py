@@ -3,12 +3,11 @@ checked, or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import queue
 import shutil
 import tarfile
-import tempfile
 import threading
 import urllib.request
 from collections.abc import Generator
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
+
+from pcdm_lib import outputs
 
 CONNECT_SECONDS = 5.0  # name resolution, connection and response headers together
 STALL_SECONDS = 10.0  # the longest wait for the next CHUNK bytes
@@ -70,28 +71,22 @@ def unpack(published: PublishedFile, archive: Path, final: Path) -> None:
     wrong = published.wrong(archive)
     if wrong:
         raise ValueError(f"{archive} {wrong}: delete it, then {published.by_hand(archive.parent)}")
-    partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".cifar-10-"))
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            # by exact name: a member's own path is never written to
-            for name in (*CIFAR_TRAIN, CIFAR_TEST):
-                try:
-                    member = tar.extractfile(f"{CIFAR_FOLDER}/{name}")
-                except KeyError:
-                    member = None
-                if member is None:
-                    advice = f"delete it, then {published.by_hand(archive.parent)}"
-                    raise ValueError(f"{archive} holds no file {CIFAR_FOLDER}/{name}: {advice}")
-                with member, (partial / name).open("wb") as out:
-                    shutil.copyfileobj(member, out)
-        partial.chmod(0o755)
-        try:
-            partial.rename(final)
-        except OSError:
-            if not final.exists():  # where it does, another process unpacked the same archive first
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with (
+        contextlib.suppress(FileExistsError),  # another process unpacked the same archive first
+        outputs.whole_folder(final) as partial,
+        tarfile.open(archive, "r:gz") as tar,
+    ):
+        # by exact name: a member's own path is never written to
+        for name in (*CIFAR_TRAIN, CIFAR_TEST):
+            try:
+                member = tar.extractfile(f"{CIFAR_FOLDER}/{name}")
+            except KeyError:
+                member = None
+            if member is None:
+                advice = f"delete it, then {published.by_hand(archive.parent)}"
+                raise ValueError(f"{archive} holds no file {CIFAR_FOLDER}/{name}: {advice}")
+            with member, outputs.whole_file(partial / name) as out:
+                shutil.copyfileobj(member, out)
 
 
 def fetch(published: PublishedFile, final: Path) -> None:
@@ -101,13 +96,10 @@ def fetch(published: PublishedFile, final: Path) -> None:
     Raises ConnectionError, within seconds, where it cannot be had.
     """
     stream = _stream(published.url)
-    partial = None
     try:
         next(stream)  # connected: nothing touches the disk before
-        final.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=final.parent, prefix=f".{published.name}.")
         with (
-            os.fdopen(handle, "wb") as out,
+            outputs.whole_file(final) as out,
             tqdm(total=published.bytes, unit="B", unit_scale=True, desc=published.title) as bar,
         ):
             for chunk in stream:
@@ -115,12 +107,10 @@ def fetch(published: PublishedFile, final: Path) -> None:
                 bar.update(len(chunk))
                 if out.tell() > published.bytes:
                     break  # the check below says so
-        wrong = published.wrong(Path(partial))
-        if wrong:
-            raise ConnectionError(f"what {published.url} sent {wrong}")
-        os.chmod(partial, 0o644)
-        os.replace(partial, final)
-        partial = None
+            out.flush()
+            wrong = published.wrong(Path(out.name))
+            if wrong:
+                raise ConnectionError(f"what {published.url} sent {wrong}")
     except ConnectionError as error:
         advice = f"{published.by_hand(final.parent)}{published.instead}"
         raise ConnectionError(
@@ -128,8 +118,6 @@ def fetch(published: PublishedFile, final: Path) -> None:
         ) from error
     finally:
         stream.close()
-        if partial:
-            os.unlink(partial)
 
 
 def _stream(url: str) -> Generator[bytes, None, None]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 
 FORMAT = 1
 IMAGES, FACTS = "images.npy", "facts.json"
@@ -127,8 +127,11 @@ def _write(
             f"{advice}"
         )
     digest, count = hashlib.sha256(), 0
-    with records.new_folder(path) as work:
-        with (work / IMAGES).open("wb") as file, tqdm(total=total, unit="image", desc=title) as bar:
+    with outputs.whole_folder(path, (IMAGES, FACTS)) as work:
+        with (
+            outputs.whole_file(work / IMAGES) as file,
+            tqdm(total=total, unit="image", desc=title) as bar,
+        ):
             _header(file, (0, *shape))
             for block in make():
                 block = np.ascontiguousarray(block)

@@ -255,9 +255,11 @@ def _trained_on(folder: Path, made: list[tuple[np.ndarray, str]]) -> list[int]:
     (train, train_sha256), (heldout, heldout_sha256) = made
     path = folder / f"imagenet{SIDE}-repeats.json"
     of = {"train_sha256": train_sha256, "val_sha256": heldout_sha256}
+    ours = not path.exists()
     try:
         known = records.read_json(path)
-        if isinstance(known, dict) and {key: known.get(key) for key in of} == of:
+        ours = isinstance(known, dict) and "repeats" in known
+        if ours and {key: known.get(key) for key in of} == of:
             repeats = sorted({int(place) for place in known["repeats"]})
             if not repeats or (0 <= repeats[0] and repeats[-1] < len(heldout)):
                 return repeats
@@ -267,8 +269,10 @@ def _trained_on(folder: Path, made: list[tuple[np.ndarray, str]]) -> list[int]:
     for place, image in enumerate(heldout):
         digests.setdefault(_digest(image), []).append(place)
     repeats = sorted({place for image in train for place in digests.get(_digest(image), ())})
-    with contextlib.suppress(OSError):  # a folder for reading only: found anew the next time
-        records.write_json(path, of | {"repeats": repeats})
+    # a folder for reading only, or a file that is somebody else's: found anew the next time
+    with contextlib.suppress(OSError, ValueError):
+        if ours:
+            records.write_json(path, of | {"repeats": repeats})
     return repeats
 
 

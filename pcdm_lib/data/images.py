@@ -4,7 +4,6 @@ and what is cut out of them."""
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +45,6 @@ class ImageData:
             return self.name
         options = "&".join(f"{k}={v}" for k, v in self.source.get("options", {}).items())
         return f"{self.name}:{self.source['folder']}" + (f"?{options}" if options else "")
-
-
-def data_folder(root: str | Path | None = None) -> Path:
-    """Where datasets lie: `root`, else the environment variable PCDM_DATA, else ./data."""
-    return Path(root or os.environ.get("PCDM_DATA") or "data").expanduser()
 
 
 def image_data(

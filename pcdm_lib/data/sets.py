@@ -27,8 +27,8 @@ from pcdm_lib.data.images import (
     beyond_rgb,
     box_reduce,
     check_input,
-    data_folder,
 )
+from pcdm_lib.data.paths import data_folder, located
 from pcdm_lib.data.photos import _load_photos, _read_photo
 
 NAMES = (
@@ -105,11 +105,11 @@ def load_data(
         return imagenet.load(name, folder, size, heldout_limit)
     kind, _, path = name.partition(":")
     if path and kind == "imagenet128":
-        return imagenet.load_folder(Path(path).expanduser(), size, heldout_limit)
+        return imagenet.load_folder(located(path), size, heldout_limit)
     if path and kind == "crops":
         return crops.load(path, size or 32, heldout_limit)
     if path and kind == "folder":
-        return _load_folder(Path(path).expanduser(), size or 32, heldout_limit)
+        return _load_folder(located(path), size or 32, heldout_limit)
     raise ValueError(f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}")
 
 
@@ -122,7 +122,7 @@ def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
         ValueError: naming the file, where it cannot be read, has other than 8 bits a channel, or is
             smaller than size x size.
     """
-    path = Path(path).expanduser()
+    path = located(path)
     check_input(path)
     try:
         with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:

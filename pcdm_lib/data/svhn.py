@@ -13,7 +13,8 @@ import scipy  # scipy.io is imported at its first use
 import torch
 
 from pcdm_lib.data.download import PublishedFile, fetch
-from pcdm_lib.data.images import ImageData, as_tensor, count, data_folder, image_data
+from pcdm_lib.data.images import ImageData, as_tensor, count, image_data
+from pcdm_lib.data.paths import data_folder
 
 NAMES = ("svhn",)
 FOLDER = "svhn"

@@ -4,7 +4,6 @@ data to results file, the closing table."""
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.coding import plain
 from pcdm_lib.data import sets
 from pcdm_lib.data.images import ImageData, spread
+from pcdm_lib.data.paths import data_folder, located
 from pcdm_lib.experiments import published, quality
 from pcdm_lib.likelihood.evaluation import Evaluation, evaluate
 from pcdm_lib.likelihood.three_ways import Comparison
@@ -27,22 +27,16 @@ from pcdm_lib.models import checkpoints, presets, pretrained
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config
 from pcdm_lib.models.presets import EVERY_SYSTEM
+from pcdm_lib.training import place
 from pcdm_lib.training.trainer import Trainer
 
 # 2: further keys (likelihoods, quality, twice, ood), and scores.npz beside results.json
 RESULTS_FORMAT = 2
 
 
-def home() -> Path:
-    """The checkout that holds this package, so that a notebook finds the same `runs/` and `data/`
-    wherever its kernel was started; the current folder for an installed copy."""
-    root = Path(__file__).resolve().parent.parent.parent
-    return root if (root / "pyproject.toml").is_file() else Path.cwd()
-
-
 def data_root() -> Path:
-    """$PCDM_DATA, else `data/` at home."""
-    return Path(os.environ.get("PCDM_DATA") or home() / "data")
+    """The data folder, as the shell finds it (`paths.data_folder`)."""
+    return data_folder()
 
 
 def compute_line(seconds: float, steps: int, machine: str) -> str:
@@ -131,6 +125,8 @@ class Experiment:
             device=self.device,
             resume=True,
         )
+        if self.trainer.note:
+            print(self.trainer.note)
         if self.trainer.step:
             print(
                 f"continuing a run that has had {self.trainer.seconds / 60:.1f} minutes and "
@@ -282,10 +278,13 @@ def open_experiment(
 
     Args:
         notebook: its name, for the default folder `runs/<notebook>-<data>-<preset>-seed<seed>`.
+        output_dir: another folder; a relative one as `paths.located` has it.
         device: "auto" takes a GPU where there is one.
         heldout_images: score at most the first so many.
         size: side of the images, for data sets that come in several.
     """
+    if output_dir:
+        _check_output_dir(located(output_dir))
     images = sets.load_data(dataset, root=data_root(), heldout_limit=heldout_images, size=size)
     print("data:", images.label)
     if device == "auto":
@@ -296,14 +295,22 @@ def open_experiment(
     folder = (
         notebook if system in notebook or notebook.startswith("cifar") else f"{notebook}-{system}"
     )
-    default = (
-        home()
-        / "runs"
-        / re.sub(
-            r"[^\w.-]+", "_", f"{folder}-{kind}{'' if size == 32 else size}-{preset}-seed{seed}"
-        )
-    )
-    return Experiment(config, images, Path(output_dir) if output_dir else default, seed, device)
+    name = f"{folder}-{kind}{'' if size == 32 else size}-{preset}-seed{seed}"
+    run_dir = located(output_dir or Path("runs", re.sub(r"[^\w.-]+", "_", name)))
+    _check_output_dir(run_dir)
+    return Experiment(config, images, run_dir, seed, device)
+
+
+def _check_output_dir(folder: Path) -> None:
+    """Refuse a folder that a notebook would train and write its results in, before the work."""
+    place.check_place(folder, resume=True)
+    path = folder / "results.json"
+    if outputs.check_output(path, force=True).exists():
+        record = records.read_json(path)
+        if not isinstance(record, dict) or not {"format", "evaluation"} <= {*record}:
+            raise FileExistsError(
+                f"{path} is there and holds no results of a notebook: give another output_dir"
+            )
 
 
 def likelihood_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -343,7 +350,7 @@ def open_models(
     wanted = images.source["train_sha256"]
     found: dict[str, tuple[Cascade, Path | None]] = {}
     if runs is not None:
-        for path in sorted(Path(runs).rglob("results.json")):
+        for path in sorted(located(runs).rglob("results.json")):
             record = records.read_json(path)
             if not isinstance(record, dict) or record.get("format") != RESULTS_FORMAT:
                 raise ValueError(

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.data import domains
 from pcdm_lib.data.images import ImageData
 from pcdm_lib.likelihood.evaluation import Evaluation, evaluate
@@ -25,6 +24,8 @@ from pcdm_lib.models.config import Config
 
 # What a test scores anew: few images, the same draws.
 CHECK = {"images": 16, "repeats": 1, "times_per_image": 4, "seed": 1}
+
+FILES = ("config.json", "card.json", "*.safetensors")  # of a model that comes with the package
 
 LICENCES = {
     "photos": "Photographs that the scikit-image package ships. By its documentation: astronaut "
@@ -50,6 +51,31 @@ LICENCES = {
 }
 
 
+def check_place(root: Path | str, name: str, force: bool = False) -> Path:
+    """Refuse a folder where a model cannot be put, before the work; returns it.
+
+    Args:
+        root: the folder of models.
+        name: of the model.
+        force: whether a model of that name may be replaced.
+    Raises:
+        ValueError: for a name that is no folder name.
+        FileExistsError: where the folder is there, without `force` or with other files in it.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise ValueError(f"a model's name is of small letters, digits and hyphens, got {name!r}")
+    place = Path(root) / name
+    outputs.check_folder(place)
+    others = outputs.strangers(place, FILES)
+    if others:
+        raise FileExistsError(
+            f"{place} holds {others[0]}, which is no model's: move it, or give another name"
+        )
+    if place.exists() and not force:
+        raise FileExistsError(f"{place} is there already: give another name, or --force")
+    return place
+
+
 def ship(
     run_dirs: Sequence[Path | str],
     name: str,
@@ -65,6 +91,7 @@ def ship(
     device: torch.device | str = "cpu",
     root: Path | str = pretrained.WEIGHTS,
     progress: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Round the EMA weights of the newest checkpoint, score what a reader will load, and put the
     folder in place of an older one.
@@ -79,15 +106,16 @@ def ship(
         command: the shell command that asks for this, for the card.
         licence: what the card says of the images' licence; by default what is known of the data
             set.
+        force: whether a model of that name may be replaced.
     Returns:
         The card.
     Raises:
+        FileExistsError: as `check_place`.
         ValueError: for a name that is no folder name, a run trained on other images, weights that
             float16 cannot hold, or more bytes than a shipped model may have. Nothing is written
             then.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
-        raise ValueError(f"a model's name is of small letters, digits and hyphens, got {name!r}")
+    place = check_place(root, name, force)
     cascade, headers = checkpoints.load_cascade(*run_dirs, weights="ema")
     for header, run in zip(headers, run_dirs):
         if header["data"].get("train_sha256") != images.source["train_sha256"]:
@@ -103,9 +131,9 @@ def ship(
             f"at least {least}"
         )
     heldout = images.heldout[:count]
-    with records.new_folder(Path(root) / name) as folder:
+    with outputs.whole_folder(place, FILES) as folder:
         for scale in cascade.scales:
-            safetensors.torch.save_file(_rounded(scale), folder / f"{scale.name}.safetensors")
+            records.write_tensors(folder / f"{scale.name}.safetensors", _rounded(scale))
             # from here on it is scored as it is stored
             checkpoints.load_weights(scale, folder / f"{scale.name}.safetensors", rounded=True)
         records.write_json(

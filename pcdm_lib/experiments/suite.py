@@ -10,14 +10,16 @@ out-of-distribution detection and compression, is made anew after a new run, and
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.advice import need
-from pcdm_lib.experiments.experiment import home
+from pcdm_lib.data import paths
+from pcdm_lib.data.paths import home
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,13 @@ def plan(
     folder = (
         Path(folder)
         if folder
-        else home() / "runs" / "tables" / f"{kind}-{preset}-{minutes:g}min-seed{seed}"
+        else Path("runs", "tables") / f"{kind}-{preset}-{minutes:g}min-seed{seed}"
     ).resolve()
     changes = changes or {}
     inspect = need("papermill").inspect_notebook
     known = {part.name: {*inspect(notebooks / f"{part.notebook}.ipynb")} for part in PARTS}
     _check_changes(changes, set().union(*known.values()))
-    if dataset.startswith(("folder:", "crops:")):  # the notebooks run in the repository's folder
-        prefix, _, path = dataset.partition(":")
-        dataset = f"{prefix}:{Path(path).expanduser().absolute()}"
+    dataset = paths.absolute(dataset)  # the notebooks run in the repository's folder
     steps: list[Step] = []
     for part in (part for part in PARTS if part.always or not only or part.name in only):
         parameters = _parameters(part, minutes, dataset, seed, preset, device, folder)
@@ -127,8 +127,10 @@ def run(minutes: float, *, progress: bool = True, **choices: Any) -> tuple[Path,
         The folder, and for each part that failed its error; the others are run all the same.
     Raises:
         ValueError: as `plan`.
+        FileExistsError: where a file in the folder, which a part would write, is the user's own.
     """
     folder, steps = plan(minutes, **choices)
+    _check_places(folder, steps)
     folder.mkdir(parents=True, exist_ok=True)
     failed = {}
     for number, step in enumerate(steps, start=1):
@@ -164,6 +166,21 @@ def _notebooks() -> Path:
     return notebooks
 
 
+def _check_places(folder: Path, steps: Sequence[Step]) -> None:
+    """Refuse a folder in which a part would replace what is not this suite's."""
+    outputs.check_folder(folder)
+    for step in steps:
+        for path in (step.out, step.marker):
+            real = outputs.check_output(path, force=True)
+            text = real.read_text(errors="replace") if real.exists() else ""
+            word = '"papermill"' if path == step.out else '"parameters"'
+            if real.exists() and word not in text:  # torn or whole, it says who wrote it
+                raise FileExistsError(
+                    f"{path} is there already, and no part of the tables: move it, or give "
+                    f"another folder"
+                )
+
+
 def _check_changes(changes: Mapping[str, Any], known: set[str]) -> None:
     strange = sorted({*changes} - known)
     if strange:
@@ -194,6 +211,8 @@ def _execute(notebook: Path, out: Path, parameters: Mapping[str, Any], progress:
     papermill = need("papermill")
     from pcdm_lib.experiments import runner  # needs papermill
 
+    before = os.environ.get("PCDM_DATA")
+    os.environ["PCDM_DATA"] = str(paths.data_folder().absolute())  # the kernel inherits it
     try:
         papermill.execute_notebook(
             notebook,
@@ -208,6 +227,10 @@ def _execute(notebook: Path, out: Path, parameters: Mapping[str, Any], progress:
         return f"{error.ename}: {error.evalue}"
     except RuntimeError as error:  # a kernel that died or did not start
         return f"{type(error).__name__}: {error}"
+    finally:
+        del os.environ["PCDM_DATA"]
+        if before is not None:
+            os.environ["PCDM_DATA"] = before
     return ""
 
 
@@ -233,8 +256,10 @@ def _parameters(
 
 def done(out: Path, marker: Path, parameters: Mapping[str, Any]) -> bool:
     """Whether this notebook was executed to its end with these parameters."""
-    return (
-        out.is_file()
-        and marker.is_file()
-        and records.read_json(marker).get("parameters") == dict(parameters)
-    )
+    if not (out.is_file() and marker.is_file()):
+        return False
+    try:
+        found = records.read_json(marker)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("parameters") == dict(parameters)

@@ -19,6 +19,7 @@ from pcdm_lib.models.config import Config, config_differences, modern_names
 from pcdm_lib.models.presets import build
 
 FORMAT = 1
+FILES = ("config.json", "*.safetensors", "state.pt", "state.*.pt")  # of a checkpoint
 
 
 class CheckpointMismatch(ValueError):
@@ -40,6 +41,18 @@ def list_checkpoints(run_dir: Path | str) -> list[Path]:
         if folder.is_dir()
         else []
     )
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, from the name of its folder.
+
+    Args:
+        checkpoint: the folder.
+
+    Returns:
+        The number of updates behind it.
+    """
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def newest_checkpoint(run_dir: Path | str) -> Path | None:

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.models import checkpoints
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config
@@ -23,6 +22,7 @@ from pcdm_lib.models.presets import build
 
 FORMAT = 1
 SUFFIX = ".model"
+FILES = ("config.json", "*.safetensors")
 
 
 def folder_beside(file: Path) -> Path:
@@ -52,6 +52,9 @@ def check_place(path: Path, force: bool = False) -> None:
     """
     if path.exists() and not is_kept(path):
         raise ValueError(f"{path} is there and no kept model: move it, or give another output")
+    others = outputs.strangers(path, FILES)
+    if others:
+        raise ValueError(f"{path} holds {others[0]} too: move it, or give another output")
     if path.exists() and not force:
         raise FileExistsError(f"{path} is there already: give another output, or --force")
 
@@ -69,10 +72,10 @@ def keep(cascade: Cascade, headers: Sequence[Mapping[str, Any]], path: Path | st
     """
     path = Path(path)
     check_place(path, force=True)
-    with records.new_folder(path) as folder:
+    with outputs.whole_folder(path, FILES) as folder:
         for scale in cascade.scales:
             tensors = {k: v.detach().cpu().contiguous() for k, v in scale.state_dict().items()}
-            safetensors.torch.save_file(tensors, folder / f"{scale.name}.safetensors")
+            records.write_tensors(folder / f"{scale.name}.safetensors", tensors)
         training = [{k: v for k, v in header.items() if k != "config"} for header in headers]
         facts = {"kept": FORMAT, "config": headers[0]["config"], "training": training}
         records.write_json(folder / "config.json", facts)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.models.checkpoints import read_log
 from pcdm_lib.training import distributed
 from pcdm_lib.training.state import RunState
@@ -46,8 +46,7 @@ class Log(RunState):
             # then `bpd` and `scales` are no bits
             record["weighting"] = self.config.training.weighting
         if distributed.rank() == 0:
-            with open(self.run_dir / "log.jsonl", "a") as file:
-                file.write(json.dumps(record) + "\n")
+            outputs.append_line(self.run_dir / "log.jsonl", json.dumps(record))
         return record
 
     def _trim_log(self) -> None:

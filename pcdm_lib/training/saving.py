@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import pickle
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
-from pcdm_lib import records
-from pcdm_lib.models.checkpoints import CheckpointMismatch, list_checkpoints, newest_checkpoint
+from pcdm_lib import outputs, records
+from pcdm_lib.models import checkpoints
+from pcdm_lib.models.checkpoints import CheckpointMismatch
 from pcdm_lib.models.config import config_differences, modern_names
-from pcdm_lib.training import distributed
+from pcdm_lib.training import distributed, place
 from pcdm_lib.training.state import RunState, ScaleTrainer
 
 # what a resumed run must have learned from; the rest of `data` is a record
@@ -27,21 +26,16 @@ _IDENTIFYING = ("train_sha256", "train_count")
 class Saving(RunState):
     """The part of `Trainer` that writes and reads checkpoints."""
 
-    def _open(self, resume: bool) -> Path | None:
-        """The checkpoint to continue from, if any; a new run's folder gets its config.json."""
-        newest = newest_checkpoint(self.run_dir)
-        if newest is not None and resume:
+    def _open(self, resume: bool) -> tuple[Path | None, str]:
+        """The checkpoint to continue from, if any, and what to say of a start that was left here;
+        a new run's folder gets its config.json."""
+        newest = place.check_place(self.run_dir, resume)
+        if newest is not None:
             self._check_identity(records.read_json(newest / "config.json"), newest)
-            return newest
-        if newest is not None or (self.run_dir / "config.json").exists():
-            if not resume:
-                raise FileExistsError(
-                    f"{self.run_dir} holds a run already: resume it, or give another folder"
-                )
-            self._check_identity(records.read_json(self.run_dir / "config.json"), self.run_dir)
-        else:
-            records.write_json(self.run_dir / "config.json", self.header | {"provenance": []})
-        return None
+            return newest, ""
+        return None, place.begin(
+            self.run_dir, self.header, lambda found: resume and not self._differences(found)
+        )
 
     def save(self) -> Path:
         """Write a checkpoint of this step; it appears whole or not at all. The newest two are kept.
@@ -61,8 +55,9 @@ class Saving(RunState):
                 self._write_scale(scale, folder)
             distributed.total([0.0])  # all scales are written
             if distributed.rank() == 0:
-                (folder / "config.json").write_text(
-                    json.dumps(self.header | {"step": self.step, "seconds": self.seconds}, indent=2)
+                records.write_json(
+                    folder / "config.json",
+                    self.header | {"step": self.step, "seconds": self.seconds},
                 )
                 parts = {name: folder / f"state.{name}.pt" for name in self.header["scales"]}
                 state = {
@@ -71,12 +66,12 @@ class Saving(RunState):
                 }
                 if self.shared is not None:
                     state["shared schedule"] = self.shared.optimiser.state_dict()
-                torch.save(state, folder / "state.pt")
+                _write_state(folder / "state.pt", state)
                 for part in parts.values():
                     part.unlink()
         if distributed.rank() == 0:
-            for old in list_checkpoints(self.run_dir)[:-2]:
-                shutil.rmtree(old, ignore_errors=True)
+            for old in checkpoints.list_checkpoints(self.run_dir)[:-2]:
+                outputs.remove_folder(old, checkpoints.FILES)
         return path
 
     @contextlib.contextmanager
@@ -85,7 +80,7 @@ class Saving(RunState):
         on the same or a shared disk."""
         with contextlib.ExitStack() as stack:
             folder = Path(
-                distributed.from_first(lambda: str(stack.enter_context(records.new_folder(path))))
+                distributed.from_first(lambda: str(stack.enter_context(outputs.whole_folder(path))))
             )
             yield folder
 
@@ -106,7 +101,7 @@ class Saving(RunState):
                     "The last checkpoint is kept in",
                 )
             if scale.group.leads:
-                safetensors.torch.save_file(tensors, folder / f"{kind}.{scale.name}.safetensors")
+                records.write_tensors(folder / f"{kind}.{scale.name}.safetensors", tensors)
         optimiser = (
             self._sharding.optimiser_state(scale.optimiser)
             if self.shard
@@ -114,9 +109,9 @@ class Saving(RunState):
         )
         dropout = torch.stack(scale.group.everywhere(scale.dropout_state))
         if scale.group.leads:
-            torch.save(
-                {"optimiser": optimiser, "streams": scale.streams() | {"dropout": dropout}},
+            _write_state(
                 folder / f"state.{scale.name}.pt",
+                {"optimiser": optimiser, "streams": scale.streams() | {"dropout": dropout}},
             )
 
     @staticmethod
@@ -129,10 +124,13 @@ class Saving(RunState):
             found["config"] = modern_names(found["config"])
         return found
 
+    def _differences(self, found: Mapping[str, Any]) -> list[str]:
+        """What this run and one with that header do not have in common, a line each."""
+        own = json.loads(json.dumps(self.header))
+        return config_differences(self._identity(own), self._identity(found))
+
     def _check_identity(self, found: Mapping[str, Any], where: Path) -> None:
-        lines = config_differences(
-            self._identity(json.loads(json.dumps(self.header))), self._identity(found)
-        )
+        lines = self._differences(found)
         if lines:
             raise CheckpointMismatch(
                 f"{where} belongs to another run; give its settings or another folder:\n  "
@@ -168,3 +166,12 @@ class Saving(RunState):
             scale.load_streams(streams | {"dropout": own})
         if self.shared is not None:
             self.shared.optimiser.load_state_dict(state["shared schedule"])
+
+
+def _write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """What `torch.load` reads. It is put together in memory first: torch's own writer hides the
+    error of a full disk."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with outputs.whole_file(path) as file:
+        file.write(buffer.getbuffer())

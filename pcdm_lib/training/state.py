@@ -154,6 +154,7 @@ class RunState:
     header: dict[str, Any]  # what a checkpoint's config.json says, but for step and seconds
     step: int
     seconds: float
+    note: str  # one line on a start that was found in run_dir and is begun anew, or empty
     rate: float  # the learning rate of the last step
     torn: bool  # whether some scales are a step ahead of the others
     shared: SharedSchedule | None

@@ -21,7 +21,6 @@ import importlib
 import math
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pcdm_lib import records
+from pcdm_lib import outputs, records
 from pcdm_lib.diffusion.schedule import FittedSchedule
 from pcdm_lib.models.cascade import bits_per_dim
 from pcdm_lib.models.checkpoints import FORMAT
@@ -64,7 +63,8 @@ class Trainer(Preparation, Log):
         scales: names of the scales to train, all by default.
         device: where.
         resume: continue from the newest checkpoint of run_dir where there is one. Without it a
-            folder that holds a run is refused, so that nothing is overwritten.
+            folder that holds a run is refused, so that nothing is overwritten. What a start left
+            that finished no step is no run: it is cleared away, and `note` says so.
         groups: under torchrun, whether all processes train every scale ("together") or each trains
             one ("scales"; distributed.divide).
         shard: under torchrun, divide parameters, their averages and the optimiser's state among the
@@ -74,7 +74,8 @@ class Trainer(Preparation, Log):
             depends on the processor (`python -m benchmarks --parts variants` measures it).
 
     Raises:
-        FileExistsError: where run_dir holds a run and `resume` is False.
+        FileExistsError: where run_dir holds a run and `resume` is False, or a file that a run would
+            write and no run wrote.
         CheckpointMismatch: where the run to resume has other settings or images.
         ValueError: for images that do not fit the model, or options that do not go together.
 
@@ -147,7 +148,7 @@ class Trainer(Preparation, Log):
         self._fit(images)
         self.shared = self._shared_schedule()
         self._check_alike()
-        newest = distributed.from_first(lambda: self._open(resume))
+        newest, self.note = distributed.from_first(lambda: self._open(resume))
         self.scales = [
             self._scale(i, s.name, mine[s.name], newest)
             for i, s in enumerate(self.cascade.specs)
@@ -212,7 +213,7 @@ class Trainer(Preparation, Log):
             )
 
             def begin() -> None:
-                stack.enter_context(records.lock(self.run_dir))
+                stack.enter_context(outputs.lock(self.run_dir))
                 self._begin_session(described)
 
             distributed.from_first(begin)
@@ -222,10 +223,11 @@ class Trainer(Preparation, Log):
 
     def _begin_session(self, described: list[dict[str, Any]]) -> None:
         # a kill while a checkpoint was being written
-        for left in (self.run_dir / "checkpoints").glob(".step-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        outputs.sweep(self.run_dir / "checkpoints", r"step-\d+")
         self._trim_log()
         header = records.read_json(self.run_dir / "config.json")
+        # another process may have begun anew here since this one was set up
+        self._check_identity(header | {"shown": self.header.get("shown")}, self.run_dir)
         header["provenance"].append(
             records.provenance(self.device)
             | {
@@ -319,7 +321,7 @@ class Trainer(Preparation, Log):
             bar.close()
             if distributed.size() == 1:
                 self.seconds = before + time.monotonic() - start
-            if not self.torn:
+            if not self.torn and self.step:  # before the first step there is nothing to keep
                 self.save()
 
     def _progress(self) -> float:

@@ -288,10 +288,10 @@ def test_sample_writes_every_scale(run, tmp_path):
     "arguments, message",
     [
         (["--set", "widht=3"], "unknown setting 'widht'"),
-        (["--set", "batch_size=x"], "batch_size='x' cannot be read as int"),
+        (["--set", "batch_size=x"], "batch_size='x' cannot be read as a whole number"),
         (["--set", "batch_size"], "KEY=VALUE"),
         (["--scales", "bass"], r"unknown scales \['bass'\]"),
-        (["--set", "lr_decay=cosin"], "lr_decay='cosin' makes no sense"),
+        (["--set", "lr_decay=cosin"], "lr_decay='cosin': expected one of none, cosine"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
         (["--dataset", "imagenet"], "unknown dataset 'imagenet'"),
         (["--dataset", "folder:/nowhere/at/all"], "is not a folder"),

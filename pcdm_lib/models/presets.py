@@ -17,6 +17,7 @@ from pcdm_lib.advice import did_you_mean
 from pcdm_lib.diffusion.schedule import make_schedule
 from pcdm_lib.diffusion.terms import gamma_for_spacing
 from pcdm_lib.maps.standard import make_map
+from pcdm_lib.models import memory
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config, ModelConfig, TrainingConfig
 from pcdm_lib.models.preconditioning import PreconditionedDenoiser
@@ -262,7 +263,8 @@ def build(
         The cascade, on the CPU and in training mode.
 
     Raises:
-        ValueError: for unknown scales, or settings that do not go together.
+        ValueError: for unknown scales, settings that do not go together, or networks that are
+            larger than the memory of this machine.
 
     Example:
         >>> model = pcdm.build(pcdm.preset("tiny").model, seed=0)
@@ -290,6 +292,8 @@ def build(
             "a learned schedule that all scales share cannot be trained scale by scale: set "
             "shared_schedule=false"
         )
+    if torch.get_default_device().type != "meta":  # where nothing takes memory
+        memory.check_weights(config, scales)
     lowest = config.gamma_min or tuple(gamma_for_spacing(s, config.sigma_ratio) for s in specs)
     lows = _spread(lowest, len(specs), "gamma_min")
     highs = _spread(config.gamma_max, len(specs), "gamma_max")

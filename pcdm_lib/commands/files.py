@@ -20,6 +20,7 @@ from pcdm_lib.commands.options import (
     one_of,
     print_json,
     sources,
+    whole,
 )
 
 DEFAULT_MODEL = "photos32-vdm"  # the shipped model of the lowest bits per dimension
@@ -59,12 +60,18 @@ def compress(
     steps: Annotated[
         int,
         typer.Option(
-            help="Steps of the chain: more take fewer bits and more time.", rich_help_panel=CODING
+            help="Steps of the chain: more take fewer bits and more time.",
+            rich_help_panel=CODING,
+            **whole(2, 65_535),
         ),
     ] = 200,
     batch: Annotated[
         int,
-        typer.Option(help="Tiles coded at once; more are faster on a GPU.", rich_help_panel=CODING),
+        typer.Option(
+            help="Tiles coded at once; more are faster on a GPU.",
+            rich_help_panel=CODING,
+            **whole(1, 65_535),
+        ),
     ] = 16,
     chunk: Annotated[
         int,
@@ -72,6 +79,7 @@ def compress(
             metavar="TILES",
             help="Tiles after which a chunk is closed: fewer make single images quicker to get at.",
             rich_help_panel=CODING,
+            **whole(1, 65_536),
         ),
     ] = 256,
     tile: Annotated[
@@ -81,6 +89,7 @@ def compress(
             help="Side of the tiles of larger images. Default: the side that the model was trained "
             "on.",
             rich_help_panel=CODING,
+            **whole(1, 65_535),
         ),
     ] = None,
     precision: Annotated[

@@ -176,6 +176,7 @@ def test_a_full_disk_is_one_line(
         (PermissionError(errno.EACCES, "Permission denied", "a.json"), "a.json: permission denied"),
         (ValueError("two differ:\n  a: 1\n  b: 2"), "two differ: a: 1; b: 2"),
         (ValueError("name \x1b[31mred"), r"name \x1b[31mred"),
+        (RuntimeError("Could not determine home directory."), "a path begins with ~"),
         (ValueError(), "ValueError without a word"),
         (FloatingPointError("the bound is not finite"), "the bound is not finite"),
     ),

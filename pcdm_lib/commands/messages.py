@@ -17,9 +17,15 @@ import typer
 from pcdm_lib.advice import Interrupted, MissingExtra
 
 _INPUT = (ValueError, TypeError, OSError, KeyError, ArithmeticError, MissingExtra)
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # what libraries that are no Python say of a full disk and of too little memory
-_FULL_TEXTS = ("No space left on device", "os error 28", "StorageFull")
+_FULL_TEXTS = (
+    "No space left on device",
+    "os error 28",
+    "StorageFull",
+    "iostream error",  # torch.save's two
+    "unexpected pos",
+)
 _MEMORY_TEXTS = (
     "out of memory",
     "can't allocate memory",
@@ -77,6 +83,8 @@ def said(error: BaseException, command: str = "") -> Said | None:
         return Said(2, f"not enough memory{gpu}: {what}")
     if _disk_is_full(error):
         return Said(2, _full(error))
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser
+        return Said(2, "a path begins with ~ and a name that is no user's: give the whole path")
     if isinstance(error, _INPUT):
         return Said(2, one_line(_text(error)))
     return Said(1, one_line(str(error))) if _is_known(error) else None

@@ -29,6 +29,17 @@ class MissingExtra(ImportError):
         super().__init__(f'needs {module}: pip install "pcdm-lib[{EXTRAS[module]}]"', name=module)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C where the state was saved; the message says where, and how to go on.
+
+    A notebook shows the message alone, and the cells below are not run.
+    """
+
+    def _render_traceback_(self, *_: Any) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [str(self)]
+
+
 def need(module: str) -> ModuleType:
     """Import a module of an extra, such as `need("constriction")`.
 

@@ -960,10 +960,10 @@ def test_all_bad_inputs_are_found_at_once_before_any_work(tmp_path, capsys, monk
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--tile", "0"], "side (--tile) must be from 1 to 65535, got 0"),
-        (["--chunk", "0"], "chunk_tiles (--chunk) must be from 1 to"),
-        (["--steps", "1"], "steps must be from 2 to 65535, got 1"),
-        (["--batch", "-3"], "batch must be from 1 to"),
+        (["--tile", "0"], "'--tile': expected a whole number from 1 to 65535, got 0"),
+        (["--chunk", "0"], "'--chunk': expected a whole number from 1 to"),
+        (["--steps", "1"], "'--steps': expected a whole number from 2 to 65535, got 1"),
+        (["--batch", "-3"], "'--batch': expected a whole number from 1 to"),
     ],
 )
 def test_settings_are_refused_in_the_shells_words(tmp_path, capsys, words, message):

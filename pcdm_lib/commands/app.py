@@ -1,12 +1,13 @@
 """The command `pcdm`: its commands, its exit statuses, its errors.
 
 Exit statuses: 0; 1 where another process of the job or a part of the tables failed, an image of a
-file is damaged, or a file that was written does not decode; 2 with one line on stderr for bad
-input; 130 after an interrupt.
+file is damaged, or a file that was written does not decode; 2 with one line on stderr for what the
+user can mend: bad input, a full disk, too little memory; 130 after an interrupt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -16,13 +17,12 @@ import typer
 import typer.core
 
 from pcdm_lib import __version__
-from pcdm_lib.advice import MissingExtra, did_you_mean
-from pcdm_lib.commands import files, models, sample, score, tables, train
+from pcdm_lib.advice import did_you_mean
+from pcdm_lib.commands import files, messages, models, sample, score, tables, train
 from pcdm_lib.commands.options import Command, process
 
 # typer.BadParameter's base class but two; Typer exports no name for it
 _Usage: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-_BAD_INPUT = (ValueError, TypeError, OSError, KeyError, ArithmeticError, MissingExtra)
 
 
 class Shell(typer.core.TyperGroup):
@@ -48,30 +48,25 @@ class Shell(typer.core.TyperGroup):
     def _run(self, words: list[str], name: str, extra: dict[str, Any]) -> int:
         command = next((word for word in words if not word.startswith("-")), "")
         speaker, empty = f"{name} {command}".rstrip(), not words
+        messages.speak_plainly()
         try:
             with self.make_context(name, ["--help"] if empty else words, **extra) as context:
-                return self.invoke(context) or 0
+                status = self.invoke(context) or 0
+            _flush()
+            return status
         except typer.Exit as end:
             return 2 if empty else end.exit_code
         except _Usage as error:
             speaker = error.ctx.command_path if getattr(error, "ctx", None) else speaker
             return _fail(speaker, f"{_message(error)} ({speaker} --help explains)", 2)
         except BrokenPipeError:  # `pcdm settings | head`: nobody reads any more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            messages.hush()
             return 1
-        except _BAD_INPUT as error:
-            return _fail(speaker, str(error), 2)
-        except (KeyboardInterrupt, typer.Abort):
-            return _fail(
-                "",
-                "stopped; a training run continues with --resume, tables with the same command; "
-                "of a file nothing was written",
-                130,
-            )
-        except RuntimeError as error:
-            if _is_known(error):
-                return _fail(speaker, str(error), 1)
-            raise
+        except (Exception, KeyboardInterrupt) as error:
+            said = messages.said(error, command)
+            if said is None:
+                raise
+            return _fail("" if said.status == 130 else speaker, said.text, said.status)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As Typer, with one way to say what was probably meant."""
@@ -81,9 +76,20 @@ class Shell(typer.core.TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+def _flush() -> None:
+    """Write what print kept back, so that an error of it is seen here and not at the very end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        messages.hush()
+        raise
+
+
 def _fail(speaker: str, message: str, status: int) -> int:
     who = f"{speaker}: " if speaker else ""
-    print(f"{who}{process()}{message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads stderr either
+        print(f"{who}{process()}{message}", file=sys.stderr, flush=True)
     return status
 
 
@@ -91,18 +97,8 @@ def _message(error: Any) -> str:
     """A usage error in one line, with the option that was probably meant."""
     near = list(getattr(error, "possibilities", None) or ())
     text = error.message if near else error.format_message()
-    text = " ".join(text.split()).rstrip(".")
+    text = messages.one_line(" ".join(text.split())).rstrip(".")
     return f"{text}, did you mean {near[0]!r}?" if near else text
-
-
-def _is_known(error: RuntimeError) -> bool:
-    """Whether a command may end by this error with status 1; others are bugs with a traceback."""
-    from pcdm_lib.training.distributed import ProcessFailed
-
-    if isinstance(error, ProcessFailed):
-        return True
-    archive = sys.modules.get("pcdm_lib.coding.archive")
-    return archive is not None and isinstance(error, archive.NotVerified)
 
 
 app = typer.Typer(

@@ -20,6 +20,7 @@ from pcdm_lib.commands.options import (
     one_of,
     print_json,
     sources,
+    whole,
 )
 
 DEFAULT_MODEL = "photos-direct"  # the shipped model for photographs of any size
@@ -61,11 +62,16 @@ def compress(
         typer.Option(
             help="Steps of the chain of a diffusion model: more take fewer bits and more time.",
             rich_help_panel=CODING,
+            **whole(2, 65_535),
         ),
     ] = 200,
     batch: Annotated[
         int,
-        typer.Option(help="Tiles coded at once; more are faster on a GPU.", rich_help_panel=CODING),
+        typer.Option(
+            help="Tiles coded at once; more are faster on a GPU.",
+            rich_help_panel=CODING,
+            **whole(1, 65_535),
+        ),
     ] = 16,
     chunk: Annotated[
         int,
@@ -73,6 +79,7 @@ def compress(
             metavar="TILES",
             help="Tiles after which a chunk is closed: fewer make single images quicker to get at.",
             rich_help_panel=CODING,
+            **whole(1, 65_536),
         ),
     ] = 256,
     tile: Annotated[
@@ -82,6 +89,7 @@ def compress(
             help="Side of the tiles of larger images. Default: the side that the model was trained "
             "on.",
             rich_help_panel=CODING,
+            **whole(1, 65_535),
         ),
     ] = None,
     precision: Annotated[

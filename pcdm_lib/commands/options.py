@@ -105,6 +105,44 @@ def one_of(names: Sequence[str]) -> dict[str, Callable[..., Any]]:
     return {"callback": check, "autocompletion": complete}
 
 
+def whole(least: int, most: int = 1_000_000_000) -> dict[str, Callable[..., Any]]:
+    """Keywords of a Typer option that takes a whole number of this range."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not least <= value <= most:
+            raise typer.BadParameter(f"expected a whole number from {least} to {most}, got {value}")
+        return value
+
+    return {"callback": check}
+
+
+def number(
+    least: float, most: float, *, above: bool = False, unit: str = ""
+) -> dict[str, Callable[..., Any]]:
+    """Keywords of a Typer option that takes a finite number of this range.
+
+    Args:
+        least: the smallest; with `above`, what it must be above.
+        most: the largest.
+        unit: such as "minutes", for the message.
+    """
+    what = f"a number of {unit}" if unit else "a number"
+    start, end = ("above", "and at most") if above else ("from", "to")
+    words = f"{start} {least:.12g} {end} {most:.12g}"
+
+    def check(value: Any) -> Any:
+        # (a comparison with nan is false)
+        if value is not None and not (least <= value <= most and not (above and value == least)):
+            raise typer.BadParameter(f"expected {what} {words}, got {value:.12g}")
+        return value
+
+    return {"callback": check}
+
+
+MOST_MINUTES = 10_000_000.0  # 19 years
+MOST_SEED = 2**63 - 1
+
+
 def model_names(incomplete: str) -> list[str]:
     """Shipped models, for completion; their folders' names, without importing the library."""
     weights = Path(__file__).resolve().parent.parent / "weights"
@@ -172,6 +210,7 @@ Size = Annotated[
         help="Side of the images in pixels, for data sets that come in several. Default: 32, or "
         "that of the name.",
         rich_help_panel=DATA,
+        **whole(1, 65_535),
     ),
 ]
 DataRoot = Annotated[
@@ -186,7 +225,12 @@ Device = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(help="The same seed gives the same figures.", rich_help_panel=MACHINE)
+    int,
+    typer.Option(
+        help="The same seed gives the same figures.",
+        rich_help_panel=MACHINE,
+        **whole(0, MOST_SEED),
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.", rich_help_panel=MACHINE)]
 DryRun = Annotated[
@@ -216,12 +260,23 @@ Weights = Annotated[
 ]
 Images = Annotated[
     int | None,
-    typer.Option(help="Score the first N held-out images. Default: all.", rich_help_panel=SCORING),
+    typer.Option(
+        help="Score the first N held-out images. Default: all.",
+        rich_help_panel=SCORING,
+        **whole(1),
+    ),
 ]
-Repeats = Annotated[int, typer.Option(help="Independent estimates.", rich_help_panel=SCORING)]
+Repeats = Annotated[
+    int,
+    typer.Option(help="Independent estimates.", rich_help_panel=SCORING, **whole(1, 1_000_000)),
+]
 Times = Annotated[
     int,
-    typer.Option(help="Network evaluations an image, scale and estimate.", rich_help_panel=SCORING),
+    typer.Option(
+        help="Network evaluations an image, scale and estimate.",
+        rich_help_panel=SCORING,
+        **whole(1, 1_000_000),
+    ),
 ]
 Figures = Annotated[
     Path | None,

@@ -18,6 +18,7 @@ from pcdm_lib.commands.options import (
     Weights,
     examples,
     sources,
+    whole,
 )
 
 
@@ -33,9 +34,15 @@ def sample(
             "--out", "-o", help="Folder for the PNG files, made if need be.", rich_help_panel=OUTPUT
         ),
     ],
-    count: Annotated[int, typer.Option(help="Number of images.", rich_help_panel=OUTPUT)] = 16,
+    count: Annotated[
+        int,
+        typer.Option(help="Number of images.", rich_help_panel=OUTPUT, **whole(1, 1_000_000)),
+    ] = 16,
     steps: Annotated[
-        int, typer.Option(help="Reverse steps of each scale.", rich_help_panel=MODEL)
+        int,
+        typer.Option(
+            help="Reverse steps of each scale.", rich_help_panel=MODEL, **whole(1, 1_000_000)
+        ),
     ] = 100,
     weights: Weights = "ema",
     force: Force = False,

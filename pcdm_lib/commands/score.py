@@ -24,7 +24,9 @@ from pcdm_lib.commands.options import (
     Weights,
     examples,
     model_names,
+    number,
     sources,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from pcdm_lib.data.images import ImageData
     from pcdm_lib.likelihood.evaluation import Evaluation
+    from pcdm_lib.models.cascade import Cascade
 
 
 class How(NamedTuple):
@@ -66,6 +69,7 @@ def evaluate(
         typer.Option(
             help="The bound in this many steps. Default: the bound in continuous time.",
             rich_help_panel=SCORING,
+            **whole(1),
         ),
     ] = None,
     against: Annotated[
@@ -96,7 +100,10 @@ def evaluate(
     data = sets.load_data(dataset, root=data_root, heldout_limit=images, size=size)
     print(f"data: {data.label}", flush=True)
     how = How(weights, repeats, times, steps, seed, where, quiet)
-    result, headers = _score(sources(runs), data, how)
+    # all models are opened and compared with the images before the first of them is scored
+    first = _open(sources(runs), data, how)
+    second = _open(sources(against), data, how) if against else None
+    result, headers = _score(first, data, how), first.headers
     facts = {
         "data": {"label": data.label, **data.source},
         "config": headers[0]["config"],
@@ -104,8 +111,10 @@ def evaluate(
         "evaluation": records.finite(result.to_dict()),
         "provenance": records.provenance(where),
     }
-    if against:
-        other, others = _score(sources(against), data, how)
+    if second is not None:
+        if out is not None:  # should the second fail, the first is there
+            records.write_json(out, facts)
+        other, others = _score(second, data, how), second.headers
         mean, error = evaluation.paired_difference(result, other)
         print(f"the first less the second, image by image: {mean:+.4f} +- {error:.4f} bpd")
         facts["against"] = {
@@ -130,7 +139,10 @@ def likelihoods(
     size: Size = None,
     data_root: DataRoot = None,
     images: Annotated[
-        int, typer.Option(help="Score the first N held-out images.", rich_help_panel=SCORING)
+        int,
+        typer.Option(
+            help="Score the first N held-out images.", rich_help_panel=SCORING, **whole(1)
+        ),
     ] = 16,
     steps: Annotated[
         str,
@@ -139,11 +151,18 @@ def likelihoods(
     tolerance: Annotated[
         float,
         typer.Option(
-            help="Relative and absolute tolerance of the flow's solver.", rich_help_panel=SCORING
+            help="Relative and absolute tolerance of the flow's solver.",
+            rich_help_panel=SCORING,
+            **number(1e-14, 1),
         ),
     ] = 1e-4,
     probes: Annotated[
-        int, typer.Option(help="Probes of Hutchinson's estimator.", rich_help_panel=SCORING)
+        int,
+        typer.Option(
+            help="Probes of Hutchinson's estimator.",
+            rich_help_panel=SCORING,
+            **whole(1, 1_000_000),
+        ),
     ] = 1,
     out: Figures = None,
     force: Force = False,
@@ -160,14 +179,13 @@ def likelihoods(
     if out is not None:
         outputs.check_output(out, force=force)
     where = records.find_device(device)
+    counts = _counts(steps)
+    how = flow.FlowSettings(rtol=tolerance, atol=tolerance, probes=probes)
     data = sets.load_data(dataset, root=data_root, heldout_limit=images, size=size)
     print(f"data: {data.label}", flush=True)
     cascade, headers = pretrained.open_model(sources(runs), weights, where)
+    cascade.check_images(data.heldout)
     _warn(headers, data)
-    counts = [int(s) for s in steps.split(",") if s.strip().isdigit()]
-    if not counts or ",".join(map(str, counts)) != steps:
-        raise ValueError(f"--steps takes whole numbers with commas, got {steps!r}")
-    how = flow.FlowSettings(rtol=tolerance, atol=tolerance, probes=probes)
     found = three_ways.compare_likelihoods(
         cascade,
         data.heldout,
@@ -193,20 +211,44 @@ def likelihoods(
     return 0
 
 
-def _score(runs: list[str], images: ImageData, how: How) -> tuple[Evaluation, list[dict[str, Any]]]:
-    """Score a model on the held-out images, and say what it was trained on."""
-    from pcdm_lib.likelihood import evaluation
+def _counts(text: str) -> list[int]:
+    """Whole numbers with commas."""
+    counts = [int(part) for part in text.split(",") if part.isdecimal() and len(part) <= 10]
+    if not counts or ",".join(map(str, counts)) != text:
+        raise ValueError(f"--steps takes whole numbers with commas, got {text!r}")
+    if not all(1 <= count <= 1_000_000_000 for count in counts):
+        raise ValueError(f"--steps takes numbers from 1 to 1000000000, got {text!r}")
+    return counts
+
+
+class Opened(NamedTuple):
+    """A model, and what its training says of itself."""
+
+    cascade: Cascade
+    headers: list[dict[str, Any]]
+
+
+def _open(runs: list[str], images: ImageData, how: How) -> Opened:
+    """A model that these images fit; says what it was trained on."""
     from pcdm_lib.models import pretrained
 
     cascade, headers = pretrained.open_model(runs, how.weights, how.device)
+    cascade.check_images(images.heldout)
     for header in headers:
         print(
             f"{', '.join(header['scales'])} trained on: "
             f"{header['data'].get('label', 'unnamed data')}, {header['step']} steps"
         )
     _warn(headers, images)
+    return Opened(cascade, headers)
+
+
+def _score(model: Opened, images: ImageData, how: How) -> Evaluation:
+    """Score a model on the held-out images."""
+    from pcdm_lib.likelihood import evaluation
+
     result = evaluation.evaluate(
-        cascade,
+        model.cascade,
         images.heldout,
         repeats=how.repeats,
         times_per_image=how.times,
@@ -216,8 +258,8 @@ def _score(runs: list[str], images: ImageData, how: How) -> tuple[Evaluation, li
         device=how.device,
         progress=not how.quiet,
     )
-    print(result)
-    return result, headers
+    print(result, flush=True)
+    return result
 
 
 def _label(weights: str) -> str:

@@ -13,12 +13,14 @@ from pcdm_lib.commands.options import (
     BUDGET,
     DATA,
     MODEL,
+    MOST_MINUTES,
     OUTPUT,
     Device,
     DryRun,
     Quiet,
     Seed,
     examples,
+    number,
     one_of,
     pairs,
     print_json,
@@ -32,7 +34,12 @@ from pcdm_lib.commands.options import (
 )
 def tables(
     minutes: Annotated[
-        float, typer.Option(help="Minutes of training of each system.", rich_help_panel=BUDGET)
+        float,
+        typer.Option(
+            help="Minutes of training of each system.",
+            rich_help_panel=BUDGET,
+            **number(0, MOST_MINUTES, above=True, unit="minutes"),
+        ),
     ],
     dataset: Annotated[
         str,
@@ -84,8 +91,8 @@ def tables(
     quiet: Quiet = False,
 ) -> int:
     """Train every system at one budget and make every table; continues where it was stopped."""
-    from pcdm_lib import records
-    from pcdm_lib.experiments import results_files, suite
+    from pcdm_lib import outputs, records
+    from pcdm_lib.experiments import checks, results_files, suite
 
     if device != "auto":  # each notebook finds its own
         records.check_device(device)
@@ -98,8 +105,10 @@ def tables(
         "folder": out,
         "changes": {key: _literal(text) for key, text in pairs(parameter, "-p").items()},
     }
+    folder, steps = suite.plan(minutes, **choices)
+    outputs.check_folder(folder)
+    checks.check_steps(steps)
     if dry_run:
-        folder, steps = suite.plan(minutes, **choices)
         parts = [
             {
                 "part": step.part.name,

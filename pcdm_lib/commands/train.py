@@ -15,6 +15,7 @@ from pcdm_lib.commands.options import (
     BUDGET,
     DATA,
     MODEL,
+    MOST_MINUTES,
     OUTPUT,
     PRESETS,
     PROCESSES,
@@ -28,10 +29,12 @@ from pcdm_lib.commands.options import (
     Seed,
     Size,
     examples,
+    number,
     one_of,
     pairs,
     print_json,
     process,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -120,7 +123,11 @@ def train(
     data_root: DataRoot = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Minutes of training. Give this or --steps.", rich_help_panel=BUDGET),
+        typer.Option(
+            help="Minutes of training. Give this or --steps.",
+            rich_help_panel=BUDGET,
+            **number(0, MOST_MINUTES, above=True, unit="minutes"),
+        ),
     ] = None,
     steps: Annotated[
         int | None,
@@ -128,6 +135,7 @@ def train(
             help="Steps of training. Default: none, but for a paper-* or release-* preset its own "
             "number.",
             rich_help_panel=BUDGET,
+            **whole(1),
         ),
     ] = None,
     resume: Annotated[
@@ -140,7 +148,11 @@ def train(
     ] = False,
     checkpoint_minutes: Annotated[
         float,
-        typer.Option(help="Time between checkpoints; 0: every step.", rich_help_panel=TRAINING),
+        typer.Option(
+            help="Time between checkpoints; 0: every step.",
+            rich_help_panel=TRAINING,
+            **number(0, MOST_MINUTES, unit="minutes"),
+        ),
     ] = 2.0,
     side_by_side: Annotated[
         bool,
@@ -177,6 +189,7 @@ def train(
             metavar="SECONDS",
             help="How long a process waits for the others before it fails.",
             rich_help_panel=PROCESSES,
+            **number(0, 1e6, above=True, unit="seconds"),
         ),
     ] = 120.0,
 ) -> int:
@@ -213,6 +226,7 @@ def train(
         quiet,
     )
     where = records.find_device(device)
+    _check_settings(choices, where)
     if dry_run:
         if int(os.environ.get("RANK", 0)) == 0:
             print_json(_resolved(choices, where))
@@ -241,7 +255,10 @@ def train(
 def settings(
     preset: Preset = "small",
     system: System = "wavelet",
-    size: Annotated[int, typer.Option(help="Side of the images.", rich_help_panel=DATA)] = 32,
+    size: Annotated[
+        int,
+        typer.Option(help="Side of the images.", rich_help_panel=DATA, **whole(1, 65_535)),
+    ] = 32,
     json_: Annotated[bool, typer.Option("--json", help="As JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> int:
     """List the keys of `--set` with their type, their value in a preset and their meaning."""
@@ -267,6 +284,22 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "(empty)"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_settings(choices: Choices, device: torch.device) -> None:
+    """Refuse settings and networks that cannot be, before the data are read or fetched."""
+    import torch
+
+    from pcdm_lib.models import memory, presets
+
+    full = presets.FULL_SIZE.get(choices.preset)
+    side = full.side if full else choices.size or 32
+    config = presets.preset(choices.preset, choices.system, (3, side, side))
+    config = config.override(choices.changes)
+    room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1:  # several may divide the work, on several machines
+        memory.check_training(config.model, config.training.batch_size, None, room)
 
 
 def _configure(choices: Choices, images: ImageData) -> Config:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import types
+import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,104 @@ from pcdm_lib.advice import did_you_mean
 from pcdm_lib.diffusion.weighting import WEIGHTINGS
 
 OPTIMISERS = ("adamw", "muon")
+MAX_WIDTH = 65_536  # of a network: one convolution has 144 GiB of weights then
+MAX_BLOCKS = 256  # a resolution; the paper has 64
+MAX_SIDE = 65_535
+
+# What a setting may be: in words, and the test. Which names there are is checked by whoever takes
+# them.
+_Rule = tuple[str, Callable[[Any], bool]]
+
+
+def _whole(least: int, most: int) -> _Rule:
+    def fits(value: Any) -> bool:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and least <= value <= most
+
+    return f"a whole number from {least} to {most}", fits
+
+
+def _number(least: float, most: float, *, above: bool = False, below: bool = False) -> _Rule:
+    def fits(value: Any) -> bool:
+        return (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and (least < value if above else least <= value)
+            and (value < most if below else value <= most)
+        )
+
+    words = f"a number {'above' if above else 'from'} {least:g} {'and' if above else 'to'}"
+    return f"{words} {'below' if below else 'at most' if above else ''} {most:g}", fits
+
+
+def _several(rule: _Rule, least: int, most: int = 64) -> _Rule:
+    text, fits = rule
+    count = "three of them" if least == most else "one or more" if least else "or none"
+    words = f"{text.removeprefix('a ').replace('number', 'numbers', 1)}, {count}"
+    return (
+        words,
+        lambda value: (
+            isinstance(value, (tuple, list))
+            and least <= len(value) <= most
+            and all(fits(item) for item in value)
+        ),
+    )
+
+
+def _of(*names: str) -> _Rule:
+    return f"one of {', '.join(names)}", lambda value: value in names
+
+
+_FLAG: _Rule = ("true or false", lambda value: isinstance(value, bool))
+_NAME: _Rule = ("a name", lambda value: isinstance(value, str))
+
+
+def _check(record: Any, rules: Mapping[str, _Rule]) -> None:
+    for name, (text, fits) in rules.items():
+        value = getattr(record, name)
+        if not fits(value):
+            raise ValueError(f"setting {name}={_shown(value)}: expected {' '.join(text.split())}")
+
+
+def _shown(value: Any) -> str:
+    """What was given, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+_MODEL_RULES = {
+    "levels": _whole(0, 10),
+    "image_shape": _several(_whole(1, MAX_SIDE), 3, 3),
+    "max_value": _whole(1, 65_535),
+    "channels": _several(_whole(1, MAX_WIDTH), 1),
+    "blocks": _whole(1, MAX_BLOCKS),
+    "base_channels": _several(_whole(1, MAX_WIDTH), 0),
+    "base_blocks": _whole(0, MAX_BLOCKS),
+    "dropout": _number(0, 1, below=True),
+    "gamma_min": _several(_number(-100, 100), 0),
+    "gamma_max": _several(_number(-100, 100), 1),
+    "sigma_ratio": _number(0, 1000, above=True),
+    **dict.fromkeys(("map", "preconditioning", "features", "inputs", "schedule"), _NAME),
+    **dict.fromkeys(("attention", "learn_endpoints", "shared_schedule"), _FLAG),
+}
+_TRAINING_RULES = {
+    "batch_size": _whole(1, 1_000_000),
+    "optimiser": _of(*OPTIMISERS),
+    "muon_rate": _number(0, 1000, above=True),
+    "learning_rate": _number(0, 1000, above=True),
+    "beta1": _number(0, 1, below=True),
+    "beta2": _number(0, 1, below=True),
+    "weight_decay": _number(0, 1000),
+    "warmup_steps": _whole(0, 1_000_000_000),
+    "lr_decay": _of("none", "cosine"),
+    "ema": _number(0, 1, below=True),
+    "clip": _number(0, 1e9, above=True),
+    "precision": _of("float32", "bf16"),
+    "weighting": _of(*WEIGHTINGS),
+    "flips": _FLAG,
+    "compile": _FLAG,
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +143,9 @@ class ModelConfig:
     gamma_max: tuple[float, ...] = (5.0,)
     sigma_ratio: float = 0.15
 
+    def __post_init__(self) -> None:
+        _check(self, _MODEL_RULES)
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -72,26 +173,7 @@ class TrainingConfig:
     weighting: str = "likelihood"
 
     def __post_init__(self) -> None:
-        rules = {
-            "batch_size": self.batch_size >= 1,
-            "learning_rate": self.learning_rate > 0,
-            "beta1": 0 <= self.beta1 < 1,
-            "beta2": 0 <= self.beta2 < 1,
-            "weight_decay": self.weight_decay >= 0,
-            "warmup_steps": self.warmup_steps >= 0,
-            "lr_decay": self.lr_decay in ("none", "cosine"),
-            "ema": 0 <= self.ema < 1,
-            "clip": self.clip > 0,
-            "optimiser": self.optimiser in OPTIMISERS,
-            "muon_rate": self.muon_rate > 0,
-            "weighting": self.weighting in WEIGHTINGS,
-            "precision": self.precision in ("float32", "bf16"),
-        }
-        for name, fine in rules.items():
-            if not fine:
-                raise ValueError(
-                    f"setting {name}={getattr(self, name)!r} makes no sense: see TrainingConfig"
-                )
+        _check(self, _TRAINING_RULES)
 
 
 @dataclass(frozen=True)
@@ -122,16 +204,26 @@ class Config:
             The configuration.
 
         Raises:
-            ValueError: for missing or unknown keys.
+            ValueError: for missing or unknown keys, and settings that no version has.
         """
         try:
             parts = modern_names(data)
+            missing = [key for key in ("preset", "system", "model", "training") if key not in parts]
+            if missing:
+                raise ValueError(
+                    f"not a configuration of this version: it lacks {', '.join(map(repr, missing))}"
+                )
             model, training = (
                 _record(ModelConfig, parts.pop("model")),
                 _record(TrainingConfig, parts.pop("training")),
             )
+            for key in ("preset", "system"):
+                if not isinstance(parts[key], str):
+                    raise ValueError(
+                        f"not a configuration of this version: {key}={_shown(parts[key])}"
+                    )
             return cls(model=model, training=training, **parts)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a configuration of this version: {error}") from error
 
     def override(self, changes: Mapping[str, Any]) -> Config:
@@ -188,11 +280,17 @@ def modern_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _record(cls: type, data: Mapping[str, Any]) -> Any:
+    unknown = sorted({*data} - {f.name for f in dataclasses.fields(cls)})
+    if unknown:
+        raise ValueError(
+            f"not a configuration of this version: it has the unknown setting {unknown[0]!r}"
+        )
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
 def _parse(cls: type, key: str, value: Any) -> Any:
     wanted = typing.get_type_hints(cls)[key]
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}
     origin = typing.get_origin(wanted)
     try:
         if origin is tuple:
@@ -213,9 +311,9 @@ def _parse(cls: type, key: str, value: Any) -> Any:
         if wanted is int and float(value) != int(value):
             raise ValueError("not a whole number")
         return wanted(value)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        name = wanted if isinstance(wanted, types.GenericAlias) else wanted.__name__
-        raise ValueError(f"setting {key}={value!r} cannot be read as {name}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        name = words.get(wanted, "numbers with commas")
+        raise ValueError(f"setting {key}={_shown(value)} cannot be read as {name}") from error
 
 
 def config_differences(

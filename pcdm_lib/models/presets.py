@@ -18,6 +18,7 @@ from pcdm_lib.diffusion.schedule import make_schedule
 from pcdm_lib.diffusion.terms import gamma_for_spacing
 from pcdm_lib.maps.hierarchical import HierarchicalMap
 from pcdm_lib.maps.standard import make_map
+from pcdm_lib.models import memory
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config, ModelConfig, TrainingConfig
 from pcdm_lib.models.direct_cascade import NAME as DIRECT
@@ -297,7 +298,8 @@ def build(
         The cascade, on the CPU and in training mode.
 
     Raises:
-        ValueError: for unknown scales, or settings that do not go together.
+        ValueError: for unknown scales, settings that do not go together, or networks that are
+            larger than the memory of this machine.
 
     Example:
         >>> model = pcdm.build(pcdm.preset("tiny").model, seed=0)
@@ -306,6 +308,8 @@ def build(
     """
     if config.map == DIRECT:
         _check_scales(Levels().names(), scales)
+        if torch.get_default_device().type != "meta":  # where nothing takes memory
+            memory.check_weights(config, scales)
         return build_direct(config, seed, scales)
     hierarchy = make_map(config.map, config.levels)
     specs = hierarchy.specs(config.image_shape, config.max_value)
@@ -326,6 +330,8 @@ def build(
             "a learned schedule that all scales share cannot be trained scale by scale: set "
             "shared_schedule=false"
         )
+    if torch.get_default_device().type != "meta":  # where nothing takes memory
+        memory.check_weights(config, scales)
     lowest = config.gamma_min or tuple(gamma_for_spacing(s, config.sigma_ratio) for s in specs)
     lows = _spread(lowest, len(specs), "gamma_min")
     highs = _spread(config.gamma_max, len(specs), "gamma_max")

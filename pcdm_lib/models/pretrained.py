@@ -23,7 +23,7 @@ import torch
 
 from pcdm_lib import records
 from pcdm_lib.advice import did_you_mean
-from pcdm_lib.models import checkpoints, kept
+from pcdm_lib.models import checkpoints, headers, kept
 from pcdm_lib.models.cascade import EXACT, Cascade
 from pcdm_lib.models.config import Config
 from pcdm_lib.models.presets import build
@@ -141,18 +141,24 @@ def open_model(
 
     Raises:
         FileNotFoundError: for a name that is nearly that of a shipped model.
-        ValueError: for weights that were not kept or shipped. Also what `load_cascade` raises.
+        ValueError: for a checkpoint whose config.json lacks a key, and for weights that were not
+            kept or shipped. Also what `load_cascade` raises.
     """
     if len(sources) == 1 and kept.is_kept(sources[0]):
         if weights != "ema":
             raise ValueError(f"{sources[0]} holds one set of weights: leave {weights!r} out")
-        return kept.load_kept(sources[0], device)
+        cascade, found = kept.load_kept(sources[0], device)
+        for header in found:
+            headers.check_header(header, Path(sources[0]) / "config.json")
+        return cascade, found
     name = str(sources[0]) if len(sources) == 1 else ""
     if name and not Path(name).exists() and name not in names():
         near = did_you_mean(name, names())
         if near:
             raise FileNotFoundError(f"no run and no shipped model is called {name!r}{near}")
     if name not in names() or Path(name).exists():
+        for run in sources:
+            _check_header(run)
         return checkpoints.load_cascade(*sources, weights=weights, device=device)
     if weights != "ema":
         raise ValueError(f"{name} was shipped with its EMA weights only, not with {weights!r} ones")
@@ -160,6 +166,17 @@ def open_model(
     return load_pretrained(name, device), [
         training | {"config": config} for training in card(name)["training"]
     ]
+
+
+def _check_header(run: Path | str) -> None:
+    """Refuse a checkpoint whose config.json lacks a key; a run without one, and one of another
+    format, is left to `load_cascade`."""
+    folder = Path(run) if (Path(run) / "state.pt").exists() else checkpoints.newest_checkpoint(run)
+    if folder is None:
+        return
+    header = records.read_json(folder / "config.json")
+    if not isinstance(header, dict) or header.get("format") in (None, checkpoints.FORMAT):
+        headers.read_header(folder)
 
 
 def markdown(facts: Mapping[str, Any]) -> str:

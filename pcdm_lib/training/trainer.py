@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pcdm_lib import outputs, records
+from pcdm_lib.advice import Interrupted
 from pcdm_lib.diffusion.schedule import FittedSchedule
 from pcdm_lib.models.cascade import bits_per_dim
-from pcdm_lib.models.checkpoints import FORMAT
+from pcdm_lib.models.checkpoints import FORMAT, newest_checkpoint
 from pcdm_lib.models.config import Config
 from pcdm_lib.models.presets import build
 from pcdm_lib.training import distributed
@@ -185,7 +186,8 @@ class Trainer(Preparation, Log):
             on_log: called with every line of the log, in process 0.
 
         Raises:
-            ValueError: for both budgets or none, or one that is not positive.
+            Interrupted: after a Ctrl-C; it says at which step the run was saved.
+            ValueError: for both budgets or none, or one that is not positive and finite.
             BlockingIOError: where another process trains in this folder.
             RuntimeError: where this trainer was interrupted between the updates of two scales.
             TrainingDiverged: where loss or gradient is not finite; the state before that step is
@@ -194,8 +196,10 @@ class Trainer(Preparation, Log):
         if (minutes is None) == (steps is None):
             raise ValueError("give a budget: either minutes or steps")
         given = steps if minutes is None else minutes
-        if given is None or not given > 0:
-            raise ValueError(f"the budget must be positive, got minutes={minutes}, steps={steps}")
+        if given is None or not 0 < given < math.inf:
+            raise ValueError(
+                f"the budget must be positive and finite, got minutes={minutes}, steps={steps}"
+            )
         if self.torn:
             raise RuntimeError(
                 f"this trainer was interrupted in the middle of an update: make a new one with "
@@ -219,7 +223,23 @@ class Trainer(Preparation, Log):
             distributed.from_first(begin)
             if self.side_by_side:
                 self._pool = stack.enter_context(self._threads())
-            self._loop(progress and distributed.rank() == 0, log_every, checkpoint_minutes, on_log)
+            try:
+                self._loop(
+                    progress and distributed.rank() == 0, log_every, checkpoint_minutes, on_log
+                )
+            except KeyboardInterrupt:
+                raise Interrupted(self._how_to_go_on()) from None
+
+    def _how_to_go_on(self) -> str:
+        """What an interrupt left, in one line."""
+        newest = newest_checkpoint(self.run_dir)
+        if newest is None:
+            return "stopped before the first step, nothing was saved: run again to begin anew"
+        step = int(newest.name.removeprefix("step-"))
+        return (
+            f"stopped, saved at step {step} in {self.run_dir}: run again to continue (pcdm train "
+            f"with --resume, a Trainer with resume=True)"
+        )
 
     def _begin_session(self, described: list[dict[str, Any]]) -> None:
         # a kill while a checkpoint was being written

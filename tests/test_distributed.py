@@ -401,11 +401,13 @@ def test_a_killed_process_ends_the_job_and_it_resumes(victim, then, folder, unbr
         wait_until(lambda: not alive(run_dir), 30)
         assert job.wait(1) != 0
         said = job.output()
-    assert "process 0: stopped; a training run continues with --resume" in said, said
     newest = checkpoints.newest_checkpoint(run_dir)
-    assert reached < int(newest.name[5:]) < STEPS_SHELL and records.read_json(
-        newest / "config.json"
-    )["scales"] == ["base", "details1"]
+    at = checkpoints.step_of(newest)
+    assert f"process 0: stopped, saved at step {at} in {run_dir}: run again" in said, said
+    assert reached < at < STEPS_SHELL and records.read_json(newest / "config.json")["scales"] == [
+        "base",
+        "details1",
+    ]
     assert main([*arguments(run_dir, folder), "--resume"]) == 0
     assert_close_weights(run_dir, unbroken)
     assert [r["step"] for r in checkpoints.read_log(run_dir)] == list(

@@ -31,7 +31,7 @@ _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
 )
-_FULL = {
+FULL = {  # the errors of a disk that takes no more, in words
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your quota of disk space is used up",
     errno.EFBIG: "the file would be larger than is allowed here",
@@ -184,7 +184,7 @@ def whole_file(path: Path | str) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):  # the exception that led here says more
             os.unlink(work)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise disk_full(path, error) from error
         raise
 
@@ -223,7 +223,7 @@ def append_line(path: Path | str, line: str) -> None:
         except OSError as error:
             with contextlib.suppress(OSError):
                 file.truncate(before)
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise disk_full(path, error) from error
             raise
 
@@ -328,7 +328,7 @@ def whole_folder(path: Path | str, ours: Sequence[str] = ()) -> Iterator[Path]:
         _take_folder(work, real)
     except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise disk_full(path, error) from error
         raise
 
@@ -398,7 +398,7 @@ def folds_case(folder: Path | str) -> bool:
 
 def disk_full(path: Path | str, error: OSError) -> OSError:
     """The same error in one line that names the file and says what to do."""
-    message = f"{path} was not written, {_FULL.get(error.errno or 0, 'the disk is full')}"
+    message = f"{path} was not written, {FULL.get(error.errno or 0, 'the disk is full')}"
     found = OSError(f"{message}: free some space and give the same command again")
     found.errno = error.errno
     return found

@@ -108,6 +108,21 @@ def test_a_batch_larger_than_the_memory_is_refused(monkeypatch: pytest.MonkeyPat
     memory.check_training(config, 1_000_000)
 
 
+def test_only_the_scales_that_are_trained_take_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A base that is too large does not keep the details from being trained; a name that no scale
+    has is refused as such."""
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 2**33)
+    words = ["train", str(tmp_path / "run"), "--preset", "tiny", "--dataset", "photos"]
+    words += ["--steps", "1", "--dry-run", "--set", "base_channels=30000"]
+    assert main(words) == 2
+    assert "make channels or blocks smaller" in capsys.readouterr().err
+    assert main([*words, "--scales", "details1"]) == 0
+    assert main([*words, "--scales", "detail"]) == 2
+    assert "unknown scales ['detail']" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- headers of checkpoints
 
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import typer
 
+from pcdm_lib import outputs
 from pcdm_lib.advice import Interrupted, MissingExtra
 
 _INPUT = (ValueError, TypeError, OSError, KeyError, ArithmeticError, MissingExtra)
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # what libraries that are no Python say of a full disk and of too little memory
 _FULL_TEXTS = (
     "No space left on device",
@@ -143,7 +143,7 @@ def _lacks_memory(error: BaseException) -> bool:
 
 def _disk_is_full(error: BaseException) -> bool:
     return any(
-        (isinstance(link, OSError) and link.errno in _FULL)
+        (isinstance(link, OSError) and link.errno in outputs.FULL)
         or (not isinstance(link, OSError) and any(part in str(link) for part in _FULL_TEXTS))
         for link in _chain(error)
     )

@@ -299,7 +299,7 @@ def _check_settings(choices: Choices, device: torch.device) -> None:
     room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes == 1:  # several may divide the work, on several machines
-        memory.check_training(config.model, config.training.batch_size, None, room)
+        memory.check_training(config.model, config.training.batch_size, choices.scales, room)
 
 
 def _configure(choices: Choices, images: ImageData) -> Config:

@@ -88,7 +88,8 @@ def check_training(
         pixels = sides if len(_names(config)) == 1 else sides >> 2 * config.levels
     # each residual block keeps an output for its gradient; of the coarsest scale's pixels at least
     kept = max(
-        2 * blocks * widths[0] * max(1, pixels) for widths, blocks in _networks(config, scales)
+        (2 * blocks * widths[0] * max(1, pixels) for widths, blocks in _networks(config, scales)),
+        default=0,
     )
     _check(weights + _FLOAT * kept * batch, f"training with batch_size={batch}", "batch_size", room)
 

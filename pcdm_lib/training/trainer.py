@@ -36,7 +36,7 @@ from pcdm_lib import outputs, records
 from pcdm_lib.advice import Interrupted
 from pcdm_lib.diffusion.schedule import FittedSchedule
 from pcdm_lib.models.cascade import bits_per_dim
-from pcdm_lib.models.checkpoints import FORMAT, newest_checkpoint
+from pcdm_lib.models.checkpoints import FORMAT, newest_checkpoint, step_of
 from pcdm_lib.models.config import Config
 from pcdm_lib.models.presets import build
 from pcdm_lib.training import distributed
@@ -235,10 +235,9 @@ class Trainer(Preparation, Log):
         newest = newest_checkpoint(self.run_dir)
         if newest is None:
             return "stopped before the first step, nothing was saved: run again to begin anew"
-        step = int(newest.name.removeprefix("step-"))
         return (
-            f"stopped, saved at step {step} in {self.run_dir}: run again to continue (pcdm train "
-            f"with --resume, a Trainer with resume=True)"
+            f"stopped, saved at step {step_of(newest)} in {self.run_dir}: run again to continue "
+            f"(pcdm train with --resume, a Trainer with resume=True)"
         )
 
     def _begin_session(self, described: list[dict[str, Any]]) -> None:

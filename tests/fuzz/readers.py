@@ -38,6 +38,7 @@ from . import damage
 
 # what a reader gave: pixels, an error that it raised for a part, or a line that it said
 Found = np.ndarray | Exception | str
+Note = bytes | Exception | str
 Files = Mapping[str, bytes]
 Read = Callable[[Path], Iterator[Found]]
 TIME = 1_000_000_000  # of change, of every file: what was made of files must fit them
@@ -64,12 +65,16 @@ class Reader:
     files: Files
     attacks: tuple[Attack, ...]
     read: Read
-    truth: frozenset[str] = frozenset()
+    truth: frozenset[bytes] = frozenset()
 
 
-def digest(pixels: np.ndarray) -> str:
-    """What tells an array from others."""
-    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+def noted(item: Found) -> Note:
+    """A digest for an array, which may be large; all else as it is."""
+    if not isinstance(item, np.ndarray):
+        return item
+    found = hashlib.sha256(f"{item.shape}".encode())
+    found.update(np.ascontiguousarray(item).data)
+    return found.digest()
 
 
 def attempt(read: Callable[..., Any], *arguments: Any) -> Iterator[Found]:
@@ -269,14 +274,13 @@ def weights_of(made: Cascade) -> np.ndarray:
 
 def read_kept(folder: Path) -> Iterator[Found]:
     """A model beside a `.pcdm` file."""
-    kept.is_kept(folder / "m")
-    yield weights_of(kept.load_kept(folder / "m")[0])
+    yield weights_of(pretrained.open_model([str(folder / "m")])[0])
 
 
 def read_run(folder: Path) -> Iterator[Found]:
     """A run's newest checkpoint and its log."""
     yield from attempt(checkpoints.read_log, folder)
-    yield weights_of(checkpoints.load_cascade(folder)[0])
+    yield weights_of(pretrained.open_model([str(folder)])[0])
 
 
 def read_shipped(folder: Path) -> Iterator[Found]:
@@ -290,7 +294,7 @@ def _model_attacks(files: Files, sealed: bool) -> tuple[Attack, ...]:
         if f.endswith("json")
         else Attack(f, damage.safetensors_forged, checked=sealed, sealed=sealed)
         for f in files
-        if not f.endswith(".pt")
+        if not f.endswith((".pt", ".jsonl"))
     )
 
 
@@ -311,7 +315,7 @@ def models() -> Iterator[tuple[str, Reader]]:
     run["log.jsonl"] = b"".join(json.dumps({"step": i}).encode() + b"\n" for i in range(9))
     attacks = (*_model_attacks(run, False), Attack("log.jsonl"))
     yield "run", Reader(run, attacks, read_run)
-    files["m/config.json"] = json.dumps({"config": config}).encode()
+    files = {**files, "m/config.json": json.dumps({"config": config}).encode()}
     sums = {Path(f).name: {"sha256": hashlib.sha256(c).hexdigest()} for f, c in files.items()}
     card = {"format": 1, "name": "m", "files": sums, "training": [], "data": header["data"]}
     attacks = _model_attacks(files, True) + (Attack("m/card.json", damage.json_forged, False),)
@@ -396,8 +400,8 @@ def all_readers() -> dict[str, Reader]:
         for name, reader in group():
             with tempfile.TemporaryDirectory() as folder:
                 place(Path(folder), reader.files)
-                sound = list(reader.read(Path(folder)))
+                sound = [noted(item) for item in reader.read(Path(folder))]
             assert not any(isinstance(item, Exception) for item in sound), f"{name}: {sound}"
-            truth = frozenset(digest(item) for item in sound if isinstance(item, np.ndarray))
+            truth = frozenset(item for item in sound if isinstance(item, bytes))
             found[name] = dataclasses.replace(reader, truth=truth)
     return found

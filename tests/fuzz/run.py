@@ -18,10 +18,8 @@ from pathlib import Path
 from random import Random
 from types import FrameType
 
-import numpy as np
-
 from . import damage
-from .readers import Found, Reader, digest, place
+from .readers import Note, Reader, noted, place
 
 MEMORY = 2 << 30  # bytes that the process may have
 SECONDS = 10.0  # of the processor, after which reading a file is a hang
@@ -72,15 +70,15 @@ def damaged(reader: Reader, name: str, seed: int, number: int) -> tuple[dict[str
     return files, not attack.checked or (other in files[attack.file] and not attack.sealed)
 
 
-def judge(found: list[Found], reader: Reader, free: bool) -> str:
+def judge(found: list[Note], reader: Reader, free: bool) -> str:
     """One of OUTCOMES, or what is wrong with what a reader gave; `free`: it may be other content
     than the sample's."""
-    pixels = [item for item in found if isinstance(item, np.ndarray)]
+    pixels = [item for item in found if isinstance(item, bytes)]
     errors = [item for item in found if isinstance(item, Exception)]
     for item in found:
-        if not isinstance(item, np.ndarray) and (complaint := unclear(item)):
+        if not isinstance(item, bytes) and (complaint := unclear(item)):
             return complaint
-    if any(digest(item) not in reader.truth for item in pixels):
+    if not reader.truth.issuperset(pixels):
         return OTHER if free else "WRONG PIXELS"
     if not errors:
         return RIGHT
@@ -103,11 +101,11 @@ def unclear(said: Exception | str) -> str:
 def read_one(reader: Reader, files: Mapping[str, bytes], free: bool, folder: Path) -> str:
     """What came of a sample, which is laid into the empty folder first."""
     place(folder, files)
-    found: list[Found] = []
+    found: list[Note] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found.extend(reader.read(folder))
+            found.extend(noted(item) for item in reader.read(folder))
         except Exception as error:
             found.append(error)
     if Path("unpickled").exists():

@@ -68,12 +68,12 @@ def read_log(run_dir: Path | str) -> list[dict[str, Any]]:
         ValueError: naming a line, not the last one, that is not JSON.
     """
     path = Path(run_dir) / "log.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             if number != len(lines) - 1:
                 raise ValueError(
                     f"{path}, line {number + 1} is not JSON: the log was edited"

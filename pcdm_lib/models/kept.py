@@ -97,7 +97,7 @@ def load_kept(
     facts = records.read_json(path / "config.json")
     try:
         config, training = Config.from_dict(facts["config"]), list(facts["training"])
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path / 'config.json'} does not describe a model ({error}): get a whole copy"
         ) from error

@@ -105,7 +105,7 @@ def read_one(reader: Reader, files: Mapping[str, bytes], free: bool, folder: Pat
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found.extend(noted(item) for item in reader.read(folder))
+            found.extend(map(noted, reader.read(folder)))  # holds no array while the next is read
         except Exception as error:
             found.append(error)
     if Path("unpickled").exists():

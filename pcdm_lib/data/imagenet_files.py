@@ -163,8 +163,9 @@ def _read_batch(path: Path, name: str, size: int) -> np.ndarray:
         raise ValueError(f"{what} cannot be read as npz ({error}): fetch it again") from error
     advice = "take the published files"
     if images is None:
+        named = " ".join(", ".join(keys).split())[:200]
         raise ValueError(
-            f"{what} has the keys {', '.join(keys) or 'of no npz file'}, expected data and "
+            f"{what} has the keys {named or 'of no npz file'}, expected data and "
             f"labels: {advice}"
         )
     if (

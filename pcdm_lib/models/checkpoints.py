@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pcdm_lib import records
+from pcdm_lib.maps.standard import make_map
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config, config_differences, modern_names
 from pcdm_lib.models.presets import build
@@ -125,6 +126,24 @@ def load_weights(module: nn.Module, path: Path, *, rounded: bool = False) -> Non
     module.load_state_dict(tensors)
 
 
+def _config(header: dict[str, Any], folder: Path) -> Config:
+    path = folder / "config.json"
+    lacks = [key for key in ("config", "data", "scales") if key not in header]
+    if lacks:
+        raise ValueError(f"{path} lacks the key {lacks[0]!r}: restore the file")
+    if not isinstance(header["data"], dict) or not isinstance(header["scales"], list):
+        raise ValueError(f"{path} does not say what was trained on what: restore the file")
+    try:
+        config = Config.from_dict(header["config"])
+        names = make_map(config.model.map, config.model.levels).names()
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}: restore the file") from error
+    strange = [name for name in header["scales"] if name not in names]
+    if strange:
+        raise ValueError(f"{path} names the scale {strange[0]!r}, which the model has not")
+    return config
+
+
 def load_cascade(
     *run_dirs: Path | str,
     weights: str = "ema",
@@ -162,6 +181,8 @@ def load_cascade(
         if folder is None:
             raise ValueError(f"{run} holds no checkpoint: train first, or check the path")
         header = records.read_json(folder / "config.json")
+        if not isinstance(header, dict):
+            raise ValueError(f"{folder / 'config.json'} does not describe a checkpoint: restore it")
         if header.get("format") != FORMAT:
             raise CheckpointMismatch(
                 f"{folder} has format {header.get('format')}, this version reads {FORMAT}: use "
@@ -175,7 +196,7 @@ def load_cascade(
             )
         headers.append(header)
         folders.append(folder)
-    configs = [Config.from_dict(h["config"]) for h in headers]
+    configs = [_config(header, folder) for header, folder in zip(headers, folders)]
     for header, config in zip(headers[1:], configs[1:]):
         if config.model != configs[0].model:
             lines = config_differences(
@@ -191,7 +212,10 @@ def load_cascade(
                     str(h["data"].get("label", "unnamed data")) for h in (headers[0], header)
                 )
             )
-    cascade = build(configs[0].model)
+    try:
+        cascade = build(configs[0].model)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{folders[0] / 'config.json'}: {error}: restore the file") from error
     loaded = set()
     for header, folder in zip(headers, folders):
         for name in header["scales"]:

@@ -13,6 +13,7 @@ WORKERS  ?= 2
 PYTEST_ARGS ?=
 LAB_ARGS ?=
 HOLD     ?=
+FUZZ_FILES ?= 10000
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.pcdm-installed
@@ -24,7 +25,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce tables test lint docs lab constraints clean distclean FORCE
+.PHONY: help venv reproduce tables test fuzz lint docs lab constraints clean distclean FORCE
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -61,6 +62,9 @@ tables: $(STAMP)  ## train every system for MINUTES each on DATASET, then print 
 
 test: $(STAMP)  ## run the tests, and the notebooks as tests, WORKERS (2) files at a time, with PYTEST_ARGS="..."
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest --nbval -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+fuzz: $(STAMP)  ## read FUZZ_FILES (10000) damaged and hostile files with every reader (Linux)
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m tests.fuzz --files $(FUZZ_FILES)
 
 lint: $(TOOLS)  ## check style (ruff), format (ruff) and types (mypy)
 	"$(BIN)/python" -m ruff check .

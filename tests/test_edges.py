@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pcdm_lib import outputs, records
 from pcdm_lib.__main__ import main
 from pcdm_lib.data import paths, sets
-from pcdm_lib.data.files import name_files
+from pcdm_lib.data.files import name_files, read_image
 from pcdm_lib.data.found import find_images
-from pcdm_lib.data.images import ImageData
+from pcdm_lib.data.images import ImageData, read_rgb
 from pcdm_lib.experiments import experiment, suite
 from pcdm_lib.models import checkpoints, kept, presets
 from pcdm_lib.training.trainer import Trainer
@@ -448,6 +448,37 @@ def test_grey_images_are_named_in_the_label(here: Path) -> None:
     pictures("a", 4)
     Image.open("a/img0.png").convert("L").save("a/img0.png")
     assert sets.load_data("folder:a").label.endswith("; 1 grey image as three equal channels")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ("L", "P", "RGB"))
+def test_an_image_read_in_bands_is_the_image(
+    here: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, mode: str
+) -> None:
+    """Turned as Pillow turns it."""
+    monkeypatch.setattr("pcdm_lib.data.images._BAND", 40)
+    pixels = np.random.default_rng(orientation).integers(0, 256, (9, 17, 1), np.uint8)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    whole = Image.fromarray(np.repeat(pixels, 3, 2)).convert(mode)
+    whole.save("a.png", exif=exif)
+    with Image.open("a.png") as image:
+        shown = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        stored = np.asarray(image.convert("L" if mode == "L" else "RGB"))
+    np.testing.assert_array_equal(read_rgb(Path("a.png")), shown)
+    np.testing.assert_array_equal(read_image(Path("a.png")), stored)
+
+
+@pytest.mark.parametrize("read", (read_image, read_rgb, sets.read_square))
+def test_one_wrong_bit_in_the_pixels_of_a_png_is_found(here: Path, read: Any) -> None:
+    """Pillow skips the checksum there."""
+    pictures("a", 1)
+    whole = Path("a/img0.png").read_bytes()
+    read(Path("a/img0.png"))
+    for at in (whole.index(b"IDAT") + 100, len(whole) - 20):
+        Path("b.png").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="b.png cannot be read.*checksum"):
+            read(Path("b.png"))
 
 
 @pytest.mark.parametrize("what", ("pipe", "socket", "device"))

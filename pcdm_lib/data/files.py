@@ -14,9 +14,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from pcdm_lib import records
 from pcdm_lib.data.found import find_images
-from pcdm_lib.data.images import SUFFIXES, beyond_rgb, check_input
+from pcdm_lib.data.images import (
+    SUFFIXES,
+    UNREADABLE,
+    beyond_rgb,
+    check_input,
+    opened_image,
+    pixels_of,
+)
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_SAMPLES = 1 << 30  # of an image, 357 megapixels in colour: it lies whole in memory
 _MAX_TEXT = 1 << 26  # bytes of a PNG's text and profiles, which are not kept
 
@@ -66,7 +72,8 @@ def read_image(path: Path) -> np.ndarray:
         ValueError: where it cannot be read, is cut short, or holds more than 8-bit grey or RGB.
     """
     with _opened(path) as image:
-        return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+        mode = "L" if image.mode in ("1", "L") else "RGB"
+        return pixels_of(image, lambda band: band.convert(mode))
 
 
 @contextlib.contextmanager
@@ -77,7 +84,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT
     try:
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        with path.open("rb") as file, opened_image(file) as image:
             what = beyond_rgb(image, file)
             if what:
                 raise ValueError(
@@ -91,7 +98,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                     f"into parts"
                 )
             yield image
-    except (OSError, SyntaxError, ValueError, MemoryError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read: {_reason(error)}") from error
     finally:
         Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = before[:2]

@@ -11,9 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
-from pcdm_lib.data.images import ORIENTATION, SUFFIXES, read_rgb
+from pcdm_lib.data.images import ORIENTATION, SUFFIXES, UNREADABLE, opened_image, read_rgb
 
 # Folders that programs fill with copies, previews and deleted files, beside those that begin with
 # a dot (.ipynb_checkpoints, .Trash-1000, .git). Lower case.
@@ -227,11 +225,11 @@ def _header(path: Path) -> tuple[tuple[int, int] | None, bool, bool]:
     """The sides of an image (longer first), whether it is grey, and whether EXIF turns it; no sides
     where it cannot be read, which is said when it is."""
     try:
-        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+        with path.open("rb") as file, opened_image(file, check=False) as image:
             turned = image.getexif().get(ORIENTATION, 1) not in (0, 1)
             sides = max(image.size), min(image.size)
             return sides, image.mode in ("1", "L", "LA"), turned
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except UNREADABLE:
         return None, False, False
 
 

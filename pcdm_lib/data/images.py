@@ -3,20 +3,27 @@ and what is cut out of them."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import struct
 import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pcdm_lib import outputs
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP")
 TRANSPARENCY = "transparency"
+# what Pillow raises for a file that it cannot read
+UNREADABLE = (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError)
 ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 
 
@@ -147,13 +154,12 @@ def decode_rgb(
         upright: turn the image as its EXIF orientation says.
     """
     try:
-        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+        with opened_image(file) as image:
             what = beyond_rgb(image, file)
             if lenient and what in (TRANSPARENCY, "mode CMYK"):
                 what = None
-            shown = ImageOps.exif_transpose(image) if upright and not what else image
-            pixels = None if what else np.asarray(shown.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            pixels = None if what else pixels_of(image, upright=upright)
+    except UNREADABLE as error:
         raise ValueError(
             f"{name} cannot be read as PNG, JPEG or WebP ({error}): repair or remove it"
         ) from error
@@ -163,6 +169,100 @@ def decode_rgb(
             f"it"
         )
     return pixels
+
+
+@contextlib.contextmanager
+def opened_image(file: BinaryIO, *, check: bool = True) -> Iterator[Image.Image]:
+    """An open PNG, JPEG or WebP file as Pillow's image.
+
+    Pillow skips the checksums of a PNG where its pixels are, so that one wrong bit gives wrong
+    pixels: they are compared here. Its warnings are dropped: what matters of them is an error.
+
+    Args:
+        file: the open file.
+        check: compare the checksums; not needed where only the header is read.
+
+    Raises:
+        UNREADABLE: while the image is opened or read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(file, formats=FORMATS) as image:
+            if check and image.format == "PNG":
+                here = file.tell()
+                _check_png(file)
+                file.seek(here)
+            yield image
+
+
+def _check_png(file: BinaryIO) -> None:
+    """ValueError where a chunk is not what was written."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        crc = zlib.crc32(kind)
+        while length:
+            part = file.read(min(length, 1 << 20))
+            if not part:
+                raise ValueError("it is cut short")
+            crc, length = zlib.crc32(part, crc), length - len(part)
+        if file.read(4) != crc.to_bytes(4, "big"):
+            raise ValueError(f"the checksum of its chunk {kind.decode('latin-1')!r} is wrong")
+        if kind == b"IEND":
+            return
+
+
+_BAND = 1 << 22  # pixels that are converted at a time
+
+# How an array lies in what the EXIF orientation of that number shows: an array is turned by filling
+# this view of the result.
+_TURNED: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[:, ::-1],
+}
+
+
+def in_rgb(band: Image.Image) -> Image.Image:
+    """The same in mode "RGB"."""
+    return band.convert("RGB")
+
+
+def pixels_of(
+    image: Image.Image,
+    convert: Callable[[Image.Image], Image.Image] = in_rgb,
+    *,
+    upright: bool = False,
+) -> np.ndarray:
+    """An open image as uint8 (H, W) or (H, W, 3).
+
+    In bands of rows: at once, Pillow would hold a large image four times.
+
+    Args:
+        image: the image.
+        convert: gives a band of it in mode "L" or "RGB".
+        upright: turn it as its EXIF orientation says.
+    """
+    width, height = image.size
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
+    turn = _TURNED.get(image.getexif().get(ORIENTATION, 1)) if upright else None
+    rows = max(1, _BAND // width)
+    found = view = np.empty((0, 0), np.uint8)
+    for top in range(0, height, rows):
+        band = np.asarray(convert(image.crop((0, top, width, min(height, top + rows)))))
+        if top == 0:
+            sides = (height, width)
+            if turn and turn(np.empty((1, 2))).shape == (2, 1):
+                sides = (width, height)
+            found = np.empty((*sides, *band.shape[2:]), np.uint8)
+            view = turn(found) if turn else found
+        view[top : top + len(band)] = band
+    return found
 
 
 def beyond_rgb(image: Image.Image, file: BinaryIO) -> str | None:
@@ -191,8 +291,12 @@ def box_reduce(image: np.ndarray, k: int) -> np.ndarray:
     """(H, W, 3) -> (H // k, W // k, 3): rounded means of k x k blocks, in integers: the same on
     every machine."""
     height, width = image.shape[0] // k, image.shape[1] // k
-    blocks = image[: height * k, : width * k].astype(np.uint32).reshape(height, k, width, k, 3)
-    return ((blocks.sum((1, 3), dtype=np.uint32) + k * k // 2) // (k * k)).astype(np.uint8)
+    reduced = np.empty((height, width, 3), np.uint8)
+    for top in range(height):  # row by row: integers of 32 bits of the whole might fill the memory
+        band = image[top * k : (top + 1) * k, : width * k]
+        sums = band.sum(0, dtype=np.uint32).reshape(width, k, 3).sum(1, dtype=np.uint32)
+        reduced[top] = (sums + k * k // 2) // (k * k)
+    return reduced
 
 
 def grid(image: np.ndarray, size: int, stride: int) -> np.ndarray:

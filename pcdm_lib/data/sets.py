@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pcdm_lib.data import crops, domains, imagenet, svhn
 from pcdm_lib.data.cifar import _load_cifar10
@@ -23,10 +23,14 @@ from pcdm_lib.data.crops import _load_folder
 from pcdm_lib.data.download import CIFAR_ARCHIVE, CIFAR_FOLDER
 from pcdm_lib.data.images import (
     TRANSPARENCY,
+    UNREADABLE,
     ImageData,
     beyond_rgb,
     box_reduce,
     check_input,
+    in_rgb,
+    opened_image,
+    pixels_of,
 )
 from pcdm_lib.data.paths import data_folder, located
 from pcdm_lib.data.photos import _load_photos, _read_photo
@@ -125,14 +129,15 @@ def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
     path = located(path)
     check_input(path)
     try:
-        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+        with path.open("rb") as file, opened_image(file) as image:
             what = beyond_rgb(image, file)
-            flat: Image.Image = image
-            if what == TRANSPARENCY:
-                rgba, what = image.convert("RGBA"), None
-                flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            pixels = None if what else np.asarray(ImageOps.exif_transpose(flat).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            on_white = what == TRANSPARENCY
+            pixels = (
+                None
+                if what and not on_white
+                else pixels_of(image, _on_white if on_white else in_rgb, upright=True)
+            )
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} cannot be read as PNG, JPEG or WebP ({error}): give another file"
         ) from error
@@ -147,6 +152,11 @@ def read_square(path: str | Path, size: int = 32) -> torch.Tensor:
     top, left = (height - factor * size) // 2, (width - factor * size) // 2
     square = box_reduce(pixels[top : top + factor * size, left : left + factor * size], factor)
     return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))[None]
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 # Images of no kind, to score beside real ones

@@ -6,6 +6,7 @@ Non-commercial use only, says http://ufldl.stanford.edu/housenumbers/.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,10 @@ def _read(path: Path, split: str) -> np.ndarray:
     """The images (N, 3, 32, 32) of one file; one that holds only the first of them is fine."""
     advice = f"delete it, then {FILES[split].by_hand(path.parent)}"
     try:
+        # a small file may inflate to any size: what it says of X is read first
+        sizes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
+        if math.prod(sizes.get("X", ())) > 3072 * COUNTS[split]:
+            raise ValueError(f"X of {sizes['X']} holds more than {COUNTS[split]} images")
         variables = scipy.io.loadmat(path, variable_names=("X", "y"))
     except Exception as error:  # SciPy knows about as many as there are ways to break a file
         raise ValueError(

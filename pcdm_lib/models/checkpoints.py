@@ -16,6 +16,7 @@ from torch import nn
 from pcdm_lib import records
 from pcdm_lib.models.cascade import Cascade
 from pcdm_lib.models.config import Config, config_differences, modern_names
+from pcdm_lib.models.headers import check_header
 from pcdm_lib.models.presets import build
 
 FORMAT = 1
@@ -81,12 +82,12 @@ def read_log(run_dir: Path | str) -> list[dict[str, Any]]:
         ValueError: naming a line, not the last one, that is not JSON.
     """
     path = Path(run_dir) / "log.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             if number != len(lines) - 1:
                 raise ValueError(
                     f"{path}, line {number + 1} is not JSON: the log was edited"
@@ -175,6 +176,8 @@ def load_cascade(
         if folder is None:
             raise ValueError(f"{run} holds no checkpoint: train first, or check the path")
         header = records.read_json(folder / "config.json")
+        if not isinstance(header, dict):
+            raise ValueError(f"{folder / 'config.json'} does not describe a checkpoint: restore it")
         if header.get("format") != FORMAT:
             raise CheckpointMismatch(
                 f"{folder} has format {header.get('format')}, this version reads {FORMAT}: use "
@@ -188,7 +191,9 @@ def load_cascade(
             )
         headers.append(header)
         folders.append(folder)
-    configs = [Config.from_dict(h["config"]) for h in headers]
+    for header, folder in zip(headers, folders):
+        check_header(header, folder / "config.json")
+    configs = [Config.from_dict(header["config"]) for header in headers]
     for header, config in zip(headers[1:], configs[1:]):
         if config.model != configs[0].model:
             lines = config_differences(
@@ -204,7 +209,10 @@ def load_cascade(
                     str(h["data"].get("label", "unnamed data")) for h in (headers[0], header)
                 )
             )
-    cascade = build(configs[0].model)
+    try:
+        cascade = build(configs[0].model)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{folders[0] / 'config.json'}: {error}: restore the file") from error
     loaded = set()
     for header, folder in zip(headers, folders):
         for name in header["scales"]:

@@ -64,7 +64,7 @@ def check_header(header: Any, path: Path) -> dict[str, Any]:
     try:
         model = Config.from_dict(header["config"]).model
         names = map_of(model).names()
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}: {again}") from error
     strange = [name for name in header["scales"] if name not in names]
     if strange:

@@ -100,11 +100,18 @@ def load_kept(
     facts = records.read_json(path / "config.json")
     try:
         config, training = Config.from_dict(facts["config"]), list(facts["training"])
-    except (KeyError, TypeError) as error:
+        cascade = build(config.model)
+    except (
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ValueError(
             f"{path / 'config.json'} does not describe a model ({error}): get a whole copy"
         ) from error
-    cascade = build(config.model)
     for scale in cascade.scales:
         checkpoints.load_weights(scale, path / f"{scale.name}.safetensors")
     return cascade.to(device).eval(), [header | {"config": facts["config"]} for header in training]

@@ -262,9 +262,9 @@ def _cached(files: Files, read: Read) -> Reader:
 TINY = ModelConfig(image_shape=(3, 8, 8), channels=(8,), blocks=1, attention=False)
 
 
-def cascade() -> Cascade:
+def cascade(config: ModelConfig) -> Cascade:
     """A model whose weights are plain numbers."""
-    made = presets.build(TINY)
+    made = presets.build(config)
     with torch.no_grad():
         for number, (_, p) in enumerate(sorted(made.named_parameters())):
             k = torch.arange(p.numel(), dtype=torch.float64).reshape(p.shape) + 17 * number
@@ -272,7 +272,8 @@ def cascade() -> Cascade:
     return made.eval()
 
 
-CASCADE = cascade()
+CASCADE = cascade(TINY)
+DIRECT = cascade(presets.preset("tiny", "direct", (3, 16, 16)).model)
 
 
 def weights_of(made: Cascade) -> np.ndarray:
@@ -323,6 +324,12 @@ def models() -> Iterator[tuple[str, Reader]]:
     run["log.jsonl"] = b"".join(json.dumps({"step": i}).encode() + b"\n" for i in range(9))
     attacks = (*_model_attacks(run, False), Attack("log.jsonl"))
     yield "run", Reader(run, attacks, read_run)
+    settings = presets.preset("tiny", "direct", (3, 16, 16)).to_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        facts = {**header, "config": settings, "scales": list(DIRECT.names)}
+        kept.keep(DIRECT, [facts], Path(folder) / "m")
+        direct = lying(Path(folder))
+    yield "kept model, direct", Reader(direct, _model_attacks(direct, False), read_kept)
     files = {**files, "m/config.json": json.dumps({"config": config}).encode()}
     sums = {Path(f).name: {"sha256": hashlib.sha256(c).hexdigest()} for f, c in files.items()}
     card = {"format": 1, "name": "m", "files": sums, "training": [], "data": header["data"]}
@@ -334,16 +341,26 @@ def models() -> Iterator[tuple[str, Reader]]:
 # ---------------------------------------------------------------- archives and results
 
 
-def read_archive(folder: Path) -> Iterator[Found]:
-    """As `pcdm decompress` reads it; no image may be written outside of its folder."""
+def archive_reader(made: Cascade, level: int = 0) -> Read:
+    """As `pcdm decompress` reads an archive, at 1 / 2^level of the sides; no image may be written
+    outside of its folder."""
+
+    def read(folder: Path) -> Iterator[Found]:
+        yield from read_archive(folder, made, level)
+
+    return read
+
+
+def read_archive(folder: Path, made: Cascade, level: int) -> Iterator[Found]:
+    """See `archive_reader`."""
     with Archive(folder / "a.pcdm") as archive:
         yield from archive.reader.damage
         archive.reader.layout()
         out = folder / "out"
         for path in targets(archive.names(), out, rename=True).paths.values():
             assert Path(os.path.normpath(path)).is_relative_to(out), f"{path} lies elsewhere"
-        archive.prepare(CASCADE)
-        for found in archive.images():
+        archive.prepare(made)
+        for found in archive.previews(level) if level else archive.images():
             yield found if isinstance(found, DamagedFile) else found[1]
 
 
@@ -354,16 +371,22 @@ def archives() -> Iterator[tuple[str, Reader]]:
     large = [*images[:3], ("large.png", pixels[5])]
     images += [("grey", pixels[4, :9, :8, 0]), ("a/black.png", np.zeros((5, 7, 3), np.uint8))]
     quick = Settings(steps=2, batch=4, chunk_tiles=2)
-    for name, some, settings in (
-        (".pcdm, as it is", images, quick),
-        (".pcdm, by the model", images, dataclasses.replace(quick, plain=False)),
-        (".pcdm, in pieces", large, dataclasses.replace(quick, piece=3 * 10 * 10)),
+    plain = dataclasses.replace(quick, plain=False)
+    pieces = dataclasses.replace(quick, piece=3 * 10 * 10)
+    for name, some, settings, made, level in (
+        (".pcdm, as it is", images, quick, CASCADE, 0),
+        (".pcdm, by the model", images, plain, CASCADE, 0),
+        (".pcdm, in pieces", large, pieces, CASCADE, 0),
+        (".pcdm, direct", images, plain, DIRECT, 0),
+        (".pcdm, direct, in pieces", large, dataclasses.replace(pieces, plain=False), DIRECT, 0),
+        (".pcdm, direct, small pictures", large, plain, DIRECT, 2),
     ):
         with tempfile.TemporaryDirectory() as folder:
-            compress(some, Path(folder) / "a.pcdm", CASCADE, "tiny", settings)
+            compress(some, Path(folder) / "a.pcdm", made, "tiny", settings)
             files = lying(Path(folder))
-        attack = Attack("a.pcdm", damage.archive_forged, sealed=True)
-        yield name, Reader(files, (attack,), read_archive)
+        # the picture of a chunk that is cut short comes before the checksum could be compared
+        attack = Attack("a.pcdm", damage.archive_forged, checked=not level, sealed=not level)
+        yield name, Reader(files, (attack,), archive_reader(made, level))
 
 
 def read_results(folder: Path) -> Iterator[Found]:

@@ -73,6 +73,21 @@ class Later:
         return getattr(need(self._module), name)
 
 
+def brief(text: object, most: int = 120) -> str:
+    """The beginning of a text in one line: a library's error may quote the whole file.
+
+    Args:
+        text: an error, or anything with a `str`.
+        most: characters.
+
+    Example:
+        >>> brief(ValueError("no name:\\n" + 999 * "a"), 14)
+        'no name: aa...'
+    """
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`", did you mean 'small'?"`, or nothing where no known name is near.
 

@@ -450,6 +450,32 @@ def test_grey_images_are_named_in_the_label(here: Path) -> None:
     assert sets.load_data("folder:a").label.endswith("; 1 grey image as three equal channels")
 
 
+def test_compress_says_what_orientation_is_not_kept(here: Path, capsys: Any) -> None:
+    """Pixels come back as they lie in the file; a viewer had shown them turned."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 17, 3), np.uint8)
+    Image.fromarray(pixels).save("turned.png", exif=exif)
+    Image.fromarray(pixels).save("upright.png")
+    for names, said in (
+        (["upright.png"], ""),
+        (["turned.png", "upright.png"], "note: 1 image carries an EXIF orientation, which is not"),
+    ):
+        assert main(["compress", *names, "-o", "a.pcdm", "--force", "--quiet"]) == 0
+        errors = capsys.readouterr().err
+        assert errors.startswith(said) and errors.count("\n") == bool(said)
+    assert main(["decompress", "a.pcdm", "-o", "out", "--quiet"]) == 0
+    assert np.array_equal(read_image(Path("out/turned.png")), pixels)
+
+
+def test_sampling_says_that_a_direct_cascade_has_no_steps(here: Path, capsys: Any) -> None:
+    words = ["sample", "photos-direct", "-o", "s", "--count", "1", "--steps", "7"]
+    assert main(words) == 0
+    errors = capsys.readouterr().err
+    assert "note: --steps changes nothing: photos-direct is a direct cascade" in errors
+    assert "100%" in errors and "7/7" in errors  # 64x64 images have 6 levels and a base
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ("L", "P", "RGB"))
 def test_an_image_read_in_bands_is_the_image(

@@ -640,8 +640,10 @@ def test_dry_runs_of_files_and_tables(folder, tmp_path, capsys):
     assert found["model"]["name"] == "photos32-vdm" and found["settings"]["side"] == 32
     assert main(["compress", str(folder), "-o", str(out), "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["model"]["name"] == files.DEFAULT_MODEL
-    assert main(["compress", str(folder), "-o", str(out), "--steps", "10"]) == 2
-    assert "--steps is for diffusion models" in capsys.readouterr().err
+    words = ["compress", str(folder), "-o", str(out), "--steps", "10", "--tile", "8", "--dry-run"]
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "note: --steps, --tile change nothing: photos-direct is a direct cascade" in said
     assert not out.exists()
     words = ["tables", "--minutes", "2", "--only", "vdm", "--out", str(tmp_path / "t")]
     assert main([*words, "-p", "heldout_images", "7", "--dry-run"]) == 0

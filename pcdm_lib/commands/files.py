@@ -19,6 +19,7 @@ from pcdm_lib.commands.options import (
     model_names,
     one_of,
     print_json,
+    say_unused,
     sources,
     whole,
 )
@@ -142,12 +143,12 @@ def compress(
         kept.check_place(beside, force)
     runs = sources(model) or [DEFAULT_MODEL]
     cascade, headers = pretrained.open_model(runs, "ema", where)
+    name = _model_name(runs)
     if cascade.exact:
-        given_up = {"--steps": steps != 200, "--batch": batch != 16, "--tile": tile}
-        _refuse_settings(given_up | {"--precision": precision != "float64"})
+        unused = {"--steps": steps != 200, "--batch": batch != 16, "--tile": tile}
+        say_unused(unused | {"--precision": precision != "float64"}, name)
     archive.check_model(cascade, settings)
     sizes = _check_inputs(files)
-    name = _model_name(runs)
     label = headers[0]["data"].get("label", "unnamed data")
     verify = not no_verify
     total = archive.work(cascade, settings, sizes) * (1 + verify)
@@ -303,22 +304,13 @@ def decompress(
     return 1 if failed or plan.impossible else 0
 
 
-def _refuse_settings(given: dict[str, Any]) -> None:
-    """Settings that a direct cascade has no use for are not taken and forgotten."""
-    for option, value in given.items():
-        if value:
-            raise ValueError(
-                f"{option} is for diffusion models: the direct cascade has no steps and no tiles, "
-                f"and is the same on every machine; leave it out, or name another --model"
-            )
-
-
 def _check_inputs(files: dict[str, Path]) -> list[tuple[int, int]]:
     """Height and width of the images; one error for all that cannot be stored. Every file is
     decoded once, which takes a moment, where coding takes hours."""
     from pcdm_lib.coding.container import check_name
     from pcdm_lib.coding.extract import warnings
-    from pcdm_lib.data.files import read_image
+    from pcdm_lib.data.files import is_turned, read_image
+    from pcdm_lib.data.found import counted
 
     sizes, refused = [], []
     for name, path in files.items():
@@ -338,6 +330,13 @@ def _check_inputs(files: dict[str, Path]) -> list[tuple[int, int]]:
         )
     for line in warnings(list(files)):
         print(f"warning: {line}", file=sys.stderr)
+    turned = sum(map(is_turned, files.values()))
+    if turned:
+        print(
+            f"note: {counted(turned, 'images carry an EXIF orientation')}, which is not kept: "
+            f"pixels come back as they lie in the file, so a viewer may show them on their side",
+            file=sys.stderr,
+        )
     return sizes
 
 

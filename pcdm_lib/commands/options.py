@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -180,6 +181,23 @@ def sources(words: Sequence[str] | None) -> list[str]:
     for word in words or ():
         found += [word] if Path(word).exists() else [part for part in word.split(",") if part]
     return found
+
+
+def say_unused(given: Mapping[str, object], model: str) -> None:
+    """Say which options change nothing, rather than take and forget them.
+
+    Args:
+        given: options of diffusion models, and whether the user gave each.
+        model: the direct cascade that has no use for them.
+    """
+    unused = [option for option, value in given.items() if value]
+    if unused:
+        change = "changes" if len(unused) == 1 else "change"
+        print(
+            f"note: {', '.join(unused)} {change} nothing: {model} is a direct cascade, which has "
+            f"no steps and no tiles and is the same on every machine",
+            file=sys.stderr,
+        )
 
 
 def print_json(facts: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from pcdm_lib.commands.options import (
     Seed,
     Weights,
     examples,
+    say_unused,
     sources,
     whole,
 )
@@ -41,7 +42,9 @@ def sample(
     steps: Annotated[
         int,
         typer.Option(
-            help="Reverse steps of each scale.", rich_help_panel=MODEL, **whole(1, 1_000_000)
+            help="Reverse steps of each scale of a diffusion model.",
+            rich_help_panel=MODEL,
+            **whole(1, 1_000_000),
         ),
     ] = 100,
     weights: Weights = "ema",
@@ -65,8 +68,11 @@ def sample(
     label = headers[0]["data"].get("label", "unnamed data")
     print(f"trained on: {label}", flush=True)
     generator = torch.Generator(where).manual_seed(seed)
-    total = steps * len(cascade.specs)
-    with tqdm(total=total, desc="sampling", unit="step", disable=quiet) as bar:
+    if cascade.exact:
+        say_unused({"--steps": steps != 100}, ", ".join(runs))
+    total = len(cascade.parts) if cascade.exact else steps * len(cascade.specs)
+    unit = "level" if cascade.exact else "step"
+    with tqdm(total=total, desc="sampling", unit=unit, disable=quiet) as bar:
         samples = cascade.sample(count, steps, generator, where, on_step=bar.update)
     write_samples(cascade, samples, out, f"sample of a model trained on {label}")
     print(f"{count} images, scale by scale, in {out}")

@@ -15,7 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 from pcdm_lib import records
 from pcdm_lib.data.found import find_images
 from pcdm_lib.data.images import (
+    ORIENTATION,
     SUFFIXES,
+    TURNED,
     UNREADABLE,
     beyond_rgb,
     check_input,
@@ -62,6 +64,13 @@ def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an image file, from its header. Errors as of `read_image`."""
     with _opened(path) as image:
         return image.height, image.width
+
+
+def is_turned(path: Path) -> bool:
+    """Whether an image file's EXIF orientation asks for another position than that of its pixels,
+    from its header. Errors as of `read_image`."""
+    with _opened(path) as image:
+        return image.getexif().get(ORIENTATION, 1) in TURNED
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pcdm_lib.data.images import ORIENTATION, SUFFIXES, UNREADABLE, opened_image, read_rgb
+from pcdm_lib.data.images import ORIENTATION, SUFFIXES, TURNED, UNREADABLE, opened_image, read_rgb
 
 # Folders that programs fill with copies, previews and deleted files, beside those that begin with
 # a dot (.ipynb_checkpoints, .Trash-1000, .git). Lower case.
@@ -38,6 +38,7 @@ _ONE = {
     "hidden folders": "hidden folder",
     "images": "image",
     "images turned upright": "image turned upright",
+    "images carry an EXIF orientation": "image carries an EXIF orientation",
     "grey images as three equal channels": "grey image as three equal channels",
     "links that lead nowhere": "link that leads nowhere",
     "links to folders that are read anyway": "link to a folder that is read anyway",
@@ -226,7 +227,7 @@ def _header(path: Path) -> tuple[tuple[int, int] | None, bool, bool]:
     where it cannot be read, which is said when it is."""
     try:
         with path.open("rb") as file, opened_image(file, check=False) as image:
-            turned = image.getexif().get(ORIENTATION, 1) not in (0, 1)
+            turned = image.getexif().get(ORIENTATION, 1) in TURNED
             sides = max(image.size), min(image.size)
             return sides, image.mode in ("1", "L", "LA"), turned
     except UNREADABLE:

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pcdm_lib.advice import brief
 from pcdm_lib.data.images import decode_rgb
 
 BLOCK = 1024  # images that are decoded before they are written
@@ -87,7 +88,7 @@ def _tar_index(path: Path) -> dict[str, tuple[int, int]]:
                 raise tarfile.ReadError("no end-of-archive mark")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise ValueError(
-            f"{path} is cut short or no tar archive ({error}): fetch it again"
+            f"{path} is cut short or no tar archive ({brief(error)}): fetch it again"
         ) from error
     return index
 
@@ -145,14 +146,14 @@ def _zip_names(path: Path) -> list[str]:
             return archive.namelist()
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
         raise ValueError(
-            f"{path} is cut short or no zip archive ({error}): fetch it again"
+            f"{path} is cut short or no zip archive ({brief(error)}): fetch it again"
         ) from error
 
 
 def _read_batch(path: Path, name: str, size: int) -> np.ndarray:
     """The images (n, 3, size, size) of one batch: `data` (n, 3 * size^2), channel after channel,
     and `labels` (n,)."""
-    what, images = f"{name} in {path}", None
+    what, images = f"{brief(name)} in {path}", None
     try:
         with _opened(path, name) as file, np.errstate(all="ignore"):
             loaded = np.load(file, allow_pickle=False)
@@ -160,10 +161,12 @@ def _read_batch(path: Path, name: str, size: int) -> np.ndarray:
             if {"data", "labels"} <= set(keys):
                 images, labels = (np.asarray(loaded[key]) for key in ("data", "labels"))
     except Exception as error:  # NumPy and zipfile know as many as there are ways to break a file
-        raise ValueError(f"{what} cannot be read as npz ({error}): fetch it again") from error
+        raise ValueError(
+            f"{what} cannot be read as npz ({brief(error)}): fetch it again"
+        ) from error
     advice = "take the published files"
     if images is None:
-        named = " ".join(", ".join(keys).split())[:200]
+        named = brief(", ".join(keys))
         raise ValueError(
             f"{what} has the keys {named or 'of no npz file'}, expected data and labels: {advice}"
         )

@@ -216,7 +216,7 @@ _BAND = 1 << 22  # pixels that are converted at a time
 
 # How an array lies in what the EXIF orientation of that number shows: an array is turned by filling
 # this view of the result.
-_TURNED: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
+TURNED: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -250,7 +250,7 @@ def pixels_of(
     width, height = image.size
     if 0 in image.size:
         raise ValueError("it has no pixels")
-    turn = _TURNED.get(image.getexif().get(ORIENTATION, 1)) if upright else None
+    turn = TURNED.get(image.getexif().get(ORIENTATION, 1)) if upright else None
     rows = max(1, _BAND // width)
     found = view = np.empty((0, 0), np.uint8)
     for top in range(0, height, rows):

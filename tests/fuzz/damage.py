@@ -3,6 +3,7 @@ harm, whose checksums are right. The same generator gives the same files."""
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -112,9 +113,9 @@ def _json_changed(r: Random, value: Any) -> Any:
         if how == 0 and inner:
             del inner[key]
         elif how == 1 and isinstance(inner, dict):
-            inner["surplus"] = r.choice(VALUES)
+            inner["surplus"] = copy.deepcopy(r.choice(VALUES))
         else:
-            inner[key] = r.choice(VALUES)
+            inner[key] = copy.deepcopy(r.choice(VALUES))
     return r.choice((*[value] * 15, None, [], "x", [value], 3))
 
 

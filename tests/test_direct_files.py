@@ -114,6 +114,14 @@ def test_round_trip(shapes, colours, plain):
     assert all(np.array_equal(a, b) for a, b in zip(images, back, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(1030, 3), (1, 4100), (2, 2049, 3)])
+def test_images_with_more_levels_than_a_map_has(shape):
+    """Sums of the coarse levels leave 32 bits behind."""
+    codec = DirectCodec(cascade(shape[2] if shape[2:] else 1), Settings(plain=False))
+    for image in (planes(smooth(*shape)), planes(np.full(shape, 255, np.uint8))):
+        assert np.array_equal(codec.decode([image.shape], codec.encode([image]))[0], image)
+
+
 def extremes(*shape):
     return np.random.default_rng(0).choice([0, 255], shape).astype(np.uint8)
 

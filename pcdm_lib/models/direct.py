@@ -15,6 +15,7 @@ machine computes the same distributions.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -188,8 +189,9 @@ def finer(level: Level, height: int, width: int) -> Tensor:
 
 @functools.cache
 def _spec(number: int, channels: int, max_value: int) -> ScaleSpec:
-    side = 2**number
-    return HaarWavelet(number).specs((channels, side, side), max_value)[1]
+    # of one block; a map itself stops at the level whose sums 32 bits hold, images do not
+    details = HaarWavelet(1).specs((channels, 2, 2), max_value)[1]
+    return dataclasses.replace(details, level=number)
 
 
 def ranges(number: int, coarse: Tensor, known: Sequence[Tensor], max_value: int) -> Progression:

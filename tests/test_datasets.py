@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from PIL import Image
 from pcdm_lib import data
 from pcdm_lib.data import crops, download, image_cache, imagenet, load_data, svhn
 from pcdm_lib.data import images as images_module
+from pcdm_lib.data.matlab import read_matlab
 from pcdm_lib.data.photos import HELDOUT_PHOTOS, _read_photo
 from pcdm_lib.data.svhn import load_svhn
 
@@ -773,6 +775,46 @@ def text_file(path: Path) -> None:
     path.write_text("<html>please log in</html>" * 20)
 
 
+@pytest.mark.parametrize("pressed", (True, False))
+@pytest.mark.parametrize("order", ("<", ">"))
+def test_matlab_files_as_scipy_reads_them(tmp_path: Path, pressed: bool, order: str) -> None:
+    path = tmp_path / "a.mat"
+    content = {"X": digits(5), "one": np.ones((1, 1), np.uint8), "y": np.ones((5, 1))}
+    scipy.io.savemat(path, content, do_compression=pressed)
+    if order == ">" and not pressed:  # SciPy writes the machine's order only
+        path.write_bytes(in_other_order(path.read_bytes()))
+    found = read_matlab(path, {"X": 3072 * 5, "one": 1})
+    for name, values in scipy.io.loadmat(path).items():
+        if not name.startswith("__"):
+            assert found[name].kind == values.dtype.name and found[name].shape == values.shape
+            assert name == "y" or np.array_equal(found[name].values, values)
+    with pytest.raises(ValueError, match="has more than 15359 bytes"):
+        read_matlab(path, {"X": 3072 * 5 - 1})
+
+
+def in_other_order(data: bytes) -> bytes:
+    """An uncompressed MATLAB file with the bytes of its numbers in the other order."""
+    found, at = bytearray(data[:124] + data[125:123:-1] + b"MI"), 128
+    while at < len(data):
+        kind, length = struct.unpack_from("<II", data, at)
+        if kind >> 16:
+            found += struct.pack(">I", kind) + swapped(kind & 0xFFFF, data[at + 4 : at + 8])
+            at += 8
+            continue
+        found += struct.pack(">II", kind, length)
+        at += 8
+        if kind != 14:
+            part = data[at : at + length + -length % 8]
+            found += swapped(kind, part)
+            at += len(part)
+    return bytes(found)
+
+
+def swapped(kind: int, part: bytes) -> bytes:
+    width = {5: 4, 6: 4, 9: 8}.get(kind, 1)
+    return b"".join(part[k : k + width][::-1] for k in range(0, len(part), width))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -786,7 +828,7 @@ def text_file(path: Path) -> None:
         (lambda path: write_mat(path, 3, X=pixels(3)), r"has X of uint8 \(3, 3, 32, 32\)"),
         (lambda path: write_mat(path, 3, X=digits(3)[..., 0]), r"has X of uint8 \(32, 32, 3\)"),
         (lambda path: write_mat(path, 3, X=digits(3).astype(float)), "has X of float64"),
-        (lambda path: write_mat(path, 3, X="digits"), "has X of <U6"),
+        (lambda path: write_mat(path, 3, X="digits"), "has X of text"),
         (lambda path: write_mat(path, 4, X=digits(3)), "has 3 images and 4 labels"),
     ],
 )

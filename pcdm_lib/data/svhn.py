@@ -10,11 +10,11 @@ import math
 from pathlib import Path
 
 import numpy as np
-import scipy  # scipy.io is imported at its first use
 import torch
 
 from pcdm_lib.data.download import PublishedFile, fetch
 from pcdm_lib.data.images import ImageData, as_tensor, count, image_data
+from pcdm_lib.data.matlab import read_matlab
 from pcdm_lib.data.paths import data_folder
 
 NAMES = ("svhn",)
@@ -98,12 +98,8 @@ def _read(path: Path, split: str) -> np.ndarray:
     """The images (N, 3, 32, 32) of one file; one that holds only the first of them is fine."""
     advice = f"delete it, then {FILES[split].by_hand(path.parent)}"
     try:
-        # a small file may inflate to any size: what it says of X is read first
-        sizes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
-        if math.prod(sizes.get("X", ())) > 3072 * COUNTS[split]:
-            raise ValueError(f"X of {sizes['X']} holds more than {COUNTS[split]} images")
-        variables = scipy.io.loadmat(path, variable_names=("X", "y"))
-    except Exception as error:  # SciPy knows about as many as there are ways to break a file
+        variables = read_matlab(path, {"X": 3072 * COUNTS[split]})
+    except ValueError as error:
         raise ValueError(
             f"{path} is cut short or no MATLAB file of version 5 ({error}): {advice}"
         ) from error
@@ -112,20 +108,18 @@ def _read(path: Path, split: str) -> np.ndarray:
             f"{path} has no variable X, expected the images of SVHN's cropped digits there: "
             f"{advice}"
         )
-    images = variables["X"]
+    kind, shape, images = variables["X"]
     if (
-        images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[:3] != (32, 32, 3)
-        or not 1 <= images.shape[3] <= COUNTS[split]
+        images is None
+        or len(shape) != 4
+        or shape[:3] != (32, 32, 3)
+        or not 1 <= shape[3] <= COUNTS[split]
     ):
         expected = f"uint8 (32, 32, 3, N), N from 1 to {COUNTS[split]}"
+        raise ValueError(f"{path} has X of {kind} {shape}, expected {expected}: {advice}")
+    if "y" in variables and math.prod(variables["y"].shape) != shape[3]:
         raise ValueError(
-            f"{path} has X of {images.dtype} {images.shape}, expected {expected}: {advice}"
-        )
-    if "y" in variables and variables["y"].size != images.shape[3]:
-        raise ValueError(
-            f"{path} has {images.shape[3]} images and {variables['y'].size} labels, expected as "
-            f"many: {advice}"
+            f"{path} has {shape[3]} images and {math.prod(variables['y'].shape)} labels, expected "
+            f"as many: {advice}"
         )
     return images.transpose(3, 2, 0, 1)
